@@ -1,0 +1,210 @@
+"""Artifacts: folders that one step writes and the next step reads, each with a manifest of what, from what and how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from kit import tensors
+from kit.errors import ArtifactError, UsageError
+from kit.ports import Compute, PartName, Port, Ports
+from kit.variants import TextEncoder, Transformer, Vae, Variant
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+Kind = Literal["onnx", "quantized", "engine", "deployment"]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and digest of one file: sha256 of the content; of header and size for safetensors (weights stay unread)."""
+
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One exported part: its graph, relative to the artifact, and its ports."""
+
+    graph: str
+    ports: Ports
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, from what it was made, and the digest of every file."""
+
+    kind: Kind
+    variant: Variant
+    compute: Compute
+    recipe: str
+    options: Mapping[str, Any]  # of the step that made it: attention form, opset, GPU, ...
+    source: Mapping[str, Any]  # the checkpoint or the parent artifact, with digests
+    parts: Mapping[PartName, PartRecord] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def part(self, name: PartName) -> PartRecord:
+        if name not in self.parts:
+            raise ArtifactError(f"the artifact has no {name}; it has: {', '.join(self.parts) or 'no parts'}")
+        return self.parts[name]
+
+
+def digest(path: Path) -> str:
+    """Digest a file: safetensors by header and size, everything else by content."""
+    if path.suffix == ".safetensors":
+        return tensors.header_digest(path)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Record every file below a folder except its manifest, by path relative to it."""
+    return {
+        str(p.relative_to(folder)): FileRecord(p.stat().st_size, digest(p))
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p != folder / MANIFEST
+    }
+
+
+def tool_versions(*packages: str) -> dict[str, str]:
+    """Return the installed versions of packages that shape an artifact; those not installed are left out."""
+    versions = {}
+    for package in ("flux2-deploy", *packages):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; rename it to `out` when the block ends well, remove it when it does not.
+
+    An older artifact at `out` is replaced; any other non-empty folder is refused. The block itself must call
+    `write_manifest` last. Raises UsageError for a path that cannot be written.
+    """
+    out = out.absolute()
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an artifact; choose another --out or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write below {out.parent}: {error.strerror}") from None
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if not (temporary / MANIFEST).is_file():
+            raise AssertionError("an artifact was built without a manifest")
+        if out.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+            os.rename(out, retired / "artifact")
+            os.rename(temporary, out)
+            shutil.rmtree(retired)
+        else:
+            os.rename(temporary, out)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UsageError(f"cannot write {out}: {error.strerror} ({error.filename})") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a filled folder, with the record of all its files."""
+    full = replace(manifest, files=record_files(folder))
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **asdict(full)}, indent=1) + "\n")
+    return full
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a manifest without checking the files.
+
+    Raises UsageError when the folder is no artifact, ArtifactError when the manifest cannot be understood.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "has no manifest.json, so it is not a finished artifact" if folder.is_dir() else "does not exist"
+        raise UsageError(f"{folder} {what}")
+    try:
+        raw = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error})") from None
+    if raw.pop("format", None) != FORMAT:
+        raise ArtifactError(f"{path}: written by another version of the kit (format is not {FORMAT}); export again")
+    try:
+        raw["variant"] = variant_from_json(raw["variant"])
+        raw["parts"] = {k: PartRecord(v["graph"], ports_from_json(v["ports"])) for k, v in raw["parts"].items()}
+        raw["files"] = {k: FileRecord(**v) for k, v in raw["files"].items()}
+        return Manifest(**raw)
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: key missing or unknown ({error})") from None
+
+
+def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
+    """Read a manifest and check every file it names: present, inside the folder, same size and digest.
+
+    `kinds` limits what is accepted. Raises ArtifactError or UsageError with one sentence that names the file.
+    """
+    manifest = read_manifest(folder)
+    if kinds and manifest.kind not in kinds:
+        raise UsageError(f"{folder} is an artifact of kind {manifest.kind!r}; needed: {' or '.join(kinds)}")
+    root = folder.resolve()
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(root):
+            raise ArtifactError(f"{path}: leaves the artifact's folder")
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; the artifact is incomplete, make it again")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise ArtifactError(f"{path}: has {size} bytes, the manifest says {record.bytes}; make the artifact again")
+        if digest(path) != record.digest:
+            raise ArtifactError(f"{path}: its digest differs from the manifest; make the artifact again")
+    return manifest
+
+
+def variant_from_json(raw: dict[str, Any]) -> Variant:
+    """Rebuild a Variant from what `dataclasses.asdict` and JSON made of it."""
+    return Variant(
+        **{
+            **raw,
+            "transformer": Transformer(**_tuples(raw["transformer"])),
+            "text_encoder": TextEncoder(**_tuples(raw["text_encoder"])),
+            "vae": Vae(**_tuples(raw["vae"])),
+        }
+    )
+
+
+def ports_from_json(raw: dict[str, Any]) -> Ports:
+    """Rebuild Ports from what `dataclasses.asdict` and JSON made of them."""
+    return Ports(*(tuple(Port(**_tuples(p)) for p in raw[side]) for side in ("inputs", "outputs")))
+
+
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the dataclasses have tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+
+
+def link_or_copy(source: Path, target: Path) -> Literal["linked", "copied"]:
+    """Put a file into an artifact as a hard link, or as a copy where the file system does not link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+        return "linked"
+    except OSError:
+        shutil.copy2(source, target)  # keeps the time stamp, by which a later export sees that nothing changed
+        return "copied"

@@ -1,0 +1,38 @@
+"""What every command line of the kit does the same way: errors to exit codes, facts to JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kit.errors import Flux2Error
+
+INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+
+
+def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
+    """Run a step and return the exit code; with `as_json` the facts it returns are the last line of stdout.
+
+    0 done, 1 a check or contract failed, 2 wrong use or bad input, 130 interrupted. Errors that the kit raises on
+    purpose and those of the file system become one line on stderr (and in the JSON); all others are bugs and keep
+    their traceback.
+    """
+    try:
+        facts = step()
+    except Flux2Error as error:
+        code, message = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "interrupted; unfinished output was removed"
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        code, message = 2, f"{error.strerror or error}{where}"
+    else:
+        if as_json and facts is not None:
+            print(json.dumps(facts), flush=True)
+        return 0
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}), flush=True)
+    return code

@@ -1,0 +1,34 @@
+"""The kit's exceptions, one tree.
+
+Flux2Error
+├── UsageError        wrong use or bad input: exit code 2
+│   └── CheckpointError   a checkpoint that cannot be read as FLUX.2
+└── CheckFailed       a check or a contract did not hold: exit code 1
+    └── ArtifactError     an artifact that does not verify
+"""
+
+from __future__ import annotations
+
+
+class Flux2Error(Exception):
+    """Base of everything the kit raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(Flux2Error):
+    """The caller asked for something that cannot be; the message says which value and what to do."""
+
+    exit_code = 2
+
+
+class CheckpointError(UsageError):
+    """A checkpoint whose files cannot be read as a FLUX.2 model; the message names the file."""
+
+
+class CheckFailed(Flux2Error):
+    """A check or a quality contract did not hold."""
+
+
+class ArtifactError(CheckFailed):
+    """An artifact whose manifest does not verify; the message names the file."""

@@ -1,0 +1,89 @@
+"""Inputs and outputs of every exported part, written once; axes, profiles and server configs are derived from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from kit.variants import Variant
+
+Dtype = Literal["fp32", "bf16", "i64", "u8"]
+Compute = Literal["fp32", "bf16"]
+PartName = Literal["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of an exported graph."""
+
+    name: str
+    dtype: Dtype
+    dims: tuple[str | int, ...]  # a word is a dynamic axis, "16*word" a multiple of one, a number is fixed
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Put numbers to the named axes."""
+        return tuple(_size(d, sizes) if isinstance(d, str) else d for d in self.dims)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """All inputs and outputs of one part, in the order of the graph."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def split_axis(axis: str) -> tuple[int, str]:
+    """Split "16*width" into (16, "width") and "width" into (1, "width")."""
+    factor, star, name = axis.rpartition("*")
+    return (int(factor), name) if star else (1, axis)
+
+
+def _size(axis: str, sizes: Mapping[str, int]) -> int:
+    factor, name = split_axis(axis)
+    if name not in sizes:
+        raise KeyError(f"no size given for axis {name!r}; given: {', '.join(sizes)}")
+    return factor * sizes[name]
+
+
+def ports(part: PartName, variant: Variant, compute: Compute) -> Ports:
+    """Return the ports of a part.
+
+    Activations have the compute type; timestep and guidance are always fp32 (the graph rounds them to the compute type
+    where diffusers does), ids are int64 and pictures leave as uint8 [B, H, W, 3].
+    """
+    text = variant.text_tokens
+    dim = variant.transformer.joint_dim
+    channels = variant.transformer.channels
+    latents: tuple[str | int, ...] = ("batch", channels, "latent_height", "latent_width")
+    match part:
+        case "text_encoder":
+            return Ports(
+                inputs=(Port("input_ids", "i64", ("batch", text)), Port("attention_mask", "i64", ("batch", text))),
+                outputs=(Port("prompt_embeds", compute, ("batch", text, dim)),),
+            )
+        case "transformer":
+            guidance = (Port("guidance", "fp32", ("batch",)),) if variant.transformer.guidance_embeds else ()
+            return Ports(
+                inputs=(
+                    Port("hidden_states", compute, ("batch", "image_tokens", channels)),
+                    Port("encoder_hidden_states", compute, ("batch", text, dim)),
+                    Port("timestep", "fp32", ("batch",)),
+                    *guidance,
+                    Port("img_ids", "i64", ("batch", "image_tokens", 4)),
+                    Port("txt_ids", "i64", ("batch", text, 4)),
+                ),
+                outputs=(Port("velocity", compute, ("batch", "image_tokens", channels)),),
+            )
+        case "vae_encoder":
+            return Ports(
+                inputs=(Port("image", compute, ("batch", 3, "16*latent_height", "16*latent_width")),),
+                outputs=(Port("latents", compute, latents),),
+            )
+        case "vae_decoder":
+            return Ports(
+                inputs=(Port("latents", compute, latents),),
+                outputs=(Port("image", "u8", ("batch", "16*latent_height", "16*latent_width", 3)),),
+            )

@@ -1,0 +1,268 @@
+"""The FLUX.2 family: sizes, text-encoder taps, padding, defaults, licences, and how to read them from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from kit.errors import CheckpointError, UsageError
+
+Guidance = Literal["none", "cfg", "embedded"]  # distilled away | two passes | a guidance embedding in the network
+Family = Literal["klein", "klein-base", "klein-kv", "dev"]
+MAX_TEXT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Sizes of Flux2Transformer2DModel."""
+
+    double_blocks: int
+    single_blocks: int
+    heads: int
+    head_dim: int
+    joint_dim: int
+    guidance_embeds: bool
+    channels: int = 128  # packed latent channels: 32 latents x 2 x 2 patch
+    mlp_ratio: float = 3.0
+    rope_axes: tuple[int, ...] = (32, 32, 32, 32)
+    rope_theta: int = 2000
+    time_channels: int = 256
+    eps: float = 1e-6
+
+    @property
+    def dim(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Sizes of the language model whose hidden states condition the transformer."""
+
+    kind: Literal["qwen3", "mistral3"]
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    rope_theta: float
+    eps: float
+    taps: tuple[int, int, int]  # hidden_states[k] that are concatenated; 0 is the embedding
+    padding_side: Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Vae:
+    """Sizes of AutoencoderKLFlux2; `decoder_channels` differ from `channels` in the published small decoder."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    decoder_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 32
+    norm_groups: int = 32
+    bn_eps: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One member of the family: every size that shapes a graph, and how it is meant to be used."""
+
+    name: str
+    family: Family
+    transformer: Transformer
+    text_encoder: TextEncoder
+    vae: Vae
+    guidance: Guidance
+    steps: int
+    guidance_scale: float
+    licence: str
+    text_tokens: int = MAX_TEXT_TOKENS
+    image_size: int = 1024  # pixels of a side when the request names none
+
+    pixels_per_token = 16  # VAE x8 and a 2x2 patch
+
+    def tokens(self, width: int, height: int) -> int:
+        """Count image tokens of a picture of `width` x `height` pixels."""
+        return (width // self.pixels_per_token) * (height // self.pixels_per_token)
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Variant:
+        """Read the variant from the configs of a checkpoint folder in diffusers layout; names of folders play no part.
+
+        Raises CheckpointError, naming the file, when a config is missing, unreadable or not of FLUX.2.
+        """
+        index = _config(checkpoint / "model_index.json")
+        family = _family(index, checkpoint)
+        transformer = _transformer(checkpoint / "transformer" / "config.json")
+        text_encoder = _text_encoder(checkpoint, family)
+        if transformer.joint_dim != 3 * text_encoder.hidden:
+            raise CheckpointError(
+                f"{checkpoint}: transformer joint_attention_dim {transformer.joint_dim} is not 3 x the text encoder's "
+                f"hidden size {text_encoder.hidden}; the two parts belong to different variants"
+            )
+        known = next(
+            (
+                v
+                for v in VARIANTS.values()
+                if (v.family, v.transformer, v.text_encoder) == (family, transformer, text_encoder)
+            ),
+            None,
+        )
+        base = known or replace(_FAMILY_DEFAULTS[family], name=f"{family}-custom", licence="see the checkpoint")
+        tokens = _text_tokens(checkpoint / "tokenizer" / "tokenizer_config.json")
+        vae, image_size = _vae(checkpoint / "vae" / "config.json")
+        return replace(
+            base,
+            transformer=transformer,
+            text_encoder=text_encoder,
+            vae=vae,
+            text_tokens=tokens,
+            image_size=image_size,
+        )
+
+    @classmethod
+    def named(cls, name: str) -> Variant:
+        """Look a published variant up by name."""
+        if name not in VARIANTS:
+            raise UsageError(f"unknown variant {name!r}; there are: {', '.join(VARIANTS)}")
+        return VARIANTS[name]
+
+
+_QWEN3_4B = TextEncoder(
+    "qwen3", 2560, 36, 32, 8, 128, 9728, 151936, rope_theta=1e6, eps=1e-6, taps=(9, 18, 27), padding_side="right"
+)
+_QWEN3_8B = replace(_QWEN3_4B, hidden=4096, ffn=12288)
+_MISTRAL_24B = TextEncoder(
+    "mistral3", 5120, 40, 32, 8, 128, 32768, 131072, rope_theta=1e9, eps=1e-5, taps=(10, 20, 30), padding_side="left"
+)
+_DIT_4B = Transformer(5, 20, 24, 128, joint_dim=7680, guidance_embeds=False)
+_DIT_9B = Transformer(8, 24, 32, 128, joint_dim=12288, guidance_embeds=False)
+_DIT_DEV = Transformer(8, 48, 48, 128, joint_dim=15360, guidance_embeds=True)
+_FLUX_NC = "FLUX Non-Commercial License"
+
+_KLEIN_4B = Variant("klein-4b", "klein", _DIT_4B, _QWEN3_4B, Vae(), "none", 4, 1.0, "Apache-2.0")
+_KLEIN_9B = replace(_KLEIN_4B, name="klein-9b", transformer=_DIT_9B, text_encoder=_QWEN3_8B, licence=_FLUX_NC)
+
+VARIANTS: Mapping[str, Variant] = {
+    v.name: v
+    for v in (
+        _KLEIN_4B,
+        _KLEIN_9B,
+        replace(_KLEIN_9B, name="klein-9b-kv", family="klein-kv"),
+        replace(_KLEIN_4B, name="klein-base-4b", family="klein-base", guidance="cfg", steps=50, guidance_scale=4.0),
+        replace(_KLEIN_9B, name="klein-base-9b", family="klein-base", guidance="cfg", steps=50, guidance_scale=4.0),
+        Variant("dev", "dev", _DIT_DEV, _MISTRAL_24B, Vae(), "embedded", 50, 4.0, _FLUX_NC),
+    )
+}
+_FAMILY_DEFAULTS: Mapping[Family, Variant] = {
+    "klein": VARIANTS["klein-4b"],
+    "klein-base": VARIANTS["klein-base-4b"],
+    "klein-kv": VARIANTS["klein-9b-kv"],
+    "dev": VARIANTS["dev"],
+}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Read one JSON config of a checkpoint."""
+    try:
+        loaded = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; a checkpoint in diffusers layout has this file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(loaded).__name__}")
+    return loaded
+
+
+def _family(index: Mapping[str, Any], checkpoint: Path) -> Family:
+    match index.get("_class_name"):
+        case "Flux2Pipeline":
+            return "dev"
+        case "Flux2KleinKVPipeline":
+            return "klein-kv"
+        case "Flux2KleinPipeline":
+            return "klein" if index.get("is_distilled", False) else "klein-base"
+        case other:
+            raise CheckpointError(
+                f"{checkpoint / 'model_index.json'}: _class_name {other!r} is not a FLUX.2 pipeline; there are: "
+                "Flux2Pipeline, Flux2KleinPipeline, Flux2KleinKVPipeline"
+            )
+
+
+def _take(config: Mapping[str, Any], key: str, path: Path) -> Any:
+    if key not in config:
+        raise CheckpointError(f"{path}: key {key!r} is missing")
+    return config[key]
+
+
+def _transformer(path: Path) -> Transformer:
+    config = _config(path)
+    if config.get("_class_name") != "Flux2Transformer2DModel":
+        raise CheckpointError(f"{path}: _class_name {config.get('_class_name')!r} is not Flux2Transformer2DModel")
+    return Transformer(
+        double_blocks=_take(config, "num_layers", path),
+        single_blocks=_take(config, "num_single_layers", path),
+        heads=_take(config, "num_attention_heads", path),
+        head_dim=_take(config, "attention_head_dim", path),
+        joint_dim=_take(config, "joint_attention_dim", path),
+        guidance_embeds=config.get("guidance_embeds", True),
+        channels=config.get("in_channels", 128),
+        mlp_ratio=config.get("mlp_ratio", 3.0),
+        rope_axes=tuple(config.get("axes_dims_rope", (32, 32, 32, 32))),
+        rope_theta=config.get("rope_theta", 2000),
+        time_channels=config.get("timestep_guidance_channels", 256),
+        eps=config.get("eps", 1e-6),
+    )
+
+
+def _text_encoder(checkpoint: Path, family: Family) -> TextEncoder:
+    path = checkpoint / "text_encoder" / "config.json"
+    outer = _config(path)
+    defaults = _MISTRAL_24B if family == "dev" else _QWEN3_4B
+    config = outer.get("text_config", outer) if family == "dev" else outer
+    rope = config.get("rope_parameters") or {}
+    heads = _take(config, "num_attention_heads", path)
+    hidden = _take(config, "hidden_size", path)
+    return TextEncoder(
+        kind=defaults.kind,
+        hidden=hidden,
+        layers=_take(config, "num_hidden_layers", path),
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        ffn=_take(config, "intermediate_size", path),
+        vocab=_take(config, "vocab_size", path),
+        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", defaults.rope_theta))),
+        eps=config.get("rms_norm_eps", defaults.eps),
+        taps=defaults.taps,
+        padding_side=defaults.padding_side,
+    )
+
+
+def _vae(path: Path) -> tuple[Vae, int]:
+    config = _config(path)
+    if config.get("_class_name") != "AutoencoderKLFlux2":
+        raise CheckpointError(f"{path}: _class_name {config.get('_class_name')!r} is not AutoencoderKLFlux2")
+    channels = tuple(config.get("block_out_channels", Vae.channels))
+    return (
+        Vae(
+            channels=channels,
+            decoder_channels=tuple(config.get("decoder_block_out_channels") or channels),
+            layers_per_block=config.get("layers_per_block", 2),
+            latent_channels=config.get("latent_channels", 32),
+            norm_groups=config.get("norm_num_groups", 32),
+            bn_eps=config.get("batch_norm_eps", 1e-4),
+        ),
+        int(config.get("sample_size", 1024)),
+    )
+
+
+def _text_tokens(path: Path) -> int:
+    """Return how many text tokens the transformer sees: the family's 512, or less when the tokenizer says less."""
+    longest = _config(path).get("model_max_length", MAX_TEXT_TOKENS)
+    return int(min(MAX_TEXT_TOKENS, longest))

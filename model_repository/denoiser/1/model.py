@@ -1,0 +1,117 @@
+"""Triton model: paint requests step by step, all live ones together.
+
+Triton's iterative sequences call `execute` with every live request; each advances by one step and is handed back to
+the scheduler until it is done. So requests of different step counts, seeds and arrival times share engine calls, and
+join or leave between any two steps. A slot that nobody uses arrives as a request that is not READY.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from kit.errors import UsageError
+from serve import triton_io
+from serve.denoise import Denoiser, Job
+from serve.engine import EngineError, OrtEngine
+from serve.settings import Settings, version_folder
+
+
+class TritonPythonModel:
+    """Keeps one Job per live sequence; forgets those that Triton dropped (a cancelled request is never announced)."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        folder = version_folder(args)
+        self.settings = settings = Settings.read(folder)
+        engine = OrtEngine(
+            folder / "transformer" / "model.onnx", settings.ports["transformer"], settings.tuning.threads
+        )
+        self.denoiser = Denoiser(settings.variant, settings.compute, engine, settings.tuning.max_rows)
+        self.families: list[Any] = []
+        self.jobs: dict[int, Job] = {}
+        self.seen: dict[int, float] = {}
+        self.live = self._metric(
+            "flux2_denoiser_live_requests",
+            "Live requests per execution of the denoiser",
+            pb.MetricFamily.HISTOGRAM,
+            buckets=[float(n) for n in range(1, settings.tuning.live_requests + 1)],
+        )
+        self.calls = self._metric("flux2_denoiser_engine_calls", "Transformer calls", pb.MetricFamily.COUNTER)
+        self.rows = self._metric("flux2_denoiser_engine_rows", "Rows of all transformer calls", pb.MetricFamily.COUNTER)
+        self.images = self._metric("flux2_images", "Pictures denoised to the end", pb.MetricFamily.COUNTER)
+
+    def _metric(self, name: str, description: str, kind: Any, **options: Any) -> Any:
+        family = pb.MetricFamily(name=name, description=description, kind=kind)
+        self.families.append(family)  # Triton ends a metric whose family is garbage
+        return family.Metric(labels={}, **options)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        now = time.monotonic()
+        responses: list[Any] = [None] * len(requests)
+        live: list[tuple[int, int]] = []  # position in the batch, sequence
+        for position, request in enumerate(requests):
+            if not _control(request, "READY"):
+                responses[position] = pb.InferenceResponse([])
+                continue
+            sequence = _control(request, "CORRID")
+            try:
+                if _control(request, "START"):
+                    self.jobs[sequence] = self._admit(request)
+                live.append((position, sequence))
+                self.seen[sequence] = now
+            except (UsageError, ValueError) as error:
+                responses[position] = triton_io.refuse(pb, UsageError(str(error)))
+        before = self.denoiser.occupancy.calls, self.denoiser.occupancy.rows
+        self.denoiser.step([self.jobs[sequence] for _, sequence in live])
+        if live:
+            self.live.observe(float(len(live)))
+        self.calls.increment(self.denoiser.occupancy.calls - before[0])
+        self.rows.increment(self.denoiser.occupancy.rows - before[1])
+        for position, sequence in live:
+            responses[position] = self._respond(requests[position], sequence)
+        self._forget(now)
+        return responses
+
+    def _admit(self, request: Any) -> Job:
+        """Start a job from the tokenizer's and text encoder's outputs; each has a batch axis of one."""
+        width, height = triton_io.read(pb, request, "checked_size")[0]
+        negative = triton_io.read_optional(pb, request, "negative_prompt_embeds")
+        return self.denoiser.admit(
+            prompt_embeds=triton_io.read(pb, request, "prompt_embeds")[0].copy(),
+            negative_embeds=None if negative is None else negative[0].copy(),
+            seed=int(triton_io.read(pb, request, "checked_seed")[0, 0]),
+            width=int(width),
+            height=int(height),
+            steps=int(triton_io.read(pb, request, "checked_steps")[0, 0]),
+            guidance=float(triton_io.read(pb, request, "checked_guidance")[0, 0]),
+            num_images=int(triton_io.read(pb, request, "checked_num_images")[0, 0]),
+        )
+
+    def _respond(self, request: Any, sequence: int) -> Any:
+        """Answer a finished or failed request; hand a live one back to Triton."""
+        job = self.jobs[sequence]
+        if job.error is None and not job.done:
+            request.set_release_flags(pb.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+            return None
+        del self.jobs[sequence], self.seen[sequence]
+        if job.error is not None:
+            return triton_io.refuse(pb, EngineError(job.error))
+        latents = job.picture_latents()
+        if not np.isfinite(latents).all():
+            return triton_io.refuse(
+                pb, RuntimeError("the latents are not finite; the weights or the precision are broken")
+            )
+        self.images.increment(len(latents))
+        return triton_io.answer(pb, {"latents": latents})
+
+    def _forget(self, now: float) -> None:
+        """Drop jobs that Triton no longer brings: their request was cancelled or timed out."""
+        for sequence in [s for s, seen in self.seen.items() if now - seen > self.settings.tuning.idle_seconds]:
+            del self.jobs[sequence], self.seen[sequence]
+
+
+def _control(request: Any, name: str) -> int:
+    return int(triton_io.read(pb, request, name).item())

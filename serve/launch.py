@@ -1,0 +1,273 @@
+"""Find a tritonserver, run a deployment on it, and leave nothing behind.
+
+Without a GPU or a container the binary inside the PyPI package nvidia-pytriton serves (Triton 24.10 with the python
+backend). Its python stub must match this interpreter's minor version, finds its packages through the `python3` on PATH
+alone, and passes empty arrays when numpy is 2 or newer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from kit.artifact import verify
+from kit.errors import CheckFailed, UsageError
+from serve.client import Client
+from serve.probe import probe
+
+SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens; host is loopback unless the caller opens it."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    host: str = "127.0.0.1"
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Choose three ports that are free now."""
+        sockets = [socket.socket() for _ in range(3)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        numbers = [s.getsockname()[1] for s in sockets]
+        for s in sockets:
+            s.close()
+        return cls(*numbers)
+
+    def check_free(self) -> None:
+        """Raise UsageError when something listens on one of the ports already."""
+        for name in ("http", "grpc", "metrics"):
+            number = getattr(self, name)
+            with socket.socket() as s:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    s.bind((self.host, number))
+                except OSError as error:
+                    raise UsageError(
+                        f"port {number} on {self.host} cannot be used ({error.strerror}); choose another --{name}-port"
+                    ) from None
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A tritonserver and what it needs to start."""
+
+    path: Path
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_server(explicit: Path | None, workspace: Path) -> Binary:
+    """Find tritonserver: the explicit path, then PATH, then the one of nvidia-pytriton (laid out in `workspace`).
+
+    Raises UsageError that says what was looked for and how to get one.
+    """
+    if explicit is not None:
+        if not os.access(explicit, os.X_OK) or explicit.is_dir():
+            raise UsageError(f"--tritonserver {explicit}: not an executable file")
+        return Binary(explicit.absolute())
+    on_path = shutil.which("tritonserver")
+    if on_path:
+        return Binary(Path(on_path))
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(
+            "no tritonserver found: not on PATH, and the package nvidia-pytriton is not installed; install it, run "
+            "inside the tritonserver container, or name one with --tritonserver"
+        )
+    return _pytriton(Path(spec.submodule_search_locations[0]), workspace)
+
+
+def _pytriton(package: Path, workspace: Path) -> Binary:
+    numpy = importlib.metadata.version("numpy")
+    if int(numpy.split(".")[0]) >= 2:
+        raise UsageError(f"numpy {numpy} is installed; the server of nvidia-pytriton returns empty arrays with 2.x")
+    bundle = package / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        found = ", ".join(sorted(p.name for p in (bundle / "python_backend_stubs").iterdir()))
+        raise UsageError(f"nvidia-pytriton has no python backend for Python {version}; it has: {found}")
+    backend = workspace / "backends" / "python"
+    backend.mkdir(parents=True)
+    for source in (*(bundle / "backends" / "python").iterdir(), stub):
+        if source.is_file():
+            (backend / source.name).symlink_to(source)
+    libraries = [str(package.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
+    return Binary(
+        bundle / "bin" / "tritonserver",
+        arguments=(f"--backend-directory={workspace / 'backends'}", f"--cache-directory={bundle / 'caches'}"),
+        environment={"LD_LIBRARY_PATH": os.pathsep.join(libraries)},
+    )
+
+
+class Server:
+    """A running tritonserver; leaving the `with` block stops it and removes its shared memory.
+
+    `log` takes the server's output (None: inherited). Entering waits until the known-answer request came back right.
+    Raises UsageError or ArtifactError before anything is started, CheckFailed when the server dies or paints wrong.
+    """
+
+    def __init__(
+        self,
+        deployment: Path,
+        ports: Ports | None = None,
+        tritonserver: Path | None = None,
+        log: Path | None = None,
+        start_timeout: float = 120.0,
+        exit_timeout: int = 10,
+    ) -> None:
+        self.deployment = deployment.absolute()
+        self.ports = ports or Ports.free()
+        self.start_seconds = 0.0
+        self.probe_seconds = 0.0
+        self._tritonserver = tritonserver
+        self._log = log
+        self._start_timeout = start_timeout
+        self._exit_timeout = exit_timeout
+        self._shm_prefix = f"flux2_{uuid.uuid4().hex[:12]}_"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._workspace: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where gRPC clients connect."""
+        return f"{self.ports.host}:{self.ports.grpc}"
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    def __enter__(self) -> Server:
+        verify(self.deployment, kinds=("deployment",))
+        self.ports.check_free()
+        self._workspace = tempfile.TemporaryDirectory(prefix="flux2-triton-")
+        try:
+            self._start(find_server(self._tritonserver, Path(self._workspace.name)))
+            self._wait_until_it_paints()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait(self) -> int:
+        """Wait for the server to end by itself; returns its exit code."""
+        return self._running().wait()
+
+    def stop(self) -> int | None:
+        """Stop the server: a graceful SIGINT, then SIGKILL to its process group; returns its exit code."""
+        code = None
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)
+            try:
+                code = self._process.wait(self._exit_timeout + 10)
+            except subprocess.TimeoutExpired:
+                code = None
+            self._end_group()
+            self._process.wait()
+        for path in SHM.glob(f"{self._shm_prefix}*") if SHM.is_dir() else ():
+            path.unlink(missing_ok=True)
+        if self._workspace is not None:
+            self._workspace.cleanup()
+            self._workspace = None
+        return code
+
+    def _end_group(self) -> None:
+        """Kill what is left of the server's process group: python stubs outlive a server that died."""
+        assert self._process is not None
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self._process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise UsageError("the server is not running")
+        return self._process
+
+    def _start(self, binary: Binary) -> None:
+        command = [
+            str(binary.path),
+            f"--model-repository={self.deployment}",
+            *(f"--{p}-address={self.ports.host}" for p in ("http", "grpc", "metrics")),
+            *(f"--{p}-port={getattr(self.ports, p)}" for p in ("http", "grpc", "metrics")),
+            f"--exit-timeout-secs={self._exit_timeout}",
+            "--disable-auto-complete-config",
+            "--log-info=false",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            "--backend-config=python,stub-timeout-seconds=600",
+            *binary.arguments,
+        ]
+        environment = {**os.environ, **binary.environment, "HF_HUB_OFFLINE": "1"}
+        environment["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), environment.get("PATH", "")])
+        output: IO[bytes] | None = self._log.open("wb") if self._log is not None else None
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        finally:
+            if output is not None:
+                output.close()
+
+    def _wait_until_it_paints(self) -> None:
+        start = time.monotonic()
+        process = self._running()
+        with Client(self.url) as client:
+            while not client.ready():
+                if process.poll() is not None:
+                    raise CheckFailed(f"tritonserver ended with code {process.returncode}{self._last_words()}")
+                if time.monotonic() - start > self._start_timeout:
+                    raise CheckFailed(f"tritonserver was not ready after {self._start_timeout:g} s{self._last_words()}")
+                time.sleep(0.05)
+            self.probe_seconds = probe(client, self.deployment)
+        self.start_seconds = time.monotonic() - start
+
+    def _last_words(self, lines: int = 15) -> str:
+        """Return the tail of the log that names errors, to stand behind a message."""
+        if self._log is None:
+            return ""
+        text = self._log.read_text(errors="replace").splitlines()
+        return "\n".join([f"; the end of {self._log}:", *text[-lines:]])
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to interrupt this process when its parent dies, so that a killed launcher leaves no server."""
+    if sys.platform == "linux":
+        set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGINT)

@@ -1,0 +1,87 @@
+"""The whole pipeline in this process: what the ensemble does, without a server; the reference for tests and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kit.artifact import read_manifest
+from kit.ports import PartName
+from serve.denoise import Denoiser, Job
+from serve.engine import Array, OrtEngine
+from serve.prompts import PromptEncoder
+from serve.request import Limits, Request, check
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pictures of one request, uint8 [N, H, W, 3], and the seed that was used."""
+
+    pixels: npt.NDArray[np.uint8]
+    seed: int
+
+
+class LocalPipeline:
+    """Runs an exported artifact or a deployment in ONNX Runtime."""
+
+    def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
+        self.manifest = read_manifest(folder)
+        self.variant = self.manifest.variant
+        self.limits = limits or Limits()
+        tokenizer = folder / "tokenizer"
+        if self.manifest.kind == "deployment":
+            tokenizer = tokenizer / "1" / "tokenizer"
+        self.prompts = PromptEncoder(tokenizer, self.variant.text_encoder.kind, self.variant.text_tokens)
+
+        def engine(part: PartName) -> OrtEngine:
+            record = self.manifest.part(part)
+            return OrtEngine(folder / record.graph, record.ports, threads)
+
+        self.text_encoder = engine("text_encoder")
+        self.denoiser = Denoiser(self.variant, self.manifest.compute, engine("transformer"))
+        self.vae_decoder = engine("vae_decoder")
+
+    def paint(self, fields: Mapping[str, Any]) -> Painted:
+        """Paint one request from raw fields; raises RequestError as the server would."""
+        return self.paint_together([fields])[0]
+
+    def paint_together(self, requests: Sequence[Mapping[str, Any]]) -> list[Painted]:
+        """Paint several requests step by step in shared batches."""
+        checked = [check(fields, self.variant, self.limits) for fields in requests]
+        jobs = [self._start(request) for request in checked]
+        while live := [job for job in jobs if not job.done]:
+            self.denoiser.step(live)
+            failed = next((job.error for job in live if job.error), None)
+            if failed:
+                raise RuntimeError(failed)
+        return [
+            Painted(self.vae_decoder.run({"latents": job.picture_latents()})["image"].astype(np.uint8), request.seed)
+            for job, request in zip(jobs, checked, strict=True)
+        ]
+
+    def embed(self, text: str, field: str = "prompt") -> Array:
+        """Encode one text to [T, 3H]."""
+        tokens = self.prompts.encode(text, field)
+        inputs = {"input_ids": tokens.input_ids[None], "attention_mask": tokens.attention_mask[None]}
+        (embeds,) = self.text_encoder.run(inputs)["prompt_embeds"]
+        return np.asarray(embeds)
+
+    def _start(self, request: Request) -> Job:
+        negative = None
+        if self.variant.guidance == "cfg":
+            negative = self.embed(request.negative_prompt, "negative_prompt")
+        return self.denoiser.admit(
+            prompt_embeds=self.embed(request.prompt),
+            negative_embeds=negative,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            guidance=request.guidance,
+            num_images=request.num_images,
+        )

@@ -1,0 +1,46 @@
+"""Prove that a running server paints: ask for a known picture and compare it with the one the deployment holds.
+
+Triton calls a model ready when its process has loaded, also when every output comes back empty (a numpy with another
+ABI than the server's python backend does that) or after a model's process has died. Only an answer proves more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.errors import CheckFailed
+from serve.client import Client
+from serve.pictures import decode
+from serve.request import Limits
+from serve.settings import Settings
+
+ANSWER = "known_answer.png"
+TOLERANCE = 2  # of 255; another CPU may sum in another order
+
+
+def question(limits: Limits) -> Mapping[str, Any]:
+    """Return the fields of the known-answer request: the smallest picture, one step."""
+    return {"prompt": "a red circle", "seed": 7, "width": limits.min_side, "height": limits.min_side, "steps": 1}
+
+
+def probe(client: Client, deployment: Path, timeout: float = 60.0) -> float:
+    """Ask a server for the known answer of its deployment; returns the seconds it took.
+
+    Raises CheckFailed with what differs: no picture, another size, or pixels that are off by more than `TOLERANCE`.
+    """
+    expected = decode((deployment / ANSWER).read_bytes())
+    limits = Settings.read(deployment / "tokenizer" / "1").limits
+    pictures = client.paint(question(limits), timeout=timeout)
+    if len(pictures.images) != 1 or not pictures.images[0]:
+        raise CheckFailed("the known-answer request came back without a picture; is numpy < 2 where the models run?")
+    painted = decode(pictures.images[0])
+    if painted.shape != expected.shape:
+        raise CheckFailed(f"the known answer has shape {expected.shape}, the server painted {painted.shape}")
+    off = int(np.abs(painted.astype(int) - expected.astype(int)).max())
+    if off > TOLERANCE:
+        raise CheckFailed(f"the server's known answer is off by up to {off} of 255 (allowed: {TOLERANCE})")
+    return pictures.seconds

@@ -1,0 +1,93 @@
+"""Write a deployment: a Triton model repository made from an exported artifact."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from kit.artifact import (
+    Manifest,
+    PartRecord,
+    building,
+    digest,
+    link_or_copy,
+    tool_versions,
+    verify,
+    write_manifest,
+)
+from kit.errors import UsageError
+from kit.ports import PartName
+from serve.local import LocalPipeline
+from serve.pictures import encode
+from serve.probe import ANSWER, question
+from serve.request import Limits
+from serve.settings import Settings, Tuning
+from serve.triton_config import ENSEMBLE, configs
+
+# model -> the part it runs and where its graph stands below the version folder
+_GRAPHS: Mapping[str, tuple[PartName, str]] = {
+    "text_encoder": ("text_encoder", "."),
+    "denoiser": ("transformer", "transformer"),
+    "vae_decoder": ("vae_decoder", "."),
+}
+
+
+def write_repository(artifact: Path, out: Path, limits: Limits, tuning: Tuning) -> Manifest:
+    """Write a deployment of `artifact` at `out`; weights are hard links, nothing is copied twice.
+
+    The known answer that `serve run` asks for before it says ready is painted here, by the same engines in this
+    process. Raises UsageError or ArtifactError when the artifact is not a complete, verified one.
+    """
+    manifest = verify(artifact, kinds=("onnx", "quantized"))
+    if manifest.compute != "fp32":
+        raise UsageError(
+            f"{artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider does not run; export it "
+            "with --dtype fp32"
+        )
+    needed = {part for part, _ in _GRAPHS.values()}
+    settings = Settings(
+        variant=manifest.variant,
+        compute=manifest.compute,
+        limits=limits,
+        tuning=tuning,
+        ports={name: manifest.part(name).ports for name in sorted(needed)},
+    )
+    with building(out) as folder:
+        for name, text in configs(settings).items():
+            version = folder / name / "1"
+            version.mkdir(parents=True)
+            (folder / name / "config.pbtxt").write_text(text)
+            if name != ENSEMBLE:
+                _add_code(name, version, settings)
+        parts = {}
+        for model, (part, below) in _GRAPHS.items():
+            record = manifest.part(part)
+            source = artifact / record.graph
+            target = folder / model / "1" / below
+            for path in sorted(source.parent.iterdir()):
+                link_or_copy(path, target / path.name)
+            graph = (target / source.name).relative_to(folder)
+            parts[part] = PartRecord(str(graph), record.ports)
+        shutil.copytree(artifact / "tokenizer", folder / "tokenizer" / "1" / "tokenizer")
+        deployment = Manifest(
+            kind="deployment",
+            variant=manifest.variant,
+            compute=manifest.compute,
+            recipe=manifest.recipe,
+            options={},
+            source={"artifact": artifact.name, "manifest": digest(artifact / "manifest.json")},
+            parts=parts,
+            versions=tool_versions("onnxruntime", "transformers", "numpy", "pillow", "torch"),
+        )
+        write_manifest(folder, deployment)
+        answer = LocalPipeline(folder, limits).paint(question(limits))
+        (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
+        return write_manifest(folder, deployment)
+
+
+def _add_code(model: str, version: Path, settings: Settings) -> None:
+    code = resources.files("model_repository") / model / "1" / "model.py"
+    (version / "model.py").write_text(code.read_text())
+    settings.write(version)

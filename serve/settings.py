@@ -1,0 +1,65 @@
+"""What every model of a deployment needs to know, in one file beside its code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit.artifact import ports_from_json, variant_from_json
+from kit.errors import ArtifactError
+from kit.ports import Compute, PartName, Ports
+from kit.variants import Variant
+from serve.request import Limits
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a deployment uses its machine; the command line of `serve repository` reads its defaults here."""
+
+    live_requests: int = 8  # sequences that share the denoiser's executions; more wait in the queue
+    max_rows: int = 16  # rows of one transformer call
+    text_batch: int = 8
+    vae_batch: int = 4
+    queue_size: int = 256  # requests that wait; one more is refused with UNAVAILABLE
+    threads: int = 0  # of a CPU engine; 0: one per core
+    idle_seconds: int = 300  # must exceed one denoising step, or Triton drops the request in mid-picture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a deployment's manifest that its models read when they load."""
+
+    variant: Variant
+    compute: Compute
+    limits: Limits
+    tuning: Tuning
+    ports: dict[PartName, Ports] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Settings:
+        """Read the settings that stand in a model's version folder; unknown keys are errors."""
+        path = folder / SETTINGS
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text())
+            return cls(
+                variant=variant_from_json(raw.pop("variant")),
+                compute=raw.pop("compute"),
+                limits=Limits(**raw.pop("limits")),
+                tuning=Tuning(**raw.pop("tuning")),
+                ports={name: ports_from_json(value) for name, value in raw.pop("ports").items()},
+                **raw,
+            )
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}); write the deployment again") from None
+
+
+def version_folder(args: dict[str, str]) -> Path:
+    """Return the version folder of a Triton python model from the arguments of `initialize`."""
+    return Path(args["model_repository"]) / args["model_version"]

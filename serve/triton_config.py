@@ -1,0 +1,159 @@
+"""config.pbtxt of every model, derived from the request fields, the ports and the tuning of a deployment.
+
+The ensemble has no batch axis: a request sends fields of shape [1] and gets [N] pictures. The text encoder, denoiser
+and VAE decoder have one, so Triton merges requests there; a picture request is one row for them, or N rows of latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
+
+from kit.ports import Dtype, Port
+from serve.request import FIELDS
+from serve.settings import Settings
+
+ENSEMBLE = "flux2"
+TRITON_TYPES: dict[Dtype, str] = {"fp32": "TYPE_FP32", "bf16": "TYPE_BF16", "i64": "TYPE_INT64", "u8": "TYPE_UINT8"}
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One input or output of a Triton model, without its batch axis."""
+
+    name: str
+    type: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+_REQUEST = tuple(Wire(f.name, f.type, (1,), not f.required) for f in FIELDS)
+# An ensemble has one namespace: an output called "seed" would be the input of that name.
+_PICTURES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
+_PER_REQUEST = (  # from the tokenizer to the denoiser
+    Wire("checked_seed", "TYPE_INT64", (1,)),
+    Wire("checked_size", "TYPE_INT32", (2,)),
+    Wire("checked_steps", "TYPE_INT32", (1,)),
+    Wire("checked_guidance", "TYPE_FP32", (1,)),
+    Wire("checked_num_images", "TYPE_INT32", (1,)),
+)
+_FORMAT = Wire("checked_format", "TYPE_STRING", (1,))
+
+
+def wires(ports: Sequence[Port]) -> tuple[Wire, ...]:
+    """Turn the ports of a graph into Triton's view: the batch axis left out, dynamic axes as -1."""
+    return tuple(
+        Wire(p.name, TRITON_TYPES[p.dtype], tuple(-1 if isinstance(d, str) else d for d in p.dims[1:])) for p in ports
+    )
+
+
+def configs(settings: Settings) -> dict[str, str]:
+    """Return the text of config.pbtxt by model name."""
+    made = (
+        _tokenizer(settings),
+        _text_encoder(settings),
+        _denoiser(settings),
+        _vae_decoder(settings),
+        _image_encoder(),
+        _ensemble(settings),
+    )
+    return {config.name: text_format.MessageToString(config) for config in made}
+
+
+def _batched(wire: Wire) -> Wire:
+    """Spell the batch axis out, for a model that Triton does not batch."""
+    return Wire(wire.name, wire.type, (-1, *wire.dims), wire.optional)
+
+
+def _model(name: str, inputs: Iterable[Wire], outputs: Iterable[Wire], max_batch: int) -> Any:
+    config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
+    for wire in inputs:
+        config.input.add(
+            name=wire.name, data_type=proto.DataType.Value(wire.type), dims=wire.dims, optional=wire.optional
+        )
+    for wire in outputs:
+        config.output.add(name=wire.name, data_type=proto.DataType.Value(wire.type), dims=wire.dims)
+    config.instance_group.add(kind=proto.ModelInstanceGroup.KIND_CPU, count=1)
+    return config
+
+
+def _text_inputs(settings: Settings) -> tuple[Wire, ...]:
+    return wires(settings.ports["text_encoder"].inputs)
+
+
+def _tokenizer(settings: Settings) -> Any:
+    passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
+    texts = [Wire(p + w.name, w.type, w.dims) for p in passes for w in _text_inputs(settings)]
+    outputs = [_batched(wire) for wire in (*texts, *_PER_REQUEST)]
+    config = _model("tokenizer", _REQUEST, [*outputs, _FORMAT], 0)
+    config.dynamic_batching.default_queue_policy.max_queue_size = settings.tuning.queue_size
+    return config
+
+
+def _text_encoder(settings: Settings) -> Any:
+    ports = settings.ports["text_encoder"]
+    config = _model("text_encoder", wires(ports.inputs), wires(ports.outputs), settings.tuning.text_batch)
+    config.dynamic_batching.max_queue_delay_microseconds = 500
+    return config
+
+
+def _denoiser(settings: Settings) -> Any:
+    embeds = wires(settings.ports["text_encoder"].outputs)
+    negative = (
+        [Wire("negative_" + w.name, w.type, w.dims) for w in embeds] if settings.variant.guidance == "cfg" else []
+    )
+    latents = wires(settings.ports["vae_decoder"].inputs)
+    config = _model("denoiser", [*embeds, *negative, *_PER_REQUEST], latents, settings.tuning.live_requests)
+    batching = config.sequence_batching
+    batching.iterative_sequence = True
+    batching.max_sequence_idle_microseconds = settings.tuning.idle_seconds * 1_000_000
+    batching.direct.SetInParent()
+    control = proto.ModelSequenceBatching.Control
+    for name, kind in (("START", control.CONTROL_SEQUENCE_START), ("READY", control.CONTROL_SEQUENCE_READY)):
+        batching.control_input.add(name=name).control.add(kind=kind, int32_false_true=[0, 1])
+    batching.control_input.add(name="CORRID").control.add(
+        kind=control.CONTROL_SEQUENCE_CORRID, data_type=proto.DataType.Value("TYPE_UINT64")
+    )
+    return config
+
+
+def _vae_decoder(settings: Settings) -> Any:
+    ports = settings.ports["vae_decoder"]
+    config = _model("vae_decoder", wires(ports.inputs), wires(ports.outputs), settings.tuning.vae_batch)
+    config.dynamic_batching.SetInParent()
+    return config
+
+
+def _image_encoder() -> Any:
+    pixels = Wire("pixels", "TYPE_UINT8", (-1, -1, -1, 3))
+    return _model("image_encoder", [pixels, _FORMAT, _batched(_PER_REQUEST[0])], _PICTURES, 0)
+
+
+def _ensemble(settings: Settings) -> Any:
+    config = _model(ENSEMBLE, _REQUEST, _PICTURES, 0)
+    config.ClearField("backend")
+    config.ClearField("instance_group")
+    config.platform = "ensemble"
+    text_in = [w.name for w in _text_inputs(settings)]
+    (embeds,) = (p.name for p in settings.ports["text_encoder"].outputs)
+    passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
+    checked = [w.name for w in _PER_REQUEST]
+    texts = [p + name for p in passes for name in text_in]
+
+    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+        config.ensemble_scheduling.step.add(model_name=model, model_version=-1, input_map=inputs, output_map=outputs)
+
+    def same(*names: str) -> dict[str, str]:
+        return {name: name for name in names}
+
+    step("tokenizer", same(*(f.name for f in FIELDS)), same(*texts, *checked, _FORMAT.name))
+    for p in passes:
+        step("text_encoder", {name: p + name for name in text_in}, {embeds: p + embeds})
+    step("denoiser", same(*(p + embeds for p in passes), *checked), same("latents"))
+    step("vae_decoder", same("latents"), {"image": "pixels"})  # "image" is the graph's own name for its output
+    step("image_encoder", same("pixels", _FORMAT.name, "checked_seed"), same("image", "seed_used"))
+    return config

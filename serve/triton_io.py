@@ -1,0 +1,54 @@
+"""Small bridge between Triton's python backend and arrays, shared by the models of the repository.
+
+`pb` is the module triton_python_backend_utils, which exists inside the server only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kit.errors import UsageError
+from serve.engine import Array
+from serve.request import FIELDS
+
+logger = logging.getLogger(__name__)
+
+
+def read_optional(pb: Any, request: Any, name: str) -> Array | None:
+    """Return an input as an array, None when the request does not have it."""
+    tensor = pb.get_input_tensor_by_name(request, name)
+    return None if tensor is None else np.asarray(tensor.as_numpy())
+
+
+def read(pb: Any, request: Any, name: str) -> Array:
+    """Return an input as an array; raises UsageError when the request does not have it."""
+    value = read_optional(pb, request, name)
+    if value is None:
+        raise UsageError(f"{name}: missing")
+    return value
+
+
+def read_fields(pb: Any, request: Any) -> dict[str, Any]:
+    """Return the raw values of the ensemble's fields; each has shape [1]."""
+    values = {field.name: read_optional(pb, request, field.name) for field in FIELDS}
+    return {name: None if array is None else array.flat[0] for name, array in values.items()}
+
+
+def answer(pb: Any, outputs: Mapping[str, Array]) -> Any:
+    """Make a response; numpy text arrays must have dtype object."""
+    return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items()])
+
+
+def refuse(pb: Any, error: Exception) -> Any:
+    """Make an error response: INVALID_ARGUMENT for wrong use, INTERNAL (and a line in the log) for all else.
+
+    Only the request that it answers fails; those beside it in the batch go on.
+    """
+    if isinstance(error, UsageError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+    logger.error("request failed", exc_info=error)
+    return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
