@@ -26,20 +26,19 @@ class Field:
 
     name: str
     type: FieldType
-    required: bool
     about: str
 
 
 FIELDS: tuple[Field, ...] = (
-    Field("prompt", "TYPE_STRING", True, "what to paint, UTF-8"),
-    Field("negative_prompt", "TYPE_STRING", False, "what to avoid; base variants only"),
-    Field("seed", "TYPE_INT64", False, "0 to 2^63-1; drawn at random when left out, and returned as seed_used"),
-    Field("width", "TYPE_INT32", False, "pixels, a multiple of 16"),
-    Field("height", "TYPE_INT32", False, "pixels, a multiple of 16"),
-    Field("steps", "TYPE_INT32", False, "denoising steps"),
-    Field("guidance", "TYPE_FP32", False, "guidance scale"),
-    Field("num_images", "TYPE_INT32", False, "pictures drawn from the one seed"),
-    Field("output_format", "TYPE_STRING", False, "png, jpeg or webp"),
+    Field("prompt", "TYPE_STRING", "what to paint, UTF-8"),
+    Field("negative_prompt", "TYPE_STRING", "what to avoid; base variants only"),
+    Field("seed", "TYPE_INT64", "0 to 2^63-1; drawn at random when left out, and returned as seed_used"),
+    Field("width", "TYPE_INT32", "pixels, a multiple of 16"),
+    Field("height", "TYPE_INT32", "pixels, a multiple of 16"),
+    Field("steps", "TYPE_INT32", "denoising steps"),
+    Field("guidance", "TYPE_FP32", "guidance scale"),
+    Field("num_images", "TYPE_INT32", "pictures drawn from the one seed"),
+    Field("output_format", "TYPE_STRING", "png, jpeg or webp"),
 )
 
 

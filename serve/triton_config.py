@@ -31,7 +31,8 @@ class Wire:
     optional: bool = False
 
 
-_REQUEST = tuple(Wire(f.name, f.type, (1,), not f.required) for f in FIELDS)
+# All optional, the prompt too: without it the tokenizer gives a reason, the ensemble alone "unexpected deadlock".
+_REQUEST = tuple(Wire(f.name, f.type, (1,), optional=True) for f in FIELDS)
 # An ensemble has one namespace: an output called "seed" would be the input of that name.
 _PICTURES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
 _PER_REQUEST = (  # from the tokenizer to the denoiser

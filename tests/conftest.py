@@ -1,0 +1,67 @@
+"""What several tests share: tiny checkpoints of each family, their exports and deployments, and one running server."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a network; read when huggingface_hub is imported
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from export.artifact import ExportConfig, export
+from kit import tiny
+from kit.variants import Family
+from serve.launch import Server
+from serve.repository import write_repository
+from serve.request import Limits
+from serve.settings import Tuning
+
+ByFamily = Callable[[Family], Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
+    """Make the tiny checkpoint of a family once."""
+
+    @cache
+    def make(family: Family) -> Path:
+        return tiny.save(tmp_path_factory.mktemp("checkpoints") / family, tiny.Tiny(family))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def artifact_of(checkpoint_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
+    """Export the tiny checkpoint of a family once, all parts, fp32."""
+
+    @cache
+    def make(family: Family) -> Path:
+        out = tmp_path_factory.mktemp("artifacts") / family
+        export(checkpoint_of(family), out, ExportConfig())
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def deployment_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
+    """Write the deployment of a family once."""
+
+    @cache
+    def make(family: Family) -> Path:
+        out = tmp_path_factory.mktemp("deployments") / family
+        write_repository(artifact_of(family), out, Limits(), Tuning())
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(deployment_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run one real tritonserver with the tiny klein for all tests that need one."""
+    with Server(deployment_of("klein"), log=tmp_path_factory.mktemp("server") / "triton.log") as running:
+        yield running
