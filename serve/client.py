@@ -13,11 +13,16 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from kit.errors import CheckFailed, Flux2Error, UsageError
-from serve.request import FIELDS, Field, RequestError
+from serve.request import FIELDS, Field, FieldType, RequestError
 from serve.triton_config import ENSEMBLE
 
-_NUMPY = {"TYPE_STRING": np.object_, "TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
-_WIRE = {"TYPE_STRING": "BYTES", "TYPE_INT32": "INT32", "TYPE_INT64": "INT64", "TYPE_FP32": "FP32"}
+_NUMPY: dict[FieldType, Any] = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
+_WIRE: dict[FieldType, str] = {
+    "TYPE_STRING": "BYTES",
+    "TYPE_INT32": "INT32",
+    "TYPE_INT64": "INT64",
+    "TYPE_FP32": "FP32",
+}
 
 
 class ServerError(Flux2Error):
@@ -54,10 +59,15 @@ def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
 def _array(field: Field, value: Any) -> Any:
     if field.type == "TYPE_STRING":
         return np.array([value.encode() if isinstance(value, str) else value], np.object_)
+    kind = _NUMPY[field.type]
     try:
-        return np.array([value], dtype=_NUMPY[field.type])
+        number = np.array([value])
+        fits = kind is np.float32 or (np.iinfo(kind).min <= int(value) <= np.iinfo(kind).max and int(value) == value)
+        if fits and number.dtype.kind in "iuf":
+            return number.astype(kind)
     except (TypeError, ValueError, OverflowError):
-        raise RequestError(f"{field.name}: {value!r} is not a {_WIRE[field.type]} value") from None
+        pass  # told below, as every other value that does not fit
+    raise RequestError(f"{field.name}: {value!r} is not a {_WIRE[field.type]} value")
 
 
 class Client:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from kit.artifact import (
     Manifest,
@@ -17,7 +19,7 @@ from kit.artifact import (
     verify,
     write_manifest,
 )
-from kit.errors import UsageError
+from kit.errors import Flux2Error, UsageError
 from kit.ports import PartName
 from serve.local import LocalPipeline
 from serve.pictures import encode
@@ -77,7 +79,7 @@ def write_repository(artifact: Path, out: Path, limits: Limits, tuning: Tuning) 
             compute=manifest.compute,
             recipe=manifest.recipe,
             options={},
-            source={"artifact": artifact.name, "manifest": digest(artifact / "manifest.json")},
+            source=_source(artifact, settings),
             parts=parts,
             versions=tool_versions("onnxruntime", "transformers", "numpy", "pillow", "torch"),
         )
@@ -87,7 +89,35 @@ def write_repository(artifact: Path, out: Path, limits: Limits, tuning: Tuning) 
         return write_manifest(folder, deployment)
 
 
+def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> bool:
+    """Tell whether a deployment at `out` verifies and was made from this artifact, with these settings and this kit."""
+    try:
+        made = verify(out, kinds=("deployment",))
+        settings = Settings.read(out / "tokenizer" / "1")
+    except Flux2Error:
+        return False
+    same = (settings.limits, settings.tuning) == (limits, tuning)
+    return same and made.source == _source(artifact, settings)
+
+
+def _source(artifact: Path, settings: Settings) -> dict[str, Any]:
+    """Describe what a deployment is made from: the artifact's manifest, and the code and configs of the models."""
+    code = hashlib.sha256()
+    for model, text in configs(settings).items():
+        code.update(text.encode())
+        if model != ENSEMBLE:
+            code.update(_code(model).encode())
+    return {
+        "artifact": artifact.name,
+        "manifest": digest(artifact / "manifest.json"),
+        "models": code.hexdigest(),
+    }
+
+
+def _code(model: str) -> str:
+    return (resources.files("model_repository") / model / "1" / "model.py").read_text()
+
+
 def _add_code(model: str, version: Path, settings: Settings) -> None:
-    code = resources.files("model_repository") / model / "1" / "model.py"
-    (version / "model.py").write_text(code.read_text())
+    (version / "model.py").write_text(_code(model))
     settings.write(version)

@@ -38,8 +38,9 @@ class Recorder:
             assert inputs[port.name].shape == port.shape(sizes), port.name
         self.calls.append(len(inputs["timestep"]))
         self.inputs.append(inputs)
-        hidden, text = inputs["hidden_states"], inputs["encoder_hidden_states"]
-        weight = text.mean(axis=(1, 2), dtype=np.float64) + inputs["timestep"] + inputs.get("guidance", np.zeros(1))
+        hidden, text = (inputs[name].astype(np.float64) for name in ("hidden_states", "encoder_hidden_states"))
+        scalars = [inputs[name].astype(np.float64) for name in ("timestep", "guidance") if name in inputs]
+        weight = sum(scalars, text.mean(axis=(1, 2)))
         places = inputs["img_ids"].sum(axis=-1)[..., None]
         return {"velocity": (0.1 * hidden + weight[:, None, None] + 0.01 * places).astype(np.float32)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -17,7 +19,6 @@ import pytest
 
 from kit.artifact import digest
 from kit.errors import ArtifactError, CheckFailed, UsageError
-from serve import launch
 from serve.client import Client
 from serve.launch import Ports, Server, find_server
 from serve.pictures import decode, encode
@@ -182,15 +183,15 @@ def test_a_server_on_the_path_is_taken_first(tmp_path: Path, monkeypatch: pytest
 
 
 def test_without_any_server_the_ways_to_one_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match="no tritonserver found: not on PATH, and the package nvidia-pytriton"):
         find_server(None, tmp_path)
 
 
 def test_numpy_2_is_refused_for_the_packaged_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.importlib.metadata, "version", lambda _: "2.2.6")
-    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.2.6")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match="numpy 2.2.6 is installed; the server of nvidia-pytriton returns empty"):
         find_server(None, tmp_path)
 

@@ -72,7 +72,7 @@ def test_pictures_that_share_batches_are_those_of_diffusers(
     family: Family, checkpoint_of: ByFamily, artifact_of: ByFamily
 ) -> None:
     fields = {"steps": STEPS[family], "guidance": GUIDANCE[family]}
-    requests = [
+    requests: list[dict[str, Any]] = [
         fields | {"prompt": f"number {n}", "seed": n, "width": width, "height": height}
         for n, (width, height) in enumerate([*SIZES, SIZES[0]])
     ]

@@ -10,6 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from kit import schedule
 from kit.errors import CheckpointError
+from kit.ports import Compute
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -40,7 +41,7 @@ def test_sigmas_are_bit_equal_to_the_scheduler(tokens: int, steps: int) -> None:
 @pytest.mark.parametrize(("compute", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 @pytest.mark.parametrize(("tokens", "steps"), CASES)
 def test_timesteps_are_rounded_as_the_pipeline_rounds_them(
-    tokens: int, steps: int, compute: schedule.Compute, dtype: torch.dtype
+    tokens: int, steps: int, compute: Compute, dtype: torch.dtype
 ) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**CONFIG)
     scheduler.set_timesteps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from safetensors.numpy import save_file
 from kit import tensors
 from kit.errors import CheckpointError
 
-VALUES = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.weight": np.ones(4, np.float16)}
+VALUES: dict[str, np.ndarray[Any, Any]] = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b.weight": np.ones(4, np.float16),
+}
 
 
 def write(path: Path) -> Path:

@@ -1,0 +1,94 @@
+"""From the sample checkpoint to a picture out of a real Triton server, with what each stage took: `make demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from export.artifact import ExportConfig, export
+from kit.artifact import verify
+from kit.checkpoint import resolve
+from kit.cli import report
+from serve.client import Client
+from serve.launch import Server
+from serve.repository import is_current, write_repository
+from serve.request import Limits
+from serve.settings import Tuning
+
+PROMPT = "a red circle left of a blue square on a white background"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR", help="where artifacts go")
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), metavar="FILE")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
+    args = parser.parse_args(argv)
+    return report(lambda: run(args.build, args.out, args.prompt, args.seed, quiet=args.json), args.json)
+
+
+def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> dict[str, Any]:
+    """Export, write the deployment, serve it on loopback, ask once, save the picture; returns seconds by stage."""
+    table: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        notes: list[str] = []
+        begin = time.perf_counter()
+        if not quiet and sys.stdout.isatty():
+            print(f"{name} ...", end="", flush=True)
+        yield notes
+        table[name] = round(time.perf_counter() - begin, 2)
+        if not quiet:
+            start = "\r\033[K" if sys.stdout.isatty() else ""
+            print(f"{start}{name:<12} {table[name]:6.2f} s  {' '.join(notes)}".rstrip(), flush=True)
+
+    artifact, deployment = build / "sample", build / "sample-deploy"
+    with stage("checkpoint") as notes:
+        checkpoint = resolve("sample")
+        notes.append(f"sample: {checkpoint.name}")
+    with stage("export") as notes:
+        exported = export(checkpoint, artifact, ExportConfig())
+        notes.append(f"{artifact}{' is up to date' if exported.up_to_date else ''}")
+    with stage("repository") as notes:
+        if is_current(deployment, artifact, Limits(), Tuning()):
+            notes.append(f"{deployment} is up to date")
+        else:
+            write_repository(artifact, deployment, Limits(), Tuning())
+            notes.append(str(deployment))
+    server = Server(deployment, log=build / "triton.log")
+    with stage("start server") as notes:
+        server.__enter__()
+        notes.append(f"Triton on {server.url}; it painted the known answer")
+    try:
+        with stage("one request") as notes, Client(server.url) as client:
+            pictures = client.paint({"prompt": prompt, "seed": seed}, timeout=120)
+            out.write_bytes(pictures.images[0])
+            notes.append(f"{out}: {prompt!r}, seed {pictures.seed}")
+    finally:
+        with stage("stop server"):
+            server.stop()
+    if not quiet:
+        print_next(deployment, out)
+    return {"picture": str(out), "seed": pictures.seed, "variant": verify(deployment).variant.name, "seconds": table}
+
+
+def print_next(deployment: Path, out: Path) -> None:
+    """Print what to try next."""
+    print(f"\n{out} is painted. To keep a server and ask it yourself:")
+    print(f"  .venv/bin/python -m serve run {deployment}")
+    print(f'  .venv/bin/python -m serve generate "{PROMPT}" --out mine.png --seed 2')
+    print("and with a checkpoint of your own:")
+    print("  .venv/bin/python -m export onnx FOLDER --out build/mine")
+    print("  .venv/bin/python -m serve repository build/mine --out build/mine-deploy")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

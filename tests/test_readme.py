@@ -1,0 +1,95 @@
+"""README's commands are run as they stand there, in order, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve.launch import Ports
+from serve.pictures import decode
+
+README = Path(__file__).parent.parent / "README.md"
+MAKE = {"make demo", "make test"}  # make test is this very run; make demo's program has a test of its own
+
+
+def commands() -> list[str]:
+    """Return the lines of README's bash blocks without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    return [
+        shlex.join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line.strip()
+    ]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.server
+def test_the_commands_of_the_readme_paint_a_picture(tmp_path: Path) -> None:
+    ports = Ports.free()
+    server: subprocess.Popen[str] | None = None
+    done = []
+    try:
+        for command in commands():
+            if command in MAKE or command.startswith(". "):
+                continue
+            if "serve run" in command:
+                options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
+                argv = [sys.executable, *shlex.split(command)[1:], *options]
+                server = subprocess.Popen(
+                    argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+                assert server.stdout is not None
+                assert "ready after" in server.stdout.readline()
+            else:
+                if "serve generate" in command:
+                    command += f" --url 127.0.0.1:{ports.grpc}"
+                result = run(command, tmp_path)
+                assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+            done.append(command.split()[3])
+    finally:
+        if server is not None:
+            server.send_signal(signal.SIGINT)
+            server.communicate(timeout=30)
+    assert done == ["onnx", "repository", "run", "generate"]
+    assert decode((tmp_path / "mine.png").read_bytes()).ndim == 3
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text()
+    assert set(commands()) >= MAKE
+    for command in MAKE:
+        assert f"\n{command.split()[1]}:" in makefile
+
+
+def test_every_folder_and_file_of_the_tree_exists() -> None:
+    tree = README.read_text().split("## Where things are")[1].split("```")[1]
+    folder = ""
+    for line in tree.splitlines():
+        if match := re.match(r"(\w+)/", line):
+            folder = match[1]
+            assert (README.parent / folder).is_dir(), folder
+        for name in re.findall(r"\b[a-z_]+\.py\b", line):
+            assert (README.parent / folder / name).is_file(), f"{folder}/{name}"
+
+
+@pytest.mark.server
+def test_the_demo_paints_and_is_quick_the_second_time(tmp_path: Path) -> None:
+    command = f"python -m benchmarks.demo --build {tmp_path / 'build'} --out {tmp_path / 'demo.png'} --json"
+    for _ in range(2):
+        result = run(command, README.parent)
+        assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout.splitlines()[-1])
+    assert facts["seconds"]["export"] < 5
+    assert decode((tmp_path / "demo.png").read_bytes()).ndim == 3
