@@ -48,7 +48,9 @@ class StoredTensor:
 def _header(path: Path) -> tuple[dict[str, Any], bytes, int]:
     """Read and check a header; returns it parsed, its raw bytes, and the offset of the data."""
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:
+        if hasattr(os, "posix_fadvise"):  # else the kernel reads weights ahead of a header that nobody will want
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):

@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX: graphs traced without loading a weight, weights left where they lie."""

@@ -1,0 +1,100 @@
+"""Command line: `python -m export onnx CHECKPOINT --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from kit.cli import report
+from kit.errors import UsageError
+from kit.ports import PARTS, Compute, PartName
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, export, report; returns the exit code."""
+    args = parser().parse_args(argv)
+    return report(lambda: _onnx(args), args.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    top = argparse.ArgumentParser(prog="python -m export", description="checkpoint -> ONNX, without loading a weight")
+    onnx = top.add_subparsers(dest="command", required=True).add_parser("onnx", help="export a checkpoint to ONNX")
+    onnx.add_argument(
+        "checkpoint",
+        help="a folder in diffusers layout, a hub id, a variant, `sample`, or a single file with --config",
+    )
+    onnx.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
+    onnx.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="default: %(default)s")
+    onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="what the graphs compute in")
+    onnx.add_argument(
+        "--attention",
+        choices=("op", "matmul"),
+        default="matmul",
+        help="the ONNX Attention operator (TensorRT 10.14 and later) or MatMul-Softmax-MatMul (default)",
+    )
+    onnx.add_argument(
+        "--config", metavar="CHECKPOINT", help="where sizes, tokenizer and other parts of a single file come from"
+    )
+    onnx.add_argument("--transformer", metavar="FILE", help="a single file in place of the checkpoint's transformer")
+    onnx.add_argument("--vae", metavar="FILE", help="a single file in place of the checkpoint's VAE")
+    onnx.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[=WEIGHT]",
+        help="merge an adapter into the transformer; may be given several times, weight 1 by default",
+    )
+    onnx.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return top
+
+
+def parse_parts(text: str) -> tuple[PartName, ...]:
+    """Read "a,b" as parts, in the order of the pipeline; raises UsageError for an unknown one."""
+    wanted = [word.strip() for word in text.split(",") if word.strip()]
+    for word in wanted:
+        if word not in PARTS:
+            raise UsageError(f"unknown part {word!r}; there are: {', '.join(PARTS)}")
+    if not wanted:
+        raise UsageError(f"--parts names no part; there are: {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in wanted)
+
+
+def _onnx(args: argparse.Namespace) -> dict[str, Any]:
+    parts = parse_parts(args.parts)
+    from export.lora.terms import Lora
+    from export.sources import find_sources
+
+    loras = tuple(Lora.parse(text) for text in args.lora)
+    sources = find_sources(args.checkpoint, parts, args.config, args.transformer, args.vae)
+    from tqdm import tqdm
+
+    from export.artifact import ExportConfig, PartReport, export  # brings torch: only once the arguments make sense
+
+    config = ExportConfig(parts, args.dtype, args.attention, loras, sources.single_files)
+    with tqdm(total=len(parts), desc="export", unit="part", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def done(part: PartReport) -> None:
+            weights = f"{part.linked_bytes / 1e6:.1f} MB of weights linked"
+            if part.copied_bytes:
+                weights += f", {part.copied_bytes / 1e6:.1f} MB copied (no hard links between these file systems)"
+            if part.derived_bytes:
+                weights += f", {part.derived_bytes / 1e6:.1f} MB written anew"
+            bar.update()
+            bar.write(
+                f"{part.part:<13} {part.seconds:6.1f} s  {part.nodes:>5} nodes  "
+                f"{part.graph_bytes / 1e6:5.2f} MB graph, {weights}",
+                file=sys.stdout,
+            )
+
+        made = export(sources.checkpoint, args.out, config, done)
+    state = "up to date" if made.up_to_date else f"exported in {made.seconds:.1f} s"
+    print(f"{made.out}: {made.variant}, {state}")
+    return made.facts()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Export a checkpoint: find its weights, trace its parts, write the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from export.attention import Attention
+from export.lora.merge import merge, record
+from export.lora.terms import Lora
+from export.parts import PARTS as SOURCES
+from export.passes import simplify
+from export.trace import OPSET, FakePart
+from export.weights import Binding, attach, find
+from kit.artifact import (
+    MANIFEST,
+    Manifest,
+    PartRecord,
+    building,
+    digest,
+    link_or_copy,
+    tool_versions,
+    verify,
+    write_manifest,
+)
+from kit.errors import Flux2Error, UsageError
+from kit.ports import PARTS, Compute, PartName
+from kit.variants import Variant
+
+logger = logging.getLogger(__name__)
+GRAPH = "model.onnx"
+COPIED = ("model_index.json", "scheduler", "tokenizer")  # json and text that the server needs; never a weight
+COPIED_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export and how."""
+
+    parts: tuple[PartName, ...] = PARTS
+    dtype: Compute = "fp32"
+    attention: Attention = "matmul"
+    loras: tuple[Lora, ...] = ()
+    single_files: Mapping[str, Path] = field(default_factory=dict)  # read in place of a folder: transformer, vae
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What exporting one part took and gave."""
+
+    part: PartName
+    seconds: float
+    nodes: int
+    graph_bytes: int
+    linked_bytes: int
+    copied_bytes: int
+    derived_bytes: int = 0  # of weights that are no byte range of the source: merged, or with rows in another order
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export took and gave; `up_to_date` when the artifact was there already and nothing was done."""
+
+    out: Path
+    variant: str
+    up_to_date: bool
+    seconds: float
+    parts: tuple[PartReport, ...] = field(default=())
+
+    def facts(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        facts = asdict(self) | {"out": str(self.out), "peak_rss_bytes": peak}
+        for total in ("graph_bytes", "linked_bytes", "copied_bytes", "derived_bytes"):
+            facts[total] = sum(getattr(part, total) for part in self.parts)
+        return facts
+
+
+def export(
+    checkpoint: Path, out: Path, config: ExportConfig, progress: Callable[[PartReport], None] = lambda part: None
+) -> ExportReport:
+    """Export a checkpoint folder to an ONNX artifact; `progress` is told of every part that is done.
+
+    All weights of all parts are looked up before anything is traced or written. An artifact at `out` that was made
+    from the same files with the same options and code is kept as it is. Raises CheckpointError for a checkpoint that
+    is not what its configs say, UsageError for a path that cannot be written.
+    """
+    begin = time.perf_counter()
+    variant = Variant.of(checkpoint)
+    plan = Manifest(
+        kind="onnx",
+        variant=variant,
+        compute=config.dtype,
+        recipe=config.dtype,
+        options={"opset": OPSET, "attention": config.attention},
+        source=_source(checkpoint, config),
+        parts={},
+        versions=tool_versions(*TOOLS) | {"export": _code_digest()},
+    )
+    fakes = {part: FakePart(part, variant, config.dtype, config.attention) for part in config.parts}
+    bindings = {
+        part: find(part, variant, checkpoint, fake.shapes(), config.single_files.get(SOURCES[part].folder))
+        for part, fake in fakes.items()
+    }
+    if config.loras:
+        if "transformer" not in config.parts:
+            raise UsageError("--lora changes the transformer, which --parts leaves out")
+        bindings["transformer"] = merge(bindings["transformer"], config.loras, variant.transformer)
+    plan = replace(
+        plan,
+        source={**plan.source, **_stamps(bindings)},
+        parts={part: PartRecord(f"{part}/{GRAPH}", fake.ports) for part, fake in fakes.items()},
+    )
+    if is_current(out, plan, bindings):
+        return ExportReport(out, variant.name, True, time.perf_counter() - begin)
+    reports = []
+    with building(out) as folder:
+        for part, fake in fakes.items():
+            reports.append(_export_part(fake, bindings[part], folder / part))
+            progress(reports[-1])
+        for source in _texts(checkpoint):
+            target = folder / source.relative_to(checkpoint)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        write_manifest(folder, plan)
+    return ExportReport(out, variant.name, False, time.perf_counter() - begin, tuple(reports))
+
+
+def is_current(out: Path, plan: Manifest, bindings: Mapping[PartName, Binding]) -> bool:
+    """Tell whether the artifact at `out` is what the plan would make.
+
+    A digest of a weight file covers its header only, so the weights themselves are compared by identity: the file in
+    the artifact must be the checkpoint's own (a hard link), or a copy of the same size and time stamp.
+    """
+    if not (out / MANIFEST).is_file():
+        return False
+    try:
+        found = verify(out)
+    except Flux2Error as error:
+        logger.info("%s will be made again: %s", out, error)
+        return False
+    if replace(found, files={}) != plan:
+        return False
+    return all(
+        _same_weights(file, out / part / file.name) for part, binding in bindings.items() for file in binding.files
+    )
+
+
+def _same_weights(source: Path, target: Path) -> bool:
+    if not target.is_file():
+        return False
+    if source.samefile(target):
+        return True
+    a, b = source.stat(), target.stat()
+    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+
+
+def _export_part(fake: FakePart, binding: Binding, folder: Path) -> PartReport:
+    """Trace one part, point it at its weights, write its graph and put the weight files beside it."""
+    begin = time.perf_counter()
+    model = fake.trace()
+    simplify(model)
+    folder.mkdir()
+    settled = binding.settle(folder)
+    attach(model, settled)
+    graph = folder / GRAPH
+    ir.save(model, graph)
+    moved: Counter[str] = Counter()
+    for file in binding.files:
+        moved[link_or_copy(file, folder / file.name)] += file.stat().st_size
+    return PartReport(
+        part=fake.part,
+        seconds=time.perf_counter() - begin,
+        nodes=len(model.graph),
+        graph_bytes=graph.stat().st_size,
+        linked_bytes=moved["linked"],
+        copied_bytes=moved["copied"],
+        derived_bytes=sum(tensor.nbytes for tensor in binding.derived.values()),
+    )
+
+
+def _texts(checkpoint: Path) -> list[Path]:
+    """List the configs and tokenizer files that travel with an artifact."""
+    roots = [checkpoint / name for name in COPIED]
+    files = [root for root in roots if root.is_file()]
+    files += [file for root in roots if root.is_dir() for file in root.rglob("*") if file.suffix in COPIED_SUFFIXES]
+    return sorted(files)
+
+
+def _source(checkpoint: Path, config: ExportConfig) -> dict[str, Any]:
+    """Digest what an export reads of a checkpoint: configs and texts by content, weights by header."""
+    folders = sorted({SOURCES[part].folder for part in config.parts})
+    singles = {folder: file for folder, file in config.single_files.items() if folder in folders}
+    files = set(_texts(checkpoint))
+    for folder in folders:
+        files.update(checkpoint.glob(f"{folder}/*.json"))
+        if folder not in singles:
+            files.update(checkpoint.glob(f"{folder}/*.safetensors"))
+    source: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "files": {str(file.relative_to(checkpoint)): digest(file) for file in sorted(files)},
+    }
+    if singles:
+        source["single_files"] = {k: {"file": file.name, "digest": digest(file)} for k, file in singles.items()}
+    if config.loras:
+        source["loras"] = record(config.loras)
+    return source
+
+
+def _stamps(bindings: Mapping[PartName, Binding]) -> dict[str, Any]:
+    """Note time stamps of the files from which weights were computed: nothing of those need be linked."""
+    files = {tensor.source.file for binding in bindings.values() for tensor in binding.derived.values()}
+    return {"computed_from": {file.name: file.stat().st_mtime_ns for file in sorted(files)}} if files else {}
+
+
+def _code_digest() -> str:
+    """Digest this package, so that an artifact made by older code is not taken for a current one."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()[:16]

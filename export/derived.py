@@ -1,0 +1,90 @@
+"""Tensors that no byte range of a checkpoint holds: computed at export and written to a safetensors file of their own.
+
+They are computed a few rows at a time, so that the memory needed does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from export.lora.delta import Term
+from export.values import as_stored, read_all, read_rows
+from kit.errors import CheckpointError
+from kit.tensors import ITEM_BYTES, StoredTensor, read_header
+
+FILE = "derived.safetensors"
+CHUNK_VALUES = 8_000_000  # fp32 values of a weight in memory at once
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One tensor to be written: a stored one, its halves swapped or not, scaled or not, plus what adapters add."""
+
+    name: str
+    dtype: str  # that it is written in
+    source: StoredTensor
+    swapped: bool = False
+    scale: StoredTensor | None = None  # multiplies the stored values, where they are to be written in another type
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Compute the tensor from its first row to its last.
+
+        Raises CheckpointError when a sum is not finite or too large for the type.
+        """
+        height = self.shape[0]
+        half = height // 2 if self.swapped else 0
+        scale = read_all(self.scale).reshape(()) if self.scale else None
+        terms = [(term.file, term.load(height)) for term in self.terms]
+        for begin, end in self._ranges():
+            start = (begin + half) % height
+            values = read_rows(self.source, start, start + end - begin)
+            if scale is not None:
+                values *= scale
+            for file, rows in terms:
+                values += rows(begin, end)
+                if not np.isfinite(values).all():
+                    raise CheckpointError(f"{file}: added to tensor {self.name!r} it gives numbers that are not finite")
+            raw = as_stored(values, self.dtype)
+            if self.dtype == "F16" and terms and not np.isfinite(np.frombuffer(raw, np.float16)).all():
+                raise CheckpointError(f"{terms[-1][0]}: added to tensor {self.name!r} it exceeds the range of F16")
+            yield raw
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """Cut the rows so that a piece fits in memory and does not cross the middle, where halves may be swapped."""
+        height = self.shape[0]
+        step = max(1, CHUNK_VALUES // prod(self.shape[1:]))
+        for first, last in ((0, height // 2), (height // 2, height)):
+            for begin in range(first, last, step):
+                yield begin, min(begin + step, last)
+
+
+def write(tensors: Iterable[Derived], path: Path) -> dict[str, StoredTensor]:
+    """Write tensors to a safetensors file, one after the other, and return where each lies."""
+    ordered = sorted(tensors, key=lambda tensor: tensor.name)
+    header, end = {}, 0
+    for tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8, as the reference implementation has it
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in ordered:
+            for chunk in tensor.chunks():
+                stream.write(chunk)
+    return read_header(path)

@@ -1,0 +1,48 @@
+"""Adapters added to the weights of a transformer: which tensors are written anew, and what a manifest says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from export.derived import Derived
+from export.lora.settings import config_beside
+from export.lora.terms import Lora, read_terms
+from export.weights import Binding
+from kit.variants import Transformer
+
+
+def merge(binding: Binding, loras: Sequence[Lora], sizes: Transformer) -> Binding:
+    """Return a binding in which every weight that an adapter changes is derived; all others point where they did.
+
+    A merged weight keeps the type of its source; one stored in FP8 becomes BF16, because a sum does not fit its scale.
+    Raises UsageError, naming file and key, for what cannot be applied.
+    """
+    shapes = {name: tensor.shape for name, tensor in binding.tensors.items()}
+    shapes |= {name: tensor.shape for name, tensor in binding.derived.items()}
+    tensors, derived, scales = dict(binding.tensors), dict(binding.derived), dict(binding.scales)
+    for name, terms in read_terms(loras, sizes, shapes).items():
+        scale = scales.pop(name, None)
+        if name in derived:
+            base = derived[name]
+        else:
+            stored = tensors.pop(name)
+            base = Derived(stored.name, stored.dtype, stored)
+        dtype = "BF16" if scale is not None else base.dtype
+        derived[name] = replace(base, dtype=dtype, scale=scale, terms=terms)
+    return Binding(tensors, derived, scales)
+
+
+def record(loras: Sequence[Lora]) -> list[dict[str, Any]]:
+    """Describe adapters for a manifest: name, weight and digest of the content, that of peft's config included."""
+    records = []
+    for lora in loras:
+        content = hashlib.sha256()
+        for file in (lora.file, config_beside(lora.file)):
+            if file is not None:
+                with file.open("rb") as stream:
+                    content.update(hashlib.file_digest(stream, "sha256").digest())
+        records.append({"file": lora.file.name, "weight": lora.weight, "digest": content.hexdigest()})
+    return records

@@ -1,0 +1,76 @@
+"""The four parts of an artifact: which module traces them, and which tensors of the checkpoint belong to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from export.attention import Attention
+from export.text_encoder_graph import TextEncoderGraph
+from export.transformer_graph import TransformerGraph
+from export.vae_graphs import VaeDecoderGraph, VaeEncoderGraph
+from kit.ports import PartName
+from kit.tensors import StoredTensor
+from kit.variants import Variant
+
+MODULE = "model."  # the attribute under which every graph module holds the checkpoint's modules
+EMBEDDING = "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one part is made."""
+
+    folder: str  # of the checkpoint, where its weights lie
+    build: Callable[[Variant, Attention], nn.Module]
+    unneeded: str  # pattern of tensors that lie in the folder and rightly stay out of the graph
+
+
+PARTS: Mapping[PartName, Part] = {
+    "text_encoder": Part(
+        "text_encoder",
+        lambda variant, attention: TextEncoderGraph(variant.text_encoder, attention),
+        r"layers\.\d+\..*|norm\.weight|(.*\.)?lm_head\.weight|(.*\.)?rotary_emb\.inv_freq"
+        r"|(.*\.)?(vision_tower|multi_modal_projector)\..*",
+    ),
+    "transformer": Part(
+        "transformer", lambda variant, attention: TransformerGraph(variant.transformer, attention), r"(?!)"
+    ),
+    "vae_encoder": Part(
+        "vae",
+        lambda variant, attention: VaeEncoderGraph(variant.vae, attention),
+        r"bn\.num_batches_tracked|decoder\..*|post_quant_conv\..*",
+    ),
+    "vae_decoder": Part(
+        "vae",
+        lambda variant, attention: VaeDecoderGraph(variant.vae, attention),
+        r"bn\.num_batches_tracked|encoder\..*|quant_conv\..*",
+    ),
+}
+
+
+def source_names(part: PartName, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Map the names that the graph module uses to the names in the checkpoint.
+
+    They are the same but for the prefix of a language model, which depends on the class that saved it:
+    "model.", "model.language_model.", "language_model.model.". A tensor outside the prefix keeps its whole name.
+    """
+    if part != "text_encoder":
+        return {name: name for name in stored}
+    prefix = next((name[: -len(EMBEDDING)] for name in sorted(stored) if name.endswith(EMBEDDING)), "")
+    return {name.removeprefix(prefix): name for name in stored}
+
+
+def is_unneeded(part: PartName, name: str, variant: Variant) -> bool:
+    """Tell whether a tensor may be left out: layers above the last tap, heads, the other half of the VAE."""
+    layer = re.fullmatch(r"layers\.(\d+)\..*", name)
+    if (
+        part == "text_encoder"
+        and layer
+        and not max(variant.text_encoder.taps) <= int(layer[1]) < variant.text_encoder.layers
+    ):
+        return False
+    return re.fullmatch(PARTS[part].unneeded, name) is not None

@@ -1,0 +1,43 @@
+"""Name the axes of a Squeeze that leaves them out, which TensorRT's parser takes from 11.5 on only."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+def name_axes(model: ir.Model) -> bool:
+    """Give a Squeeze without axes those of size one.
+
+    Raises ValueError, naming the node, where the shape of the input is not known well enough to tell them.
+    """
+    modified = False
+    for node in model.graph:
+        if node.op_type != "Squeeze" or (len(node.inputs) > 1 and node.inputs[1] is not None):
+            continue
+        value = node.inputs[0]
+        sizes = _sizes(value)
+        if sizes is None:
+            raise ValueError(f"{node.name}: cannot tell which axes of {value} its Squeeze removes")
+        ones = [axis for axis, size in enumerate(sizes) if size == 1]
+        axes = ir.Value(
+            name=f"{node.outputs[0].name}_axes", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(ones)])
+        )
+        axes.const_value = ir.tensor(np.array(ones, np.int64), name=axes.name)
+        model.graph.register_initializer(axes)
+        node.resize_inputs(2)
+        node.replace_input_with(1, axes)
+        modified = True
+    return modified
+
+
+def _sizes(value: ir.Value | None) -> list[int] | None:
+    """Return the static shape of a value; that of a Shape with start and end is known without inference."""
+    if value is None:
+        return None
+    if value.shape is not None and value.shape.is_static():
+        return [int(size) for size in value.shape]
+    shape = value.producer()
+    if shape is not None and shape.op_type == "Shape" and {"start", "end"} <= set(shape.attributes):
+        return [shape.attributes["end"].as_int() - shape.attributes["start"].as_int()]
+    return None

@@ -1,0 +1,58 @@
+"""From the words of the command line to where an export reads: a folder, and single files in place of its parts.
+
+A single file of black-forest-labs holds the weights of one part and nothing else. Sizes, tokenizer, scheduler and the
+other parts come from a checkpoint in diffusers layout, which then needs no weights of the part that the file replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kit.checkpoint import PART_FOLDERS, resolve
+from kit.errors import UsageError
+from kit.ports import PartName
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A checkpoint folder, and by part folder ("transformer", "vae") the file that is read in its place."""
+
+    checkpoint: Path
+    single_files: dict[str, Path] = field(default_factory=dict)
+
+
+def find_sources(
+    checkpoint: str,
+    parts: Sequence[PartName],
+    config: str | None = None,
+    transformer: str | None = None,
+    vae: str | None = None,
+) -> Sources:
+    """Resolve CHECKPOINT, --config, --transformer and --vae.
+
+    A CHECKPOINT that is a file is the transformer of the checkpoint that `config` names. From a hub only the weights
+    of the parts that are exported, and that no single file replaces, are downloaded. Raises UsageError for options
+    that contradict each other, exclude parts that are not exported, or name no file.
+    """
+    folder = checkpoint
+    if Path(checkpoint).expanduser().is_file():
+        if transformer is not None:
+            raise UsageError(f"{checkpoint} and --transformer {transformer} are both the transformer; give one")
+        if config is None:
+            raise UsageError(
+                f"{checkpoint} is a single file, which holds the weights of the transformer and nothing else; name the "
+                "folder, hub id or variant that has sizes, tokenizer and the other parts: --config"
+            )
+        folder, transformer = config, checkpoint
+    elif config is not None:
+        raise UsageError(f"--config goes with a single file; {checkpoint} is none")
+    files = {name: Path(file).expanduser() for name, file in (("transformer", transformer), ("vae", vae)) if file}
+    needed = {PART_FOLDERS[part] for part in parts}
+    for name, file in files.items():
+        if not file.is_file():
+            raise UsageError(f"--{name} {file} is not a file")
+        if name not in needed:
+            raise UsageError(f"{file} replaces the {name}, which --parts leaves out")
+    return Sources(resolve(folder, tuple(sorted(needed - set(files)))), files)

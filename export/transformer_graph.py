@@ -1,0 +1,186 @@
+"""The FLUX.2 diffusion transformer as it is exported: diffusers' modules and weights, a forward written for graphs.
+
+It differs from Flux2Transformer2DModel.forward in form only: position ids belong to the row, RoPE stays in fp32 (no
+DOUBLE tensor), queries and keys go from their norm to RoPE without a round trip through bf16, and what is shared by
+all blocks (modulation, angles) is computed once.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from export.attention import Attention, attend
+from export.axes import join_axes, split_axis
+from export.constants import Float32, hold_constant
+from export.norms import as_type, rms_norm
+from export.rotary import Rope, angles, rope_of_pairs, rotate_pairs, turns_per_id
+from kit.errors import CheckpointError
+from kit.variants import Transformer
+
+Modulation = tuple[Tensor, Tensor, Tensor]  # shift, 1 + scale, gate, each [B, 1, dim]
+MAX_PERIOD = 10_000  # of the sinusoidal embedding of timestep and guidance
+
+
+class TransformerGraph(nn.Module):
+    """The transformer from packed latents, text and ids to a velocity."""
+
+    time_frequencies: Tensor
+    rope_turns: Tensor
+
+    def __init__(self, sizes: Transformer, attention: Attention) -> None:
+        super().__init__()
+        if len(set(sizes.rope_axes)) != 1 or sum(sizes.rope_axes) != sizes.head_dim:
+            raise CheckpointError(
+                f"transformer: axes_dims_rope {list(sizes.rope_axes)} is not four equal parts of the head dimension "
+                f"{sizes.head_dim}; no published FLUX.2 differs there"
+            )
+        self.sizes = sizes
+        self.attention = attention
+        self.model = Flux2Transformer2DModel(
+            in_channels=sizes.channels,
+            num_layers=sizes.double_blocks,
+            num_single_layers=sizes.single_blocks,
+            attention_head_dim=sizes.head_dim,
+            num_attention_heads=sizes.heads,
+            joint_attention_dim=sizes.joint_dim,
+            timestep_guidance_channels=sizes.time_channels,
+            mlp_ratio=sizes.mlp_ratio,
+            axes_dims_rope=sizes.rope_axes,
+            rope_theta=sizes.rope_theta,
+            eps=sizes.eps,
+            guidance_embeds=sizes.guidance_embeds,
+        ).eval()
+        for double in self.model.transformer_blocks:  # their modules and names, our forward
+            double.forward = partial(self.double_block, double)
+        for single in self.model.single_transformer_blocks:
+            single.forward = partial(self.single_block, single)
+        hold_constant(self, "time_frequencies", time_frequencies(sizes.time_channels))
+        hold_constant(self, "rope_turns", turns_per_id(sizes.rope_theta, sizes.rope_axes[0]))
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, S, 128]
+        encoder_hidden_states: Tensor,  # [B, T, 3H]
+        timestep: Tensor,  # [B], 0 to 1
+        img_ids: Tensor,  # [B, S, 4]
+        txt_ids: Tensor,  # [B, T, 4]
+        guidance: Tensor | None = None,  # [B], the plain scale
+    ) -> Tensor:
+        model = self.model
+        compute = hidden_states.dtype
+        rows = timestep.shape[0]
+        time = self.embed(timestep, model.time_guidance_embed.timestep_embedder, compute)  # [2B, dim]
+        if guidance is not None:
+            time = time + self.embed(guidance, model.time_guidance_embed.guidance_embedder, compute)
+        image_mods = modulations(model.double_stream_modulation_img(time)[:rows], 2)
+        text_mods = modulations(model.double_stream_modulation_txt(time)[:rows], 2)
+        (single_mod,) = modulations(model.single_stream_modulation(time)[:rows], 1)
+        out_mod = model.norm_out.linear(nn.functional.silu(time))[:rows]
+
+        image = model.x_embedder(hidden_states)  # [B, S, dim]
+        text = model.context_embedder(encoder_hidden_states)  # [B, T, dim]
+        rope = rope_of_pairs(angles(torch.cat([txt_ids, img_ids], dim=1), self.rope_turns))  # [B, T + S, 1, head_dim]
+        for double in model.transformer_blocks:
+            image, text = double(image, text, image_mods, text_mods, rope)
+        joint = torch.cat([text, image], dim=1)  # [B, T + S, dim]
+        for single in model.single_transformer_blocks:
+            joint = single(joint, single_mod, rope)
+        image = joint[:, text.shape[1] :]
+
+        scale, shift = out_mod.unsqueeze(1).chunk(2, dim=-1)
+        velocity: Tensor = model.proj_out(model.norm_out.norm(image) * (1 + scale) + shift)
+        return velocity
+
+    def embed(self, value: Tensor, embedder: Any, compute: torch.dtype) -> Tensor:
+        """Embed a number per row: x1000 in the compute type as diffusers does, sinusoids in fp32, cosines first.
+
+        Every row is there twice: a product of one row with a matrix is summed in another order than one of several
+        rows (ONNX Runtime on a CPU, where weights are not prepacked), and a request alone must get the very bits that
+        it gets in a batch.
+        """
+        scaled = as_type(as_type(value, compute) * 1000, torch.float32)  # [B]
+        angle = torch.cat([scaled, scaled]).unsqueeze(1) * self.time_frequencies  # [2B, 128]
+        waves = torch.cat([angle.cos(), angle.sin()], dim=1)  # [2B, 256]
+        embedded: Tensor = embedder.linear_2(nn.functional.silu(embedder.linear_1(as_type(waves, compute))))
+        return embedded
+
+    def double_block(
+        self,
+        block: Flux2TransformerBlock,
+        image: Tensor,
+        text: Tensor,
+        image_mods: list[Modulation],
+        text_mods: list[Modulation],
+        rope: Rope,
+    ) -> tuple[Tensor, Tensor]:
+        """Let both streams attend to each other, each with its own weights, then go through their feed-forwards."""
+        attn = block.attn
+        shift, scale, gate = image_mods[0]
+        text_shift, text_scale, text_gate = text_mods[0]
+        x = block.norm1(image) * scale + shift
+        c = block.norm1_context(text) * text_scale + text_shift
+        query = self.split_norm(attn.add_q_proj(c), attn.norm_added_q), self.split_norm(attn.to_q(x), attn.norm_q)
+        key = self.split_norm(attn.add_k_proj(c), attn.norm_added_k), self.split_norm(attn.to_k(x), attn.norm_k)
+        value = self.split(attn.add_v_proj(c)), self.split(attn.to_v(x))
+        mixed = self.attend(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), rope)
+        tokens = text.shape[1]
+        image = image + gate * attn.to_out[0](mixed[:, tokens:])
+        text = text + text_gate * attn.to_add_out(mixed[:, :tokens])
+
+        shift, scale, gate = image_mods[1]
+        text_shift, text_scale, text_gate = text_mods[1]
+        image = image + gate * block.ff(block.norm2(image) * scale + shift)
+        text = text + text_gate * block.ff_context(block.norm2_context(text) * text_scale + text_shift)
+        return image, text
+
+    def single_block(self, block: Flux2SingleTransformerBlock, joint: Tensor, mod: Modulation, rope: Rope) -> Tensor:
+        """Attention and feed-forward side by side, with one projection in and one out."""
+        attn = block.attn
+        shift, scale, gate = mod
+        dim, mlp = attn.inner_dim, attn.mlp_hidden_dim
+        projected = attn.to_qkv_mlp_proj(block.norm(joint) * scale + shift)
+        q, k, v, up, down = projected.split([dim, dim, dim, mlp, mlp], dim=-1)
+        mixed = self.attend(self.split_norm(q, attn.norm_q), self.split_norm(k, attn.norm_k), self.split(v), rope)
+        out: Tensor = attn.to_out(torch.cat([mixed, nn.functional.silu(up) * down], dim=-1))
+        return joint + gate * out
+
+    def split(self, x: Tensor) -> Tensor:
+        """Split [B, S, H * D] into heads [B, S, H, D]."""
+        return split_axis(x, -1, self.sizes.heads, self.sizes.head_dim)
+
+    def split_norm(self, x: Tensor, norm: nn.RMSNorm) -> Tensor:
+        """Split [B, S, H * D] into normalised heads [B, S, H, D], fp32."""
+        return rms_norm(norm.weight, self.split(x), self.sizes.eps)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rope: Rope) -> Tensor:
+        """Rotate fp32 queries and keys [B, S, H, D] and attend; returns [B, S, H * D] in the type of `value`."""
+        query = as_type(rotate_pairs(query, rope), value.dtype).transpose(1, 2)  # [B, H, S, D]
+        key = as_type(rotate_pairs(key, rope), value.dtype).transpose(1, 2)
+        mixed = attend(self.attention, query, key, value.transpose(1, 2)).transpose(1, 2)  # [B, S, H, D]
+        return join_axes(mixed, 2, 3)
+
+
+def modulations(mod: Tensor, sets: int) -> list[Modulation]:
+    """Split a modulation [B, sets * 3 * dim] into its sets of shift, scale and gate."""
+    thirds = mod.unsqueeze(1).chunk(3 * sets, dim=-1)
+    return [(thirds[3 * i], 1 + thirds[3 * i + 1], thirds[3 * i + 2]) for i in range(sets)]
+
+
+def time_frequencies(channels: int) -> Float32:
+    """Return the frequencies of the sinusoidal embedding, [channels / 2], to the bit as diffusers computes them.
+
+    An error of one unit in the last place would move an angle by 6e-5 at timestep 1000, so torch's own fp32
+    exponential is called, past a fake mode where one is on.
+    """
+    half = channels // 2
+    with unset_fake_temporarily():
+        exponent = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half
+        return torch.exp(exponent).numpy()

@@ -1,0 +1,45 @@
+"""Rows of stored tensors as numbers, and numbers as stored bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from kit.tensors import StoredTensor
+
+Float32 = npt.NDArray[np.float32]
+NUMPY_TYPES: Mapping[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
+
+
+def read_rows(tensor: StoredTensor, begin: int, end: int) -> Float32:
+    """Read rows `begin` to `end` of a tensor, of any shape, as fp32; a scalar is one row."""
+    rows = tensor.shape[0] if tensor.shape else 1
+    assert 0 <= begin <= end <= rows
+    row_bytes = tensor.nbytes // rows
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset + begin * row_bytes)
+        raw = stream.read((end - begin) * row_bytes)
+    values = np.frombuffer(raw, NUMPY_TYPES[tensor.dtype]).reshape((end - begin, *tensor.shape[1:]))
+    return values.astype(np.float32)
+
+
+def read_all(tensor: StoredTensor) -> Float32:
+    """Read a whole tensor as fp32."""
+    rows = tensor.shape[0] if tensor.shape else 1
+    return read_rows(tensor, 0, rows).reshape(tensor.shape)
+
+
+def as_stored(values: Float32, dtype: str) -> bytes:
+    """Round fp32 once, to the nearest and ties to even, to a stored type; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        stored: npt.NDArray[Any] = values.astype(NUMPY_TYPES[dtype])
+    return stored.tobytes()

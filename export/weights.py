@@ -1,0 +1,155 @@
+"""Weights stay where they lie: each initializer of a graph becomes a byte range of the checkpoint's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export import derived
+from export.derived import Derived
+from export.parts import MODULE, PARTS, is_unneeded, source_names
+from export.single_file import FP8, Weights, read_single_file
+from kit.errors import CheckpointError
+from kit.ports import PartName
+from kit.tensors import StoredTensor, read_folder
+from kit.variants import Variant
+
+STORED_TYPES: Mapping[str, ir.DataType] = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+}
+SCALED_TYPES = {FP8: ir.DataType.FLOAT8E4M3FN}  # of no use without the scale that makes numbers of them
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where the initializers of one part lie, by their names in the graph module."""
+
+    tensors: Mapping[str, StoredTensor]
+    derived: Mapping[str, Derived] = field(default_factory=dict)  # those that lie nowhere yet
+    scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # of those that are stored in FP8
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files that hold at least one of them; a shard of upper layers alone is not needed."""
+        return sorted({tensor.file for tensor in (*self.tensors.values(), *self.scales.values())})
+
+    def settle(self, folder: Path) -> Binding:
+        """Write what is derived to a file in `folder`, and return a binding that points at it."""
+        if not self.derived:
+            return self
+        taken = {file.name for file in self.files}
+        name = derived.FILE if derived.FILE not in taken else f"kit-{derived.FILE}"
+        written = derived.write(self.derived.values(), folder / name)
+        made = {name: written[tensor.name] for name, tensor in self.derived.items()}
+        return Binding({**self.tensors, **made}, {}, self.scales)
+
+
+def find(
+    part: PartName,
+    variant: Variant,
+    checkpoint: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    single_file: Path | None = None,
+) -> Binding:
+    """Find every tensor of a part, given the shapes that the graph module expects.
+
+    `single_file` is a file that is read in place of the part's folder. Raises CheckpointError, naming tensor and place,
+    when one is missing, mis-shaped, of a type that no graph can hold, or unknown: an unknown tensor means that the
+    checkpoint is not the model that its config describes.
+    """
+    folder = single_file or checkpoint / PARTS[part].folder
+    read = read_single_file(PARTS[part].folder, folder, variant) if single_file else Weights(read_folder(folder))
+    stored = read.tensors
+    names = source_names(part, stored)
+    found: dict[str, StoredTensor] = {}
+    for name, shape in shapes.items():
+        if name not in names:
+            raise CheckpointError(f"{folder}: tensor {name!r} of shape {list(shape)} is missing")
+        tensor = stored[names[name]]
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{folder}: tensor {tensor.name!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
+            )
+        if tensor.dtype == FP8 and names[name] not in read.scales:
+            raise CheckpointError(
+                f"{folder}: tensor {tensor.name!r} is stored as {FP8} without a weight_scale beside it"
+            )
+        if tensor.dtype not in STORED_TYPES and tensor.dtype not in SCALED_TYPES:
+            raise CheckpointError(
+                f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}; a graph can point at "
+                f"{', '.join(STORED_TYPES)}"
+            )
+        found[name] = tensor
+    unknown = [names[name] for name in names if name not in shapes and not is_unneeded(part, name, variant)]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise CheckpointError(f"{folder}: tensor {unknown[0]!r}{more} is no part of the {part}; is the config right?")
+    turned = {name: Derived(names[name], found.pop(name).dtype, stored[names[name]], True) for name in read.swapped}
+    return Binding(found, turned, read.scales)
+
+
+def attach(model: ir.Model, binding: Binding) -> None:
+    """Point the initializers of a traced graph at the checkpoint's byte ranges, under the checkpoint's names.
+
+    Where a tensor is stored in another type than the graph computes in, it keeps its stored type and a Cast follows,
+    which every runtime folds when it loads the graph; no byte of a weight is rewritten. What is stored in FP8 is
+    followed by a DequantizeLinear with its scale.
+    """
+    graph = model.graph
+    for name in [name for name in graph.initializers if name.startswith(MODULE)]:
+        traced = graph.initializers[name]
+        tensor = binding.tensors[name.removeprefix(MODULE)]
+        source = _external(tensor)
+        del graph.initializers[name]
+        graph.register_initializer(source)
+        if stored_scale := binding.scales.get(name.removeprefix(MODULE)):
+            scale = _external(stored_scale)
+            graph.register_initializer(scale)
+            replacement = _dequantize(graph, source, scale, traced)
+        else:
+            replacement = source if traced.dtype == source.dtype else _cast(graph, source, traced)
+        ir.convenience.replace_all_uses_with(traced, replacement)
+
+
+def _external(tensor: StoredTensor) -> ir.Value:
+    """Return an initializer that is a byte range of a file."""
+    dtype = {**STORED_TYPES, **SCALED_TYPES}[tensor.dtype]
+    source = ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape))
+    source.const_value = ir.ExternalTensor(
+        location=tensor.file.name,
+        offset=tensor.offset,
+        length=tensor.nbytes,
+        dtype=dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name,
+        base_dir="",
+    )
+    return source
+
+
+def _dequantize(graph: ir.Graph, source: ir.Value, scale: ir.Value, traced: ir.Value) -> ir.Value:
+    """Put a DequantizeLinear from FP8 to the traced type at the head of the graph."""
+    assert traced.dtype is not None
+    wider = {} if traced.dtype == scale.dtype else {"output_dtype": traced.dtype}
+    node = ir.node("DequantizeLinear", inputs=[source, scale], attributes=wider, name=f"{source.name}/DequantizeLinear")
+    node.outputs[0].name = f"{source.name}/dequantized"
+    node.outputs[0].type = ir.TensorType(traced.dtype)
+    node.outputs[0].shape = traced.shape
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
+
+
+def _cast(graph: ir.Graph, source: ir.Value, traced: ir.Value) -> ir.Value:
+    """Put a Cast from the stored type to the traced one at the head of the graph."""
+    assert traced.dtype is not None
+    node = ir.node("Cast", inputs=[source], attributes={"to": traced.dtype}, name=f"{source.name}/Cast")
+    node.outputs[0].name = f"{source.name}/as_{traced.dtype.name.lower()}"
+    node.outputs[0].type = ir.TensorType(traced.dtype)
+    node.outputs[0].shape = traced.shape
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
