@@ -134,8 +134,17 @@ def export(
             target = folder / source.relative_to(checkpoint)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+        if variant.text_encoder.kind == "mistral3":
+            _write_system_message(folder / "tokenizer" / "system_message.txt")
         write_manifest(folder, plan)
     return ExportReport(out, variant.name, False, time.perf_counter() - begin, tuple(reports))
+
+
+def _write_system_message(path: Path) -> None:
+    """Write down what diffusers says to dev's language model before a prompt, so that a server needs no diffusers."""
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    path.write_text(SYSTEM_MESSAGE)
 
 
 def is_current(out: Path, plan: Manifest, bindings: Mapping[PartName, Binding]) -> bool:

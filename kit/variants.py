@@ -220,12 +220,25 @@ def _transformer(path: Path) -> Transformer:
     )
 
 
+# What a text encoder's config may say beyond its sizes; another value would need another graph.
+_TEXT_SETTINGS: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "use_sliding_window": (False, None),
+}
+
+
 def _text_encoder(checkpoint: Path, family: Family) -> TextEncoder:
     path = checkpoint / "text_encoder" / "config.json"
     outer = _config(path)
     defaults = _MISTRAL_24B if family == "dev" else _QWEN3_4B
     config = outer.get("text_config", outer) if family == "dev" else outer
-    rope = config.get("rope_parameters") or {}
+    for key, allowed in _TEXT_SETTINGS.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise CheckpointError(f"{path}: {key} is {config[key]!r}; the graph is written for {allowed[0]!r}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise CheckpointError(f"{path}: rope_type {rope.get('rope_type', rope.get('type'))!r} is not supported")
     heads = _take(config, "num_attention_heads", path)
     hidden = _take(config, "hidden_size", path)
     return TextEncoder(

@@ -111,6 +111,26 @@ def test_a_broken_config_is_named(
         Variant.of(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; the graph is written for 'silu'"),
+        ({"attention_bias": True}, "attention_bias is True; the graph is written for False"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type 'yarn' is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None}, "rope_type 'linear' is not"),
+    ],
+)
+def test_a_text_encoder_that_needs_another_graph_is_refused(
+    changes: dict[str, object], message: str, tmp_path: Path, checkpoint_of: ByFamily
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_of("klein"), folder)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=message):
+        Variant.of(folder)
+
+
 def test_parts_of_different_variants_are_refused(tmp_path: Path, checkpoint_of: ByFamily) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of("klein"), folder)

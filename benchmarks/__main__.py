@@ -1,0 +1,42 @@
+"""Command line: python -m benchmarks export. Each benchmark prints a table, or one JSON object with --json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import export_cost
+from kit.cli import report
+
+BENCHMARKS = {"export": export_cost}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="name")
+    for name, module in BENCHMARKS.items():
+        command = commands.add_parser(
+            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        command.add_argument("--save", type=Path, metavar="FILE", help="also write the JSON here")
+        command.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
+    args = parser.parse_args(argv)
+    return report(lambda: _run(args), args.json)
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    module = BENCHMARKS[args.name]
+    facts: dict[str, Any] = module.run(args) | {"command": f"python -m benchmarks {' '.join(sys.argv[1:])}"}
+    if args.save is not None:
+        args.save.write_text(json.dumps(facts, indent=1) + "\n")
+    if not args.json:
+        print(module.table(facts))
+    return facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())
