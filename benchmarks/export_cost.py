@@ -145,12 +145,13 @@ def _header_bytes(path: Path) -> int:
 
 
 def _new_bytes(folder: Path) -> int:
-    """Count the bytes of files that are not hard links to something outside the folder."""
-    names: dict[int, int] = {}
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    for path in paths:
-        names[path.stat().st_ino] = names.get(path.stat().st_ino, 0) + 1
-    return sum(path.stat().st_size for path in paths if path.stat().st_nlink == names[path.stat().st_ino])
+    """Count the bytes of files that are not hard links to something outside the folder, each file once."""
+    links: dict[int, int] = {}
+    files = {path.stat().st_ino: path.stat() for path in folder.rglob("*") if path.is_file()}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            links[path.stat().st_ino] = links.get(path.stat().st_ino, 0) + 1
+    return sum(stat.st_size for inode, stat in files.items() if stat.st_nlink == links[inode])
 
 
 def _remove(*folders: Path) -> None:

@@ -1,4 +1,4 @@
-"""Command line: `python -m export onnx CHECKPOINT --out DIR`."""
+"""Command line: python -m export onnx | lint."""
 
 from __future__ import annotations
 
@@ -8,26 +8,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from export.operators import VERSIONS, parse_versions
 from kit.cli import report
-from kit.errors import UsageError
+from kit.errors import CheckFailed, UsageError
 from kit.ports import PARTS, Compute, PartName
+
+CHECKPOINT_HELP = "a folder in diffusers layout, a hub id, a variant, `sample`, or a single file with --config"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, export, report; returns the exit code."""
+    """Parse, run, report; returns the exit code."""
     args = parser().parse_args(argv)
-    return report(lambda: _onnx(args), args.json)
+    return report(lambda: args.step(args), args.json)
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     top = argparse.ArgumentParser(prog="python -m export", description="checkpoint -> ONNX, without loading a weight")
-    onnx = top.add_subparsers(dest="command", required=True).add_parser("onnx", help="export a checkpoint to ONNX")
-    onnx.add_argument(
-        "checkpoint",
-        help="a folder in diffusers layout, a hub id, a variant, `sample`, or a single file with --config",
-    )
+    commands = top.add_subparsers(dest="command", required=True)
+    onnx = commands.add_parser("onnx", help="export a checkpoint to ONNX")
+    onnx.add_argument("checkpoint", help=CHECKPOINT_HELP)
     onnx.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
+    add_onnx_options(onnx)
+    onnx.set_defaults(step=_onnx)
+    lint = commands.add_parser("lint", help="check every node of an artifact against TensorRT's operator table")
+    lint.add_argument("artifact", type=Path, metavar="DIR")
+    lint.add_argument(
+        "--tensorrt",
+        default=",".join(VERSIONS),
+        metavar="VERSIONS",
+        help="comma-separated; default: %(default)s",
+    )
+    lint.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    lint.set_defaults(step=_lint)
+    return top
+
+
+def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
+    """Add what `export onnx` takes beside the checkpoint and the place of the artifact."""
     onnx.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="default: %(default)s")
     onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="what the graphs compute in")
     onnx.add_argument(
@@ -49,7 +67,6 @@ def parser() -> argparse.ArgumentParser:
         help="merge an adapter into the transformer; may be given several times, weight 1 by default",
     )
     onnx.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    return top
 
 
 def parse_parts(text: str) -> tuple[PartName, ...]:
@@ -94,6 +111,26 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
     state = "up to date" if made.up_to_date else f"exported in {made.seconds:.1f} s"
     print(f"{made.out}: {made.variant}, {state}")
     return made.facts()
+
+
+def run_onnx(args: argparse.Namespace) -> int:
+    """Export with arguments that another command line has parsed; returns the exit code."""
+    args.out = Path(args.out)
+    return report(lambda: _onnx(args), args.json)
+
+
+def _lint(args: argparse.Namespace) -> dict[str, Any]:
+    from export.lint import lint
+
+    findings, nodes = lint(args.artifact, parse_versions(args.tensorrt))
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    for part, count in nodes.items():
+        mine = sum(finding.graph == part for finding in findings)
+        print(f"{part:<13} {count:>5} nodes  {f'{mine} findings' if mine else 'accepted'}")
+    if findings:
+        raise CheckFailed(f"{args.artifact}: TensorRT would refuse {len(findings)} nodes; the lines above say which")
+    return {"artifact": str(args.artifact), "nodes": nodes, "tensorrt": args.tensorrt.split(",")}
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ _MISTRAL_TEMPLATE = (
 )
 
 
+DEV_SHARPNESS = 3.0  # on queries and keys
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Sizes and choices of one tiny pipeline."""
@@ -184,6 +187,10 @@ def _transformer(tiny: Tiny) -> torch.nn.Module:
                 parameter.mul_(tiny.gain)
             else:
                 parameter.uniform_(0.5, 1.5)  # norm weights: all ones would hide a swap
+        if tiny.family == "dev":  # its system message drowns the prompt unless attention is sharp
+            for name, parameter in transformer.named_parameters():
+                if parameter.ndim == 1 and ".attn.norm_" in name:
+                    parameter.mul_(DEV_SHARPNESS)
     return transformer
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.__main__ import main
+from export.artifact import ExportConfig, export
 from export.lint import lint, lint_model
 from export.operators import TensorRT, parse_versions, release, table
 from kit.errors import UsageError
@@ -254,3 +258,21 @@ def test_versions_are_read_and_unknown_ones_refused() -> None:
     assert release("11.x") == (11, 0)
     with pytest.raises(UsageError, match="unknown TensorRT version '9.0'; there are: 10.13, 10.16, 11.x"):
         parse_versions("9.0")
+
+
+def test_the_command_accepts_an_exported_artifact(artifact_of: ByFamily, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", str(artifact_of("klein")), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["tensorrt"] == ["10.13", "10.16", "11.x"]
+    assert facts["nodes"]["transformer"] > 100
+
+
+def test_the_command_names_what_would_be_refused(
+    checkpoint_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), attention="op"))
+    assert main(["lint", str(tmp_path / "a"), "--tensorrt", "10.13"]) == 1
+    captured = capsys.readouterr()
+    assert "(Attention): the operator came with TensorRT 10.14; export with --attention matmul" in captured.err
+    assert main(["lint", str(tmp_path / "a"), "--tensorrt", "10.16,11.x"]) == 0
+    assert main(["lint", str(tmp_path / "a"), "--tensorrt", "12"]) == 2

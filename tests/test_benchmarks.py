@@ -1,0 +1,74 @@
+"""What the benchmarks measure with, on small things."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import export_cost, machine, residency, sparse
+from kit.tensors import read_folder, read_header
+from kit.variants import VARIANTS, Variant
+
+
+def test_a_sparse_file_has_true_shapes_and_takes_no_disk(tmp_path: Path) -> None:
+    path = sparse.write_sparse({"a": (1024, 1024, 16), "b": (3,)}, tmp_path / "model.safetensors")
+    stored = read_header(path)
+    assert {name: tensor.shape for name, tensor in stored.items()} == {"a": (1024, 1024, 16), "b": (3,)}
+    assert path.stat().st_size > 33_000_000
+    assert path.stat().st_blocks * 512 < 100_000
+
+
+def test_shards_are_cut_where_the_limit_is_and_have_an_index(tmp_path: Path) -> None:
+    shapes: sparse.Shapes = {name: (10,) for name in "abcde"}
+    paths = sparse.write_shards(shapes, tmp_path, "model", shard_bytes=40)
+    assert [path.name for path in paths] == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert set(read_folder(tmp_path)) == set(shapes)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_sparse_checkpoint_is_read_as_its_variant(name: str, tmp_path: Path) -> None:
+    folder = sparse.write(VARIANTS[name], tmp_path / name)
+    assert Variant.of(folder) == VARIANTS[name]
+    parameters = sum(t.nbytes // 2 for t in read_folder(folder / "transformer").values())
+    published = {"dev": 32_223_281_152, "klein-4b": 3_875_544_576, "klein-9b": 9_078_581_248}
+    assert parameters == published.get(name, parameters)
+    used = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    assert used < 5_000_000
+
+
+def test_residency_sees_what_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(1 << 20))
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    residency.drop(path)
+    before = residency.resident_bytes(path)
+    path.read_bytes()
+    assert residency.resident_bytes(path) == 1 << 20
+    assert before < 1 << 20
+
+
+def test_new_bytes_are_those_that_are_no_links(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"0" * 1000)
+    out = tmp_path / "out"
+    out.mkdir()
+    os.link(tmp_path / "weights", out / "linked")
+    (out / "graph").write_bytes(b"0" * 30)
+    os.link(out / "graph", out / "again")
+    assert export_cost._new_bytes(out) == 30
+
+
+def test_a_result_stands_beside_machine_versions_commit_and_date() -> None:
+    facts = machine.describe()
+    assert set(facts) == {"cpu", "cores", "memory_gb", "system", "versions", "commit", "date"}
+    assert "torch" in facts["versions"]
+    assert json.dumps(facts)
+
+
+def test_a_hole_reads_as_zeros(tmp_path: Path) -> None:
+    path = sparse.write_sparse({"a": (8,)}, tmp_path / "model.safetensors")
+    tensor = read_header(path)["a"]
+    assert path.read_bytes()[tensor.offset : tensor.offset + tensor.nbytes] == bytes(16)
