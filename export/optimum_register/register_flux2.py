@@ -1,0 +1,36 @@
+"""Registers `optimum-cli export flux2 CHECKPOINT OUT`: the exporter of this kit where users of optimum look for one.
+
+optimum imports every file of the namespace optimum.commands.register when it starts, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+
+class Flux2ExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum has no type information
+    """`python -m export onnx` with optimum's order of arguments."""
+
+    COMMAND = CommandInfo(name="flux2", help="Export a FLUX.2 checkpoint to ONNX without loading its weights.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        from export.__main__ import add_onnx_options
+
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what `python -m export onnx` takes")
+        parser.add_argument("out", metavar="OUT", help="folder of the artifact")
+        add_onnx_options(parser)
+
+    def run(self) -> None:
+        from export.__main__ import run_onnx
+
+        arguments: Namespace = self.args
+        sys.exit(run_onnx(arguments))
+
+
+REGISTER_COMMANDS: list[tuple[type[Any], type[Any]]] = [(Flux2ExportCommand, ExportCommand)]
