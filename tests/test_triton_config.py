@@ -20,7 +20,7 @@ EXPECTED = Path(__file__).parent / "expected"
 
 def settings(name: str) -> Settings:
     variant = VARIANTS[name]
-    parts = {part: ports(part, variant, "fp32") for part in ("text_encoder", "transformer", "vae_decoder")}  # type: ignore[arg-type]
+    parts = {part: ports(part, variant, "fp32") for part in ("text_encoder", "transformer", "vae_decoder")}
     return Settings(variant, "fp32", Limits(), Tuning(), parts)  # type: ignore[arg-type]
 
 
