@@ -12,6 +12,7 @@ from export import derived
 from export.derived import Derived
 from export.parts import MODULE, PARTS, is_unneeded, source_names
 from export.single_file import FP8, Weights, read_single_file
+from export.tied_heads import restore_embedding
 from kit.errors import CheckpointError
 from kit.ports import PartName
 from kit.tensors import StoredTensor, read_folder
@@ -65,6 +66,8 @@ def find(
     folder = single_file or checkpoint / PARTS[part].folder
     read = read_single_file(PARTS[part].folder, folder, variant) if single_file else Weights(read_folder(folder))
     stored = read.tensors
+    if part == "text_encoder":
+        stored = restore_embedding(stored, checkpoint / PARTS[part].folder / "config.json")
     names = source_names(part, stored)
     found: dict[str, StoredTensor] = {}
     for name, shape in shapes.items():

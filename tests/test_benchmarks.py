@@ -22,7 +22,7 @@ def test_a_sparse_file_has_true_shapes_and_takes_no_disk(tmp_path: Path) -> None
 
 
 def test_shards_are_cut_where_the_limit_is_and_have_an_index(tmp_path: Path) -> None:
-    shapes: sparse.Shapes = {name: (10,) for name in "abcde"}
+    shapes: sparse.Shapes = dict.fromkeys("abcde", (10,))
     paths = sparse.write_shards(shapes, tmp_path, "model", shard_bytes=40)
     assert [path.name for path in paths] == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     assert set(read_folder(tmp_path)) == set(shapes)

@@ -1,0 +1,180 @@
+"""Train, measure and judge the sample checkpoint: ``python -m benchmarks.sample train | loras | evaluate | judge``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .recipe import Recipe
+
+HOME = Path("kit/sample")
+RESULTS = Path("benchmarks/results")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line; defaults come from the recipe."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    recipe = Recipe()
+
+    def command(name: str, says: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=says, description=says)
+        made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+        return made
+
+    for name, says in (
+        ("train", "train the checkpoint and its LoRAs from nothing; goes on where it was interrupted"),
+        ("loras", "train the LoRAs alone, on a checkpoint that is there"),
+    ):
+        made = command(name, says)
+        made.add_argument(
+            "--work", type=Path, default=Path("build/sample"), help="where checkpoints of the training lie"
+        )
+        made.add_argument("--out", type=Path, default=HOME, help="gets checkpoint/, loras/ and digests.json")
+        made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="picture of the losses")
+        made.add_argument("--record", type=Path, default=RESULTS / "sample_training.json", help="times of the stages")
+        made.add_argument("--seed", type=int, default=recipe.seed)
+    made = command("evaluate", "make pictures of held-out prompts and judge them; exit 1 when a target is missed")
+    made.add_argument("--sample", type=Path, default=HOME, help="folder with checkpoint/ and loras/")
+    made.add_argument("--out", type=Path, default=RESULTS / "sample_quality.json")
+    made.add_argument("--prompts", type=int, default=300)
+    made = command("judge", "say what the judge sees in a picture; with --prompt, exit 1 when it is not what was asked")
+    made.add_argument("picture", type=Path)
+    made.add_argument("--prompt", help="a sentence of the sample's grammar")
+    return top
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then when piped."""
+
+    def __init__(self) -> None:
+        self.started, self.said, self.stage, self.first = time.monotonic(), 0.0, "", 0
+
+    def __call__(self, stage: str, step: int, steps: int, loss: float) -> None:
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if stage != self.stage:
+            self.stage, self.started, self.first = stage, now, step - 1
+        if step < steps and now - self.said < (0.5 if terminal else 15):
+            return
+        self.said = now
+        left = (now - self.started) / max(1, step - self.first) * (steps - step)
+        said = f"{stage:>13} {step:>5}/{steps} loss {loss:.4f} {left:4.0f} s left"
+        if terminal:
+            bar = "#" * (20 * step // steps)
+            print(f"\r{said} [{bar:<20}]", end="\n" if step == steps else "", file=sys.stderr, flush=True)
+        else:
+            print(said, file=sys.stderr, flush=True)
+
+
+def circumstances(argv: Sequence[str]) -> dict[str, Any]:
+    """Tell what a number needs beside it: the command, the machine, the versions, the date."""
+    import os
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("torch", "diffusers", "transformers", "peft", "numpy")
+    return {
+        "command": " ".join(["python -m benchmarks.sample", *argv]),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{names[0] if names else platform.machine()}{' with avx512_bf16' if 'avx512_bf16' in flags else ''}"
+
+
+def train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Run ``train`` or ``loras``."""
+    from . import training
+    from .curve import write_curve
+
+    recipe, progress = replace(Recipe(), seed=options.seed), Progress()
+    checkpoint = options.out / "checkpoint"
+    runs = []
+    if options.command == "train":
+        runs += training.train_checkpoint(recipe, options.work, checkpoint, progress)
+    runs += training.train_loras(recipe, options.work, checkpoint, options.out / "loras", progress)
+    (options.out / "digests.json").write_text(json.dumps(training.digests(options.out), indent=1) + "\n")
+    facts = {"bytes": training.check_sizes(options.out), "stages": training.times(runs)} | circumstances(argv)
+    if options.command == "train":
+        write_curve({run.name: run.losses for run in runs}, options.curve)
+        options.record.parent.mkdir(parents=True, exist_ok=True)
+        options.record.write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def evaluate(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Run ``evaluate``."""
+    from .denoiser_training import training_scenes
+    from .evaluate import evaluate as measure
+
+    recipe = Recipe()
+    trained = training_scenes(recipe.scenes, recipe.seed + 20)
+    started = time.monotonic()
+    found = measure(options.sample / "checkpoint", options.sample / "loras", trained, options.prompts)
+    found |= {"seconds": round(time.monotonic() - started, 1)} | circumstances(argv)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def judge(options: argparse.Namespace) -> dict[str, Any]:
+    """Run ``judge``."""
+    from dataclasses import asdict
+
+    import numpy as np
+    from PIL import Image
+
+    from .judge import read
+    from .score import perfect, score
+    from .world import parse
+
+    scene = parse(options.prompt) if options.prompt else None
+    reading = read(np.asarray(Image.open(options.picture).convert("RGB")))
+    found = asdict(reading)
+    if scene is not None:
+        found["passed"] = perfect(score(scene, reading))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return 0 when done, 1 when a target is missed, 2 for wrong use or bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser().parse_args(argv)
+    try:
+        if options.command == "judge":
+            found = judge(options)
+        elif options.command == "evaluate":
+            found = evaluate(options, argv)
+        else:
+            found = train(options, argv)
+    except (OSError, ValueError) as problem:
+        print(f"{options.command}: {problem}", file=sys.stderr)
+        return 2
+    print(json.dumps(found) if options.json else json.dumps(found, indent=1))
+    return 0 if found.get("passed", True) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

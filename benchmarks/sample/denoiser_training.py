@@ -1,0 +1,107 @@
+"""Train the transformer by flow matching, at the noise levels that four steps of the pipeline visit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+from torch.nn import functional
+
+from .attention import plain_attention
+from .latents import Examples
+from .models import build_scheduler, half
+from .recipe import Recipe
+from .trainer import Report, Run, train
+from .world import Scene, random_scene
+
+STEPS = 4
+
+
+def training_scenes(count: int, seed: int) -> list[Scene]:
+    """Return random scenes without the unseen shapes and the held-out words."""
+    rng = random.Random(seed)
+    return [random_scene(rng) for _ in range(count)]
+
+
+def pipeline_sigmas(image_tokens: int) -> Tensor:
+    """Return the noise levels at which the pipeline calls the transformer in four steps, from 1 down."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=compute_empirical_mu(image_tokens, STEPS))
+    return torch.as_tensor(scheduler.sigmas[:-1], dtype=torch.float32)
+
+
+def noise_levels(batch: int, sigmas: Tensor, own: float, generator: torch.Generator) -> Tensor:
+    """Draw a share ``own`` of the levels from the pipeline's four, the rest anywhere, shifted to the noisy side."""
+    named = sigmas[torch.randint(len(sigmas), (batch,), generator=generator)]
+    even = torch.rand(batch, generator=generator)
+    anywhere = 3 * even / (1 + 2 * even)
+    return torch.where(torch.rand(batch, generator=generator) < own, named, anywhere)
+
+
+def flow_loss(
+    transformer: Flux2Transformer2DModel,
+    data: Examples,
+    rows: Tensor,
+    sigmas: Tensor,
+    generator: torch.Generator,
+    own: float = 0.8,
+) -> Tensor:
+    """Return the mean squared error of the velocity ``noise - x0`` at ``x = (1 - s) x0 + s noise``."""
+    where = data.tokens.device
+    clean = data.tokens[rows]  # [B, S, 128]
+    noise = torch.randn(clean.shape, generator=generator).to(where)
+    level = noise_levels(len(rows), sigmas, own, generator).to(where)
+    mixed = torch.lerp(clean, noise, level[:, None, None])
+    with half(), plain_attention():
+        velocity = transformer(
+            hidden_states=mixed,
+            encoder_hidden_states=data.features[rows].float(),
+            timestep=level,
+            img_ids=data.image_ids,
+            txt_ids=data.text_ids,
+        ).sample
+    return functional.mse_loss(velocity.float(), noise - clean)
+
+
+def train_denoiser(
+    transformer: Flux2Transformer2DModel,
+    trembling: Examples,
+    settled: Examples,
+    recipe: Recipe,
+    folder: Path,
+    report: Report | None = None,
+) -> list[Run]:
+    """Train the transformer in four stages: two on trembling drawings, two on settled ones.
+
+    Where a prompt leaves a thing's place open by two pixels, four steps of sampling paint the mean of all places, a
+    blur. The tremble teaches early that places vary; sharp edges need pictures that the prompt decides.
+    """
+    sigmas = pipeline_sigmas(settled.tokens.shape[1])
+    transformer.train()
+    runs = []
+    stages = (
+        ("denoiser", recipe.denoiser, trembling),
+        ("denoiser_long", recipe.denoiser_long, trembling),
+        ("denoiser_settle", recipe.denoiser_settle, settled),
+        ("denoiser_finish", recipe.denoiser_finish, settled),
+    )
+    for index, ((name, stage, examples), share) in enumerate(zip(stages, recipe.own_levels, strict=True)):
+
+        def loss_at(
+            step: int,
+            generator: torch.Generator,
+            batch: int = stage.batch,
+            data: Examples = examples,
+            own: float = share,
+        ) -> Tensor:
+            rows = torch.randint(len(data.tokens), (batch,), generator=generator)
+            return flow_loss(transformer, data, rows, sigmas, generator, own)
+
+        runs.append(train(name, stage, transformer, loss_at, folder, recipe.seed + 2 + index, report))
+    transformer.eval()
+    return runs

@@ -1,0 +1,186 @@
+"""Read a picture of the sample's world: which shapes, colours, sizes and positions, which background and word.
+
+Classical vision on a known world: every pixel goes to the nearest named colour, connected pixels of one colour make a
+thing, its outline filled and scaled to a small square is compared with every shape drawn so, and each letter's cell is
+compared with the whole font. No learning, no network, and nothing but numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .draw import Style, coverage, ink, letter_cell
+from .font import GLYPHS
+from .world import BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, SIZES, UNSEEN_SHAPES, WORD_ROW
+
+FIELD = WORD_ROW * CELL  # rows above the word, where things stand
+SMALLEST = 40  # pixels; less is dirt
+GRID = 24  # side of the square in which shapes are compared
+READABLE = 0.6  # least correlation of a letter's cell with its glyph
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing that the judge sees."""
+
+    shape: str
+    colour: str
+    size: str
+    style: Style
+    centre: tuple[float, float]  # x, y in pixels
+    likeness: float  # 1 for a perfect drawing
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge sees in a picture."""
+
+    things: tuple[Seen, ...]
+    background: str
+    word: str
+
+
+def nearest(picture: NDArray[np.uint8], names: dict[str, tuple[int, int, int]]) -> NDArray[np.int_]:
+    """Return the number of the nearest named colour of each pixel."""
+    palette = np.array(list(names.values()), dtype=np.float64)
+    distance = ((picture[..., None, :].astype(np.float64) - palette) ** 2).sum(-1)
+    return np.asarray(distance.argmin(-1))
+
+
+def components(mask: Mask) -> list[Mask]:
+    """Split a mask into its connected pieces, the largest first; corners connect."""
+    pieces, left = [], mask.copy()
+    while left.any():
+        y, x = np.unravel_index(left.argmax(), left.shape)
+        piece, front = np.zeros_like(left), [(int(y), int(x))]
+        left[y, x] = False
+        while front:
+            row, column = front.pop()
+            piece[row, column] = True
+            for j in range(max(0, row - 1), min(left.shape[0], row + 2)):
+                for i in range(max(0, column - 1), min(left.shape[1], column + 2)):
+                    if left[j, i]:
+                        left[j, i] = False
+                        front.append((j, i))
+        pieces.append(piece)
+    return sorted(pieces, key=lambda piece: -int(piece.sum()))
+
+
+def filled(mask: Mask) -> Mask:
+    """Close the holes of a mask: whatever the outside cannot reach."""
+    open_ground = ~np.pad(mask, 1)
+    reached = np.zeros_like(open_ground)
+    reached[0] = True
+    while True:  # spread along rows and columns until nothing changes
+        grown = reached.copy()
+        grown[1:] |= reached[:-1]
+        grown[:-1] |= reached[1:]
+        grown[:, 1:] |= reached[:, :-1]
+        grown[:, :-1] |= reached[:, 1:]
+        grown &= open_ground
+        if (grown == reached).all():
+            return ~reached[1:-1, 1:-1]
+        reached = grown
+
+
+def scaled(mask: Mask) -> NDArray[np.float64]:
+    """Return the mask's bounding box scaled to [GRID, GRID], and so made free of place and size."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
+    for axis in (0, 1):
+        at = (np.arange(GRID * 4) + 0.5) * box.shape[axis] / (GRID * 4)
+        box = np.take(box, at.astype(int), axis=axis)
+    return np.asarray(box.reshape(GRID, 4, GRID, 4).mean(axis=(1, 3)))
+
+
+@cache
+def shape_views() -> tuple[tuple[str, str, int, NDArray[np.float64]], ...]:
+    """Return every shape at every size as the judge sees it: shape, size, height in pixels, scaled mask."""
+    views = []
+    for shape in SHAPES + UNSEEN_SHAPES:
+        for size, radius in SIZES.items():
+            mask = coverage(shape, (SIDE / 2, SIDE / 2), radius, "filled") > 0.5
+            views.append((shape, size, int(mask.any(1).sum()), scaled(mask)))
+    return tuple(views)
+
+
+def see_thing(mask: Mask, colour: str) -> Seen:
+    """Name the shape, size and style of one connected mask."""
+    body = filled(mask)
+    rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+    view = scaled(body)
+    height, width = len(rows), len(columns)
+    best, likeness = ("", ""), -1.0
+    for shape, size, tall, known in shape_views():
+        alike = np.minimum(view, known).sum() / np.maximum(view, known).sum()
+        alike -= 0.02 * max(0, abs(height - tall) - 1)  # one pixel of difference costs nothing
+        if alike > likeness:
+            best, likeness = (shape, size), float(alike)
+    style: Style = "outlined" if mask.sum() < 0.8 * body.sum() else "filled"
+    centre = (columns[0] + (width - 1) / 2, rows[0] + (height - 1) / 2)
+    return Seen(best[0], colour, best[1], style, (float(centre[0]), float(centre[1])), round(likeness, 3))
+
+
+def see_things(picture: NDArray[np.uint8], background: str) -> tuple[Seen, ...]:
+    """Find the things above the word's row, the most telling first."""
+    palette = {background: BACKGROUNDS[background]} | COLOURS
+    names = list(palette)
+    field = picture[:FIELD].astype(np.float64)
+    number = nearest(picture[:FIELD], palette)
+    # an edge pixel mixes two colours and may pass for a third: keep what lies near its name
+    true = np.linalg.norm(field - np.array(list(palette.values()))[number], axis=-1) < 90
+    found = []
+    for index, name in enumerate(names[1:], start=1):
+        for mask in components((number == index) & true):
+            if mask.sum() >= SMALLEST / 2 and filled(mask).sum() >= SMALLEST and _thick(mask):
+                found.append(see_thing(mask, name))
+    return tuple(sorted(found, key=lambda seen: -seen.likeness))
+
+
+def _thick(mask: Mask) -> bool:
+    """Tell a thing from a fringe of mixed colours: somewhere two by two pixels are solid, many times over."""
+    return int((mask[1:, 1:] & mask[:-1, 1:] & mask[1:, :-1] & mask[:-1, :-1]).sum()) >= 6
+
+
+def see_word(picture: NDArray[np.uint8], background: str) -> str:
+    """Read the word's row, cell by cell; "?" is a cell with ink that is no letter."""
+    ground, letter_ink = np.array(BACKGROUNDS[background], float), np.array(ink(background), float)
+    line = picture[WORD_ROW * CELL :].astype(np.float64)
+    axis = letter_ink - ground
+    level = ((line - ground) @ axis) / (axis @ axis)  # 0 on the ground, 1 on ink; [CELL, SIDE]
+    word = ""
+    for column in range(SIDE // CELL):
+        cell = level[:, column * CELL : (column + 1) * CELL]
+        if np.clip(cell, 0, 1).sum() < 12:  # the thinnest letter has 36 pixels of ink
+            continue
+        scores = {letter: float((_unit(cell) * view).sum()) for letter, view in letter_views().items()}
+        letter = max(scores, key=scores.__getitem__)
+        word += letter if scores[letter] >= READABLE else "?"
+    return word
+
+
+def _unit(cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a cell without its mean, at length one."""
+    centred = cell - cell.mean()
+    return np.asarray(centred / max(1e-9, float(np.linalg.norm(centred))))
+
+
+@cache
+def letter_views() -> dict[str, NDArray[np.float64]]:
+    """Return each letter in its cell, without its mean, at length one."""
+    return {letter: _unit(letter_cell(letter).astype(np.float64)) for letter in GLYPHS}
+
+
+def read(picture: NDArray[np.uint8]) -> Reading:
+    """Read a picture [SIDE, SIDE, 3] of bytes; ValueError for another size."""
+    if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
+        raise ValueError(f"the judge reads {SIDE}x{SIDE} RGB bytes, not {picture.shape} of {picture.dtype}")
+    numbers = nearest(picture, BACKGROUNDS | COLOURS)
+    names = list(BACKGROUNDS)
+    background = names[int(np.bincount(numbers.ravel(), minlength=len(names))[: len(names)].argmax())]
+    return Reading(see_things(picture, background), background, see_word(picture, background))

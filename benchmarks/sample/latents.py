@@ -1,0 +1,75 @@
+"""Between pictures and what the transformer sees: latents in patches, normalised by statistics of the data."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+from .draw import Style, draw
+from .models import half
+from .text_training import encode
+from .vae_training import to_model
+from .world import Scene
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures and sentences as the transformer meets them in training."""
+
+    tokens: Tensor  # [N, S, 128] image tokens, normalised
+    features: Tensor  # [N, T, 3H] of the prompts
+    image_ids: Tensor  # [S, 4]
+    text_ids: Tensor  # [T, 4]
+
+
+@torch.no_grad()
+def patches(
+    vae: AutoencoderKLFlux2, scenes: list[Scene], tremble: int | None = None, style: Style = "filled"
+) -> Tensor:
+    """Draw and encode scenes to patchified latents [N, 128, h, w]; ``tremble`` seeds the hand, None holds it still."""
+    rng = None if tremble is None else random.Random(tremble)
+    where = next(vae.parameters()).device
+    made = []
+    for first in range(0, len(scenes), 64):
+        drawn = np.stack([draw(scene, rng, style) for scene in scenes[first : first + 64]])
+        with half():
+            latents = vae.encode(to_model(torch.from_numpy(drawn).permute(0, 3, 1, 2)).to(where)).latent_dist.mode()
+        made.append(Flux2KleinPipeline._patchify_latents(latents.float()))
+    return torch.cat(made)
+
+
+def set_statistics(vae: AutoencoderKLFlux2, latents: Tensor) -> None:
+    """Store mean and variance of each of the 128 channels where the pipeline looks for them."""
+    vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
+    vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
+
+
+def normalised(vae: AutoencoderKLFlux2, latents: Tensor) -> Tensor:
+    """Return image tokens [N, S, 128] of zero mean and unit variance."""
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+    packed: Tensor = Flux2KleinPipeline._pack_latents((latents - mean) / deviation)
+    return packed
+
+
+@torch.no_grad()
+def prompt_features(encoder: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene]) -> Tensor:
+    """Return the features [N, T, 3H] of the scenes' prompts, in half precision to save memory."""
+    prompts = [scene.prompt() for scene in scenes]
+    return torch.cat([encode(encoder, tokenizer, prompts[i : i + 64]).bfloat16() for i in range(0, len(prompts), 64)])
+
+
+def examples(vae: AutoencoderKLFlux2, features: Tensor, latents: Tensor) -> Examples:
+    """Pair prompt features with the image tokens of latents, and number both as the pipeline does."""
+    return Examples(
+        tokens=normalised(vae, latents),
+        features=features,
+        image_ids=Flux2KleinPipeline._prepare_latent_ids(latents[:1])[0],
+        text_ids=Flux2KleinPipeline._prepare_text_ids(features[:1])[0],
+    )

@@ -1,0 +1,92 @@
+"""Train the two LoRAs that ship with the sample: a shape it has never painted, and a style."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import Flux2KleinPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from .denoiser_training import flow_loss, pipeline_sigmas
+from .draw import Style
+from .latents import examples, patches, prompt_features
+from .models import device
+from .pipeline import load
+from .recipe import Recipe
+from .trainer import Report, Run, train
+from .world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
+
+STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
+TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_qkv_mlp_proj",
+    "attn.to_out",
+)
+
+
+def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
+    """Return what a LoRA learns from: stars among other things, or anything at all, to be drawn in outlines."""
+    rng = random.Random(seed)
+    if name == "outline":
+        return [random_scene(rng) for _ in range(count)]
+    scenes = []
+    for index in range(count):
+        scene = random_scene(rng)
+        if index % 4:  # three in four scenes hold a star, the rest remind of the other shapes
+            place = rng.randrange(len(scene.things))
+            things = [replace(t, shape=UNSEEN_SHAPES[0]) if i == place else t for i, t in enumerate(scene.things)]
+            scene = replace(scene, things=tuple(things))
+        scenes.append(scene)
+    assert all(thing.shape in SHAPES + UNSEEN_SHAPES for scene in scenes for thing in scene.things)
+    return scenes
+
+
+def train_lora(
+    name: str, checkpoint: Path, out: Path, recipe: Recipe, folder: Path, report: Report | None = None
+) -> Run:
+    """Train one LoRA on the checkpoint as shipped and save it as diffusers does, in bfloat16."""
+    if name not in STYLES:
+        raise ValueError(f"unknown LoRA {name!r}; there are: {', '.join(STYLES)}")
+    pipe = load(checkpoint)
+    scenes = lora_scenes(name, recipe.lora_scenes, recipe.seed + 40)
+    latents = patches(pipe.vae, scenes, style=STYLES[name])
+    data = examples(pipe.vae, prompt_features(pipe.text_encoder, pipe.tokenizer, scenes), latents)
+    transformer = pipe.transformer
+    transformer.requires_grad_(False)
+    torch.manual_seed(recipe.seed + 41)
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_rank,
+        init_lora_weights="gaussian",
+        target_modules=list(TARGETS),
+    )
+    transformer.add_adapter(config)
+    transformer.to(device())
+    sigmas = pipeline_sigmas(data.tokens.shape[1])
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(scenes), (recipe.lora.batch,), generator=generator)
+        return flow_loss(transformer, data, rows, sigmas, generator)
+
+    transformer.train()
+    run = train(f"lora_{name}", recipe.lora, transformer, loss_at, folder, recipe.seed, report)
+    layers = {key: value.bfloat16() for key, value in get_peft_model_state_dict(transformer).items()}
+    Flux2KleinPipeline.save_lora_weights(
+        out,
+        transformer_lora_layers=layers,
+        weight_name=f"{name}.safetensors",
+        safe_serialization=True,
+        transformer_lora_adapter_metadata=config.to_dict(),
+    )
+    return run

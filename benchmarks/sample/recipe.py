@@ -1,0 +1,58 @@
+"""Every size and number of the sample checkpoint and of its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: how many steps of how many examples, at which learning rate."""
+
+    steps: int
+    batch: int
+    rate: float
+    warmup: int = 100
+    average: float = 0.99  # decay of the moving average of the weights, which is what ships
+    horizon: int = 0  # step at which the rate would reach nothing, where that is not the last step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sample checkpoint: models, data and stages. Micro versions are made with ``dataclasses.replace``."""
+
+    seed: int = 3
+    text_tokens: int = 48  # tokenizer.model_max_length: the template takes 12, the longest sentence 31
+    # text encoder (Qwen3): the taps are 9, 18 and 27, so 28 layers
+    text_width: int = 64
+    text_hidden: int = 96
+    text_layers: int = 28
+    text_heads: int = 4
+    # picture encoder and decoder
+    vae_channels: tuple[int, ...] = (16, 32, 64, 64)
+    vae_groups: int = 8
+    # transformer
+    heads: int = 6
+    head_width: int = 32
+    double_blocks: int = 2
+    single_blocks: int = 4
+    # data
+    pictures: int = 8000  # crowded pieces for the picture encoder and decoder; an eighth as many whole pictures
+    crop: int = 64  # side of such a piece; whole pictures, half of them crowded, come last
+    latent_noise: float = 0.1  # of a latent channel's deviation: the decoder learns to forgive the denoiser
+    scenes: int = 10000  # for the transformer, drawn with a trembling hand
+    settled_scenes: int = 7000  # the first of them drawn again without tremble, for the last stages
+    # stages, in order
+    text: Stage = field(default=Stage(360, 48, 2e-3, horizon=600))
+    vae: Stage = field(default=Stage(600, 24, 3e-3, average=0.995, horizon=1600))
+    vae_whole: Stage = field(default=Stage(160, 8, 2e-3, warmup=20, horizon=400))
+    vae_polish: Stage = field(default=Stage(240, 8, 1.5e-3, warmup=20))
+    polish_noise: float = 0.2  # as latent_noise, for the decoder alone: as much as the denoiser errs
+    denoiser: Stage = field(default=Stage(533, 32, 2e-3, average=0.995, horizon=1200))
+    denoiser_long: Stage = field(default=Stage(452, 48, 3e-3, warmup=30, average=0.995, horizon=1250))
+    denoiser_settle: Stage = field(default=Stage(680, 32, 2.5e-3, warmup=30))
+    denoiser_finish: Stage = field(default=Stage(300, 32, 1.6e-3, warmup=15))
+    own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9)  # share of noise levels that are the pipeline's, in these four
+    lora: Stage = field(default=Stage(70, 32, 2e-3, warmup=10))
+    lora_rank: int = 8
+    lora_scenes: int = 700

@@ -1,0 +1,83 @@
+"""Compare what the judge reads with what a scene asks for."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from .judge import Reading, Seen
+from .world import ARRANGEMENTS, PLACES, SIDE, Scene, Thing
+
+NEAR = 12.0  # pixels from the asked centre within which one thing stands in its place
+
+
+@dataclass(frozen=True)
+class Score:
+    """How much of one scene a picture shows: counts, so that many add up."""
+
+    things: int
+    shapes: int
+    colours: int
+    sizes: int
+    exact: bool  # no thing is missing and none is too many
+    position: bool
+    background: bool
+    word: bool  # true also when no word was asked for and none is there
+
+
+def match(scene: Scene, reading: Reading) -> list[Seen | None]:
+    """Give each asked thing the seen one that suits best: by colour, by shape and by place, none twice."""
+    left = list(reading.things)
+    given: list[Seen | None] = []
+    for thing, centre in zip(scene.things, scene.centres(), strict=True):
+
+        def suits(seen: Seen, thing: Thing = thing, centre: tuple[int, int] = centre) -> float:
+            far = (seen.centre[0] - centre[0]) ** 2 + (seen.centre[1] - centre[1]) ** 2
+            return 2.0 * (seen.colour == thing.colour) + (seen.shape == thing.shape) - far / SIDE**2
+
+        best = max(left, key=suits, default=None)
+        if best is not None:
+            left.remove(best)
+        given.append(best)
+    return given
+
+
+def in_position(scene: Scene, seen: list[Seen | None]) -> bool:
+    """Tell whether the things stand as the sentence says: at a place, in a relation or in an order."""
+    spots = [one.centre for one in seen if one is not None]
+    if len(spots) < len(scene.things):
+        return False
+    if len(spots) == 1:
+        (x, y), (wanted_x, wanted_y) = spots[0], PLACES[scene.layout][0]
+        return max(abs(x - wanted_x), abs(y - wanted_y)) <= NEAR
+    vertical = scene.layout in ("above", "below", "in a column")
+    along = [spot[1 if vertical else 0] for spot in spots]
+    across = [spot[0 if vertical else 1] for spot in spots]
+    if scene.layout in ("right of", "below"):
+        along.reverse()
+    steps = [after - before for before, after in itertools.pairwise(along)]
+    apart = min(steps) > 2 * NEAR
+    aligned = max(across) - min(across) <= 2 * NEAR
+    return apart and aligned and (scene.layout not in ARRANGEMENTS or len(spots) == 3)
+
+
+def score(scene: Scene, reading: Reading) -> Score:
+    """Count what is right. A thing's shape counts only where the thing of that colour was found, and so on."""
+    seen = match(scene, reading)
+    pairs = [(thing, one) for thing, one in zip(scene.things, seen, strict=True) if one is not None]
+    return Score(
+        things=len(scene.things),
+        shapes=sum(thing.shape == one.shape for thing, one in pairs),
+        colours=sum(thing.colour == one.colour for thing, one in pairs),
+        sizes=sum(thing.size == one.size for thing, one in pairs),
+        exact=len(reading.things) == len(scene.things),
+        position=in_position(scene, seen) and all(thing.colour == one.colour for thing, one in pairs),
+        background=reading.background == scene.background,
+        word=reading.word == scene.word,
+    )
+
+
+def perfect(one: Score) -> bool:
+    """Tell whether a picture shows the whole scene and nothing else."""
+    counts = one.shapes == one.colours == one.sizes == one.things
+    return counts and one.exact and one.position and one.background and one.word

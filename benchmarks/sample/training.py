@@ -1,0 +1,117 @@
+"""Train the sample checkpoint from nothing, stage after stage; every stage goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .denoiser_training import train_denoiser, training_scenes
+from .latents import examples, normalised, patches, prompt_features, set_statistics
+from .loras import STYLES, train_lora
+from .models import build_text_encoder, build_transformer, build_vae, device
+from .pipeline import assemble, write
+from .recipe import Recipe
+from .text_training import train_text
+from .tokenizer import build_tokenizer
+from .trainer import Report, Run
+from .vae_training import polish_decoder, train_vae
+
+LIMIT = 16_000_000  # bytes that ship, checkpoint and LoRAs together
+LORA_LIMIT = 500_000
+
+
+def times(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """Return what each stage took and where it ended."""
+    return {
+        run.name: {
+            "steps": run.stage.steps,
+            "batch": run.stage.batch,
+            "seconds": round(run.seconds, 1),
+            "cpu_seconds": round(run.cpu_seconds, 1),
+            "mean_loss_of_last_20": round(sum(run.losses[-20:]) / len(run.losses[-20:]), 5),
+        }
+        for run in runs
+    }
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Bind a work folder to one recipe, so that no checkpoint of another is taken up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note, wanted = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
+    if note.exists() and note.read_text() != wanted:
+        raise ValueError(f"{folder} holds a training by another recipe ({note}); remove it or choose another --work")
+    note.write_text(wanted)
+
+
+def _cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Return a tensor from its file, or make it and keep it there."""
+    if not path.exists():
+        fresh = path.with_suffix(".part")
+        save_file({"made": make().contiguous()}, fresh)
+        os.replace(fresh, path)
+    kept: Tensor = next(iter(load_file(path).values()))
+    return kept
+
+
+def train_checkpoint(recipe: Recipe, work: Path, out: Path, report: Report | None = None) -> list[Run]:
+    """Train text encoder, picture codec and transformer, and write the pipeline to ``out`` when all is done."""
+    claim(work, recipe)
+    tokenizer = build_tokenizer(recipe.text_tokens)
+    encoder = build_text_encoder(recipe, len(tokenizer), tokenizer.pad_token_id).to(device())
+    runs = train_text(encoder, tokenizer, recipe, work, report)
+    vae = build_vae(recipe).to(device())
+    runs += train_vae(vae, recipe, work, report)
+    for part in (encoder, vae):  # the transformer learns from these parts as they ship
+        part.to(torch.bfloat16).to(torch.float32)
+    scenes = training_scenes(recipe.scenes, recipe.seed + 20)
+    latents = _cached(work / "latents.safetensors", lambda: patches(vae, scenes, recipe.seed + 21).cpu()).to(device())
+    set_statistics(vae, latents)
+    features = _cached(work / "features.safetensors", lambda: prompt_features(encoder, tokenizer, scenes).cpu())
+    trembling = examples(vae, features.to(device()), latents)
+    still = scenes[: recipe.settled_scenes]
+    latents = _cached(work / "settled.safetensors", lambda: patches(vae, still).cpu()).to(device())
+    settled = replace(trembling, tokens=normalised(vae, latents))
+    runs += polish_decoder(vae, recipe, work, report)
+    transformer = build_transformer(recipe).to(device())
+    runs += train_denoiser(transformer, trembling, settled, recipe, work, report)
+    fresh = out.with_name(f"{out.name}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write(assemble(vae, encoder, tokenizer, transformer), fresh)
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    return runs
+
+
+def train_loras(recipe: Recipe, work: Path, checkpoint: Path, out: Path, report: Report | None = None) -> list[Run]:
+    """Train every LoRA on the checkpoint as shipped."""
+    return [train_lora(name, checkpoint, out, recipe, work, report) for name in STYLES]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every shipped file that a model is loaded from, by its path in ``folder``."""
+    shipped = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".jinja"))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in shipped
+        if path.name != "digests.json"
+    }
+
+
+def check_sizes(folder: Path) -> int:
+    """Return the bytes that ship; ValueError when the checkpoint or a LoRA is too large."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if total > LIMIT:
+        raise ValueError(f"{folder} weighs {total} bytes, at most {LIMIT} may ship; make the recipe narrower")
+    for path in (folder / "loras").glob("*.safetensors"):
+        if path.stat().st_size > LORA_LIMIT:
+            raise ValueError(f"{path} weighs {path.stat().st_size} bytes, at most {LORA_LIMIT} may; lower lora_rank")
+    return total

@@ -1,0 +1,137 @@
+"""Train the picture encoder and decoder, with care for flat colours and for strokes two pixels thin."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from .draw import Style, coverage, draw, letter_cell
+from .models import LATENTS, half
+from .recipe import Recipe
+from .trainer import Report, Run, train
+from .world import ALPHABET, BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, UNSEEN_SHAPES, random_scene
+
+Pictures = Tensor  # [N, 3, H, W] uint8
+STYLES: tuple[Style, ...] = ("filled", "filled", "filled", "outlined")
+
+
+def crowd(rng: random.Random, side: int) -> NDArray[np.uint8]:
+    """Draw a crowded piece of picture: many shapes and letters, half of them in the world's colours, half in any.
+
+    The world's own pictures are nearly empty; a codec learns hues and strokes from them many times more slowly.
+    """
+
+    def colour(names: dict[str, tuple[int, int, int]]) -> tuple[int, ...]:
+        if rng.random() < 0.7:
+            return rng.choice(list(names.values()))
+        return tuple(rng.randint(0, 255) for _ in range(3))
+
+    picture = np.empty((side, side, 3))
+    picture[:] = colour(BACKGROUNDS)
+    for _ in range(rng.randint(2, 6)):
+        shape, style = rng.choice(SHAPES + UNSEEN_SHAPES), rng.choice(STYLES)
+        centre = (rng.uniform(0, side), rng.uniform(0, side))
+        alpha = coverage(shape, centre, rng.uniform(8, 20), style, side)[..., None]
+        picture = (1 - alpha) * picture + alpha * np.array(colour(COLOURS))
+    for _ in range(rng.randint(0, 2)):
+        top, shade = CELL * rng.randrange(side // CELL), colour(BACKGROUNDS)
+        cells = rng.sample(range(side // CELL), rng.randint(1, side // CELL))
+        for left in (CELL * cell for cell in cells):
+            picture[top : top + CELL, left : left + CELL][letter_cell(rng.choice(ALPHABET))] = shade
+    return picture.round().astype(np.uint8)
+
+
+def crowds(count: int, side: int, seed: int) -> Pictures:
+    """Draw many crowded pieces."""
+    rng = random.Random(seed)
+    drawn = np.stack([crowd(rng, side) for _ in range(count)])
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
+
+
+def pictures(count: int, seed: int) -> Pictures:
+    """Draw random scenes of every shape, a quarter of them outlined: a codec should know more than the denoiser."""
+    rng = random.Random(seed)
+    drawn = [draw(random_scene(rng, SHAPES + UNSEEN_SHAPES), rng, rng.choice(STYLES)) for _ in range(count)]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_model(picture: Tensor) -> Tensor:
+    """Map bytes to the models' range, -1 to 1."""
+    return picture.float() / 127.5 - 1
+
+
+def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
+    """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows."""
+    smooth = functional.avg_pool2d(functional.pad(wanted, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    weight = 1 + 4 * (wanted - smooth).abs().amax(dim=1, keepdim=True)  # [B, 1, H, W]
+    difference = made - wanted
+    mean = functional.avg_pool2d(difference, 8)
+    fine = (weight * (difference.abs() + difference.square())).mean()
+    loss: Tensor = fine + 2 * mean.abs().mean() + 4 * mean.square().mean()
+    return loss
+
+
+def vae_loss(
+    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float, generator: torch.Generator, learn_code: bool = True
+) -> Tensor:
+    """Encode, disturb the latents a little, decode and compare; ``learn_code`` tells whether the encoder learns too."""
+    with half(), torch.set_grad_enabled(learn_code):
+        latents = vae.encode(wanted).latent_dist.mode()
+    latents = latents.float()
+    deviation = latents.detach().std(dim=(0, 2, 3), keepdim=True)
+    disturbed = latents + noise * deviation * torch.randn(latents.shape, generator=generator).to(latents.device)
+    with half():
+        made = vae.decode(disturbed).sample
+    size: Tensor = latents.square().mean()
+    return picture_loss(made.float(), wanted) + 1e-4 * size
+
+
+def train_vae(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
+    """Train on pieces, then on whole pictures; the encoder's variance, which nobody samples, is set to a constant."""
+    crowded = crowds(recipe.pictures, recipe.crop, recipe.seed + 10)
+    whole_seed, eighth = recipe.seed + 11, recipe.pictures // 8
+    drawn = torch.cat([pictures(eighth, whole_seed), crowds(eighth, SIDE, whole_seed)])
+    where = next(vae.parameters()).device
+
+    def pieces(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(crowded), (recipe.vae.batch,), generator=generator)
+        return vae_loss(vae, to_model(crowded[rows]).to(where), recipe.latent_noise, generator)
+
+    def whole(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(drawn), (recipe.vae_whole.batch,), generator=generator)
+        return vae_loss(vae, to_model(drawn[rows]).to(where), recipe.latent_noise, generator)
+
+    vae.train()
+    runs = [train("vae", recipe.vae, vae, pieces, folder, recipe.seed, report)]
+    runs.append(train("vae_whole", recipe.vae_whole, vae, whole, folder, recipe.seed + 1, report))
+    with torch.no_grad():
+        vae.quant_conv.weight[LATENTS:] = 0
+        vae.quant_conv.bias[LATENTS:] = -6
+    vae.eval()
+    return runs
+
+
+def polish_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
+    """Train the decoder alone, under stronger noise: the code, and so what the transformer learns, stays as it is."""
+    eighth, seed = recipe.pictures // 8, recipe.seed + 12
+    drawn = torch.cat([pictures(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
+    where = next(vae.parameters()).device
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(drawn), (recipe.vae_polish.batch,), generator=generator)
+        return vae_loss(vae, to_model(drawn[rows]).to(where), recipe.polish_noise, generator, learn_code=False)
+
+    vae.train()
+    run = train("vae_polish", recipe.vae_polish, vae, loss_at, folder, recipe.seed, report)
+    vae.eval().requires_grad_(True)
+    return [run]

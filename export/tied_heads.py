@@ -1,0 +1,31 @@
+"""Language models whose embedding is also their head: a file may hold the matrix under either name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from export.parts import EMBEDDING
+from kit.tensors import StoredTensor
+
+HEAD = "lm_head.weight"
+FIRST_NORM = "layers.0.input_layernorm.weight"
+
+
+def restore_embedding(stored: Mapping[str, StoredTensor], config: Path) -> Mapping[str, StoredTensor]:
+    """Put a tied head in the place of an embedding that is not there, as the class's own loader does.
+
+    A model whose config does not say that both are one matrix keeps its tensors; the embedding is then missing.
+    """
+    heads = [name for name in stored if name.endswith(HEAD)]
+    prefixes = [name.removesuffix(FIRST_NORM) for name in stored if name.endswith(FIRST_NORM)]
+    if any(name.endswith(EMBEDDING) for name in stored) or len(heads) != 1 or not prefixes or not _is_tied(config):
+        return stored
+    others = {name: tensor for name, tensor in stored.items() if name != heads[0]}
+    return {**others, prefixes[0] + EMBEDDING: stored[heads[0]]}
+
+
+def _is_tied(config: Path) -> bool:
+    raw = json.loads(config.read_text())
+    return bool(raw.get("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False)))
