@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     purpose and those of the file system become one line on stderr (and in the JSON); all others are bugs and keep
     their traceback.
     """
+    _hush_diffusers()
     try:
         facts = step()
     except Flux2Error as error:
@@ -36,3 +38,10 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     return code
+
+
+def _hush_diffusers() -> None:
+    """Keep diffusers from warning of two distributions in the namespace `optimum`: optimum itself, and this kit's command."""
+    logging.getLogger("diffusers.utils.import_utils").addFilter(
+        lambda record: "for package optimum" not in record.getMessage()
+    )

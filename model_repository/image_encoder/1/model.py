@@ -20,7 +20,9 @@ class TritonPythonModel:
         return [self._encode(request) for request in requests]
 
     def _encode(self, request: Any) -> Any:
-        pixels, name, seed = (triton_io.read(pb, request, port) for port in ("pixels", "checked_format", "checked_seed"))
+        pixels, name, seed = (
+            triton_io.read(pb, request, port) for port in ("pixels", "checked_format", "checked_seed")
+        )
         try:
             pictures = [encode(picture, check_format(name.flat[0])) for picture in pixels]
         except Flux2Error as error:
