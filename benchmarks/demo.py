@@ -10,15 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.artifact import ExportConfig, export
 from kit.artifact import verify
 from kit.checkpoint import resolve
 from kit.cli import report
-from serve.client import Client
-from serve.launch import Server
-from serve.repository import is_current, write_repository
-from serve.request import Limits
-from serve.settings import Tuning
 
 PROMPT = "a red circle left of a blue square on a white background"
 
@@ -36,6 +30,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> dict[str, Any]:
     """Export, write the deployment, serve it on loopback, ask once, save the picture; returns seconds by stage."""
+    from export.artifact import ExportConfig, export  # brings torch and diffusers
+    from serve.client import Client
+    from serve.launch import Server
+    from serve.repository import is_current, write_repository
+    from serve.request import Limits
+    from serve.settings import Tuning
+
     table: dict[str, float] = {}
 
     @contextmanager

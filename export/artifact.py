@@ -229,8 +229,9 @@ def _source(checkpoint: Path, config: ExportConfig) -> dict[str, Any]:
 
 
 def _stamps(bindings: Mapping[PartName, Binding]) -> dict[str, Any]:
-    """Note time stamps of the files from which weights were computed: nothing of those need be linked."""
+    """Note time stamps of the files from which weights were computed or scales read: none of those need be linked."""
     files = {tensor.source.file for binding in bindings.values() for tensor in binding.derived.values()}
+    files |= {scale.file for binding in bindings.values() for scale in binding.scales.values()}
     return {"computed_from": {file.name: file.stat().st_mtime_ns for file in sorted(files)}} if files else {}
 
 

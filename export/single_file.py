@@ -7,13 +7,14 @@ a wider type.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 
 from export.names import Target, bfl_linears, bfl_norms
+from export.values import read_all
 from kit.errors import CheckpointError
 from kit.tensors import StoredTensor, read_header
 from kit.variants import Transformer, Variant
@@ -60,11 +61,13 @@ def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transfor
                 f"{file}: {tensor.name!r} belongs to NVFP4, which cannot be exported; take the BF16 or FP8 file"
             )
         if word == "weight_scale" and module in scaled:
-            if prod(tensor.shape) != 1 or tensor.dtype != "F32":
+            if math.prod(tensor.shape) != 1 or tensor.dtype != "F32":
                 raise CheckpointError(
                     f"{file}: {tensor.name!r} is {tensor.dtype} of shape {list(tensor.shape)}; only FP8 with one F32 "
                     "scale per tensor can be exported"
                 )
+            if not 0 < (value := float(read_all(tensor).reshape(()))) < math.inf:
+                raise CheckpointError(f"{file}: {tensor.name!r} is {value}; a scale is a positive, finite number")
         elif word == "input_scale" and module in scaled:
             pass
         elif module in norms and word in ("scale", "weight"):

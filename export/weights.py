@@ -13,6 +13,7 @@ from export.derived import Derived
 from export.parts import MODULE, PARTS, is_unneeded, source_names
 from export.single_file import FP8, Weights, read_single_file
 from export.tied_heads import restore_embedding
+from export.values import read_all
 from kit.errors import CheckpointError
 from kit.ports import PartName
 from kit.tensors import StoredTensor, read_folder
@@ -37,7 +38,7 @@ class Binding:
     @property
     def files(self) -> list[Path]:
         """Return the files that hold at least one of them; a shard of upper layers alone is not needed."""
-        return sorted({tensor.file for tensor in (*self.tensors.values(), *self.scales.values())})
+        return sorted({tensor.file for tensor in self.tensors.values()})
 
     def settle(self, folder: Path) -> Binding:
         """Write what is derived to a file in `folder`, and return a binding that points at it."""
@@ -111,7 +112,8 @@ def attach(model: ir.Model, binding: Binding) -> None:
         del graph.initializers[name]
         graph.register_initializer(source)
         if stored_scale := binding.scales.get(name.removeprefix(MODULE)):
-            scale = _external(stored_scale)
+            scale = ir.Value(name=stored_scale.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(()))
+            scale.const_value = ir.tensor(read_all(stored_scale), name=stored_scale.name)  # four bytes, in the graph
             graph.register_initializer(scale)
             replacement = _dequantize(graph, source, scale, traced)
         else:

@@ -41,7 +41,7 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
 
 
 def _hush_diffusers() -> None:
-    """Keep diffusers from warning of two distributions in the namespace `optimum`: optimum itself, and this kit's command."""
+    """Keep diffusers from warning that optimum and this kit share the namespace `optimum`."""
     logging.getLogger("diffusers.utils.import_utils").addFilter(
         lambda record: "for package optimum" not in record.getMessage()
     )

@@ -31,11 +31,14 @@ class PromptEncoder:
     """
 
     def __init__(self, folder: Path, kind: Literal["qwen3", "mistral3"], text_tokens: int) -> None:
-        from transformers import AutoTokenizer
+        # the generic class: AutoTokenizer would bring torch along, two seconds of a server's start
+        from transformers import PreTrainedTokenizerFast
 
+        if not (folder / "tokenizer.json").is_file():
+            raise ArtifactError(f"{folder / 'tokenizer.json'}: missing; the checkpoint's tokenizer must have this form")
         self.kind = kind
         self.text_tokens = text_tokens
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         self.system_message = ""
         if kind == "mistral3":
             path = folder / "system_message.txt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,17 @@ def test_a_text_that_is_too_long_is_refused_by_its_tokens(artifact_of: ByFamily)
 def test_dev_needs_its_system_message(artifact_of: ByFamily) -> None:
     with pytest.raises(ArtifactError, match="system_message.txt: missing; the dev text encoder needs it"):
         PromptEncoder(artifact_of("klein") / "tokenizer", "mistral3", 512)
+
+
+def test_a_tokenizer_in_another_form_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="tokenizer.json: missing"):
+        PromptEncoder(tmp_path, "qwen3", 512)
+
+
+def test_a_tokenizer_does_not_bring_torch(artifact_of: ByFamily) -> None:
+    program = (
+        "import sys; from pathlib import Path; from serve.prompts import PromptEncoder;"
+        "PromptEncoder(Path(sys.argv[1]), 'qwen3', 512).encode('a fox'); print('torch' in sys.modules)"
+    )
+    argv = [sys.executable, "-c", program, str(artifact_of("klein") / "tokenizer")]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "False\n"

@@ -205,6 +205,12 @@ class TestTransformer:
                 r"'img_in.weight_scale' is F32 of shape \[64\]; only FP8 with one F32 scale per tensor",
             ),
             (
+                lambda s: s.update(
+                    {"img_in.weight": s["img_in.weight"].to(torch.float8_e4m3fn), "img_in.weight_scale": torch.zeros(1)}
+                ),
+                "'img_in.weight_scale' is 0.0; a scale is a positive, finite number",
+            ),
+            (
                 lambda s: s.update({"img_in.weight_scale_2": torch.ones(1)}),
                 "'img_in.weight_scale_2' belongs to NVFP4, which cannot be exported; take the BF16 or FP8 file",
             ),
