@@ -14,6 +14,7 @@ import pytest
 
 from export.artifact import ExportConfig, export
 from kit import tiny
+from kit.checkpoint import resolve
 from kit.variants import Family
 from serve.launch import Server
 from serve.repository import write_repository
@@ -45,6 +46,14 @@ def artifact_of(checkpoint_of: ByFamily, tmp_path_factory: pytest.TempPathFactor
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the checkpoint that ships with the kit once, all parts, fp32."""
+    out = tmp_path_factory.mktemp("artifacts") / "sample"
+    export(resolve("sample"), out, ExportConfig())
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,9 @@ def test_nodes_are_named_by_module_path_and_numbered() -> None:
     scope = {SCOPES: "['', 'model.blocks.0', 'model.blocks.0.norm', 'mul_1']"}
     first = ir.node("Mul", [x, x], metadata_props=scope)
     second = ir.node("Mul", [first.outputs[0], x], metadata_props=scope)
-    model = model_of([x], chain(first, second, ir.node("Neg", [second.outputs[0]])))
+    model = model_of(
+        [x], chain(first, second, ir.node("Neg", [second.outputs[0]], metadata_props={SCOPES: "['', 'neg']"}))
+    )
     assert name_nodes(model)
     assert [node.name for node in model.graph] == ["blocks.0.norm/Mul", "blocks.0.norm/Mul_2", "graph/Neg"]
     assert first.outputs[0].name == "blocks.0.norm/Mul:0"

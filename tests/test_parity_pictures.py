@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from kit.checkpoint import resolve
 from kit.variants import Family
 from serve.local import LocalPipeline
 from tests.conftest import ByFamily
@@ -97,3 +98,24 @@ def test_a_negative_prompt_steers_a_base_variant(artifact_of: ByFamily) -> None:
         ours(artifact_of("klein-base")).paint(fields | {"negative_prompt": n}).pixels for n in ("", "blue sky")
     )
     assert np.abs(plain.astype(int) - steered.astype(int)).mean() > 1
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(("width", "height"), [(128, 128), *SIZES])
+def test_the_sample_paints_what_diffusers_paints_of_it(
+    width: int, height: int, images: int, sample_artifact: Path
+) -> None:
+    prompt = "a red circle left of a blue square on a white background, with the word HELLO"
+    fields = {"prompt": prompt, "seed": 3, "steps": 4, "width": width, "height": height, "num_images": images}
+    pipeline = ours(sample_artifact)
+    theirs = paint_with_diffusers(
+        reference(resolve("sample"), "klein"),
+        "klein",
+        prompt,
+        3,
+        width=width,
+        height=height,
+        num_images_per_prompt=images,
+        max_sequence_length=pipeline.variant.text_tokens,
+    )
+    assert_same_pictures(pipeline.paint(fields).pixels, theirs)

@@ -62,7 +62,7 @@ def test_the_commands_of_the_readme_paint_a_picture(tmp_path: Path) -> None:
         if server is not None:
             server.send_signal(signal.SIGINT)
             server.communicate(timeout=30)
-    assert done == ["onnx", "repository", "run", "generate"]
+    assert done == ["onnx", "repository", "run", "generate", "lint"]
     assert decode((tmp_path / "mine.png").read_bytes()).ndim == 3
 
 
@@ -82,6 +82,8 @@ def test_every_folder_and_file_of_the_tree_exists() -> None:
             assert (README.parent / folder).is_dir(), folder
         for name in re.findall(r"\b[a-z_]+\.py\b", line):
             assert (README.parent / folder / name).is_file(), f"{folder}/{name}"
+        for name in re.findall(r"^  (\w+)/", line):
+            assert (README.parent / folder / name).is_dir(), f"{folder}/{name}"
 
 
 @pytest.mark.server

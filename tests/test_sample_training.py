@@ -42,6 +42,7 @@ MICRO = replace(
     denoiser_long=SHORT,
     denoiser_settle=SHORT,
     denoiser_finish=SHORT,
+    denoiser_last=SHORT,
     settled_scenes=4,
     lora=SHORT,
     lora_scenes=4,
@@ -178,6 +179,7 @@ def test_a_micro_training_writes_a_pipeline_that_paints_and_learns_a_lora(tmp_pa
         "denoiser_long",
         "denoiser_settle",
         "denoiser_finish",
+        "denoiser_last",
     ]
     assert [(run.name, len(run.losses)) for run in runs] == [(name, 2) for name in names]
     pipe = load(out / "checkpoint")

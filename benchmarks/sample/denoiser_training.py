@@ -76,7 +76,7 @@ def train_denoiser(
     folder: Path,
     report: Report | None = None,
 ) -> list[Run]:
-    """Train the transformer in four stages: two on trembling drawings, two on settled ones.
+    """Train the transformer in five stages: two on trembling drawings, three on settled ones.
 
     Where a prompt leaves a thing's place open by two pixels, four steps of sampling paint the mean of all places, a
     blur. The tremble teaches early that places vary; sharp edges need pictures that the prompt decides.
@@ -89,6 +89,7 @@ def train_denoiser(
         ("denoiser_long", recipe.denoiser_long, trembling),
         ("denoiser_settle", recipe.denoiser_settle, settled),
         ("denoiser_finish", recipe.denoiser_finish, settled),
+        ("denoiser_last", recipe.denoiser_last, settled),
     )
     for index, ((name, stage, examples), share) in enumerate(zip(stages, recipe.own_levels, strict=True)):
 

@@ -1,8 +1,8 @@
 """Read a picture of the sample's world: which shapes, colours, sizes and positions, which background and word.
 
 Classical vision on a known world: every pixel goes to the nearest named colour, connected pixels of one colour make a
-thing, its outline filled and scaled to a small square is compared with every shape drawn so, and each letter's cell is
-compared with the whole font. No learning, no network, and nothing but numpy.
+thing and are completed by pixels that mix its colour and the background, its outline filled is laid over every shape at
+every size, and each letter's cell is compared with the whole font. No learning, no network, and nothing but numpy.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .world import BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, SIZES, UNSEEN_SHAPE
 
 FIELD = WORD_ROW * CELL  # rows above the word, where things stand
 SMALLEST = 40  # pixels; less is dirt
-GRID = 24  # side of the square in which shapes are compared
+WINDOW = 48  # side of the square in which shapes are compared
 READABLE = 0.6  # least correlation of a letter's cell with its glyph
 Mask = NDArray[np.bool_]
+RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -88,42 +89,41 @@ def filled(mask: Mask) -> Mask:
         reached = grown
 
 
-def scaled(mask: Mask) -> NDArray[np.float64]:
-    """Return the mask's bounding box scaled to [GRID, GRID], and so made free of place and size."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
-    for axis in (0, 1):
-        at = (np.arange(GRID * 4) + 0.5) * box.shape[axis] / (GRID * 4)
-        box = np.take(box, at.astype(int), axis=axis)
-    return np.asarray(box.reshape(GRID, 4, GRID, 4).mean(axis=(1, 3)))
+def centred(mask: Mask, shift: tuple[int, int] = (0, 0)) -> Mask:
+    """Return the mask in a window [WINDOW, WINDOW] around its centre of gravity, moved by ``shift`` (y, x)."""
+    rows, columns = np.nonzero(mask)
+    top = round(float(rows.mean())) - WINDOW // 2 + shift[0]
+    left = round(float(columns.mean())) - WINDOW // 2 + shift[1]
+    window = np.zeros((WINDOW, WINDOW), dtype=bool)
+    rows, columns = rows - top, columns - left
+    within = (rows >= 0) & (rows < WINDOW) & (columns >= 0) & (columns < WINDOW)
+    window[rows[within], columns[within]] = True
+    return window
 
 
 @cache
-def shape_views() -> tuple[tuple[str, str, int, NDArray[np.float64]], ...]:
-    """Return every shape at every size as the judge sees it: shape, size, height in pixels, scaled mask."""
-    views = []
-    for shape in SHAPES + UNSEEN_SHAPES:
-        for size, radius in SIZES.items():
-            mask = coverage(shape, (SIDE / 2, SIDE / 2), radius, "filled") > 0.5
-            views.append((shape, size, int(mask.any(1).sum()), scaled(mask)))
-    return tuple(views)
+def shape_views() -> tuple[list[tuple[str, str]], Mask]:
+    """Return shape and size of every view, and the views [N, WINDOW, WINDOW]."""
+    names = [(shape, size) for shape in SHAPES + UNSEEN_SHAPES for size in SIZES]
+    middle = (SIDE / 2, SIDE / 2)
+    return names, np.stack([centred(coverage(shape, middle, SIZES[size], "filled") > 0.5) for shape, size in names])
 
 
 def see_thing(mask: Mask, colour: str) -> Seen:
-    """Name the shape, size and style of one connected mask."""
+    """Name the shape, size and style of one connected mask: the view that shares most of its pixels."""
     body = filled(mask)
-    rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
-    view = scaled(body)
-    height, width = len(rows), len(columns)
-    best, likeness = ("", ""), -1.0
-    for shape, size, tall, known in shape_views():
-        alike = np.minimum(view, known).sum() / np.maximum(view, known).sum()
-        alike -= 0.02 * max(0, abs(height - tall) - 1)  # one pixel of difference costs nothing
-        if alike > likeness:
-            best, likeness = (shape, size), float(alike)
+    names, views = shape_views()
+    best, likeness = 0, -1.0
+    for shift in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
+        window = centred(body, shift)
+        alike = (views & window).sum((1, 2)) / (views | window).sum((1, 2))
+        if alike.max() > likeness:
+            best, likeness = int(alike.argmax()), float(alike.max())
+    shape, size = names[best]
     style: Style = "outlined" if mask.sum() < 0.8 * body.sum() else "filled"
-    centre = (columns[0] + (width - 1) / 2, rows[0] + (height - 1) / 2)
-    return Seen(best[0], colour, best[1], style, (float(centre[0]), float(centre[1])), round(likeness, 3))
+    rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+    centre = ((columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2)
+    return Seen(shape, colour, size, style, (float(centre[0]), float(centre[1])), round(likeness, 3))
 
 
 def see_things(picture: NDArray[np.uint8], background: str) -> tuple[Seen, ...]:
@@ -138,8 +138,20 @@ def see_things(picture: NDArray[np.uint8], background: str) -> tuple[Seen, ...]:
     for index, name in enumerate(names[1:], start=1):
         for mask in components((number == index) & true):
             if mask.sum() >= SMALLEST / 2 and filled(mask).sum() >= SMALLEST and _thick(mask):
-                found.append(see_thing(mask, name))
+                found.append(see_thing(completed(mask, field, palette[name], palette[background]), name))
     return tuple(sorted(found, key=lambda seen: -seen.likeness))
+
+
+def completed(core: Mask, field: NDArray[np.float64], colour: RGB, background: RGB) -> Mask:
+    """Add the pixels around a core that are at least half its colour and otherwise background: a soft edge."""
+    near = np.pad(core, 3)
+    for axis in (0, 1):
+        near = np.any([np.roll(near, shift, axis) for shift in range(-3, 4)], axis=0)
+    ground = np.array(background, float)
+    axis_of_mixing = np.array(colour, float) - ground
+    share = (field - ground) @ axis_of_mixing / (axis_of_mixing @ axis_of_mixing)
+    beside = np.linalg.norm(field - ground - share[..., None] * axis_of_mixing, axis=-1)
+    return np.asarray(core | (near[3:-3, 3:-3] & (share > 0.5) & (beside < 60)))
 
 
 def _thick(mask: Mask) -> bool:

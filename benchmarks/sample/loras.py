@@ -22,17 +22,7 @@ from .trainer import Report, Run, train
 from .world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
 
 STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
-TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_qkv_mlp_proj",
-    "attn.to_out",
-)
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_qkv_mlp_proj")
 
 
 def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
@@ -69,7 +59,7 @@ def train_lora(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_rank,
         init_lora_weights="gaussian",
-        target_modules=list(TARGETS),
+        target_modules=[*TARGETS, *(f"single_transformer_blocks.{i}.attn.to_out" for i in range(recipe.single_blocks))],
     )
     transformer.add_adapter(config)
     transformer.to(device())

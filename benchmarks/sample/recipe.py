@@ -52,7 +52,8 @@ class Recipe:
     denoiser_long: Stage = field(default=Stage(452, 48, 3e-3, warmup=30, average=0.995, horizon=1250))
     denoiser_settle: Stage = field(default=Stage(680, 32, 2.5e-3, warmup=30))
     denoiser_finish: Stage = field(default=Stage(300, 32, 1.6e-3, warmup=15))
-    own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9)  # share of noise levels that are the pipeline's, in these four
-    lora: Stage = field(default=Stage(70, 32, 2e-3, warmup=10))
+    denoiser_last: Stage = field(default=Stage(360, 32, 2e-3, warmup=15))
+    own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9, 0.9)  # share of levels that are the pipeline's, in these five
+    lora: Stage = field(default=Stage(200, 32, 6e-3, warmup=10))
     lora_rank: int = 8
     lora_scenes: int = 700
