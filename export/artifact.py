@@ -19,6 +19,7 @@ import onnx_ir as ir
 from export.attention import Attention
 from export.lora.merge import merge, record
 from export.lora.terms import Lora
+from export.node_report import Counts, count_nodes
 from export.parts import PARTS as SOURCES
 from export.passes import simplify
 from export.trace import OPSET, FakePart
@@ -67,6 +68,8 @@ class PartReport:
     linked_bytes: int
     copied_bytes: int
     derived_bytes: int = 0  # of weights that are no byte range of the source: merged, or with rows in another order
+    nodes_traced: Counts = field(default_factory=dict)  # of one block of each kind, before any pass
+    nodes_exported: Counts = field(default_factory=dict)  # the same after all passes
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def _export_part(fake: FakePart, binding: Binding, folder: Path) -> PartReport:
     """Trace one part, point it at its weights, write its graph and put the weight files beside it."""
     begin = time.perf_counter()
     model = fake.trace()
+    traced = count_nodes(model)
     simplify(model)
     folder.mkdir()
     settled = binding.settle(folder)
@@ -197,6 +201,8 @@ def _export_part(fake: FakePart, binding: Binding, folder: Path) -> PartReport:
         linked_bytes=moved["linked"],
         copied_bytes=moved["copied"],
         derived_bytes=sum(tensor.nbytes for tensor in binding.derived.values()),
+        nodes_traced=traced,
+        nodes_exported=count_nodes(model),
     )
 
 

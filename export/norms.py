@@ -6,14 +6,19 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(weight: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Scale the last axis to unit mean square, times a weight; the result is fp32.
+def unit_rms(x: Tensor, eps: float) -> Tensor:
+    """Scale the last axis to unit mean square; the result is fp32.
 
     Written out rather than as RMSNormalization, which TensorRT knows since 10.15 only.
     """
     wide = as_type(x, torch.float32)
     mean_square = (wide * wide).mean(dim=-1, keepdim=True)
-    return wide * torch.rsqrt(mean_square + eps) * as_type(weight, torch.float32)
+    return wide / torch.sqrt(mean_square + eps)
+
+
+def rms_norm(weight: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Scale the last axis to unit mean square, times a weight; the result is fp32."""
+    return unit_rms(x, eps) * as_type(weight, torch.float32)
 
 
 def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -50,6 +50,12 @@ def rope_of_halves(angle: Tensor) -> Rope:
     return torch.cat([cos, cos], dim=-1).unsqueeze(2), torch.cat([-sin, sin], dim=-1).unsqueeze(2)
 
 
+def scaled(rope: Rope, factor: float) -> Rope:
+    """Multiply by a factor what is rotated with the result: the scale of attention, without a node in any block."""
+    cos, sin = rope
+    return cos * factor, sin * factor
+
+
 def rotate_pairs(x: Tensor, rope: Rope) -> Tensor:
     """Turn the pairs (2i, 2i + 1) of the last axis of x [B, S, H, D]: FLUX.2's layout."""
     cos, sin = rope

@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export.attention import HIDDEN, Attention, attend
+from export.attention import HIDDEN, Attention, attend, stacked
 from export.axes import join_axes, split_axis
 from export.constants import hold_constant
-from export.norms import as_type, rms_norm
-from export.rotary import Rope, angles, rope_of_halves, rotate_halves, turns_per_id
+from export.norms import as_type, rms_norm, unit_rms
+from export.rotary import Rope, angles, rope_of_halves, rotate_halves, scaled, turns_per_id
 from kit.variants import TextEncoder
+
+Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
 
 
 class Norm(nn.Module):
@@ -26,7 +28,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return as_type(rms_norm(self.weight, x, self.eps), x.dtype)
+        return as_type(unit_rms(x, self.eps), x.dtype) * self.weight  # in this order, as transformers has it
 
 
 class SelfAttention(nn.Module):
@@ -45,7 +47,8 @@ class SelfAttention(nn.Module):
             self.q_norm = Norm(sizes.head_dim, sizes.eps)
             self.k_norm = Norm(sizes.head_dim, sizes.eps)
 
-    def forward(self, x: Tensor, rope: Rope, bias: Tensor, sighted: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ropes: Ropes, bias: Tensor, sighted: Tensor) -> Tensor:
+        query_rope, key_rope = ropes
         query, key, value = (
             split_axis(project(x), -1, heads, self.sizes.head_dim)  # [B, T, heads, D]
             for project, heads in (
@@ -59,8 +62,8 @@ class SelfAttention(nn.Module):
             key = rms_norm(self.k_norm.weight, key, self.sizes.eps)
         else:
             query, key = as_type(query, torch.float32), as_type(key, torch.float32)
-        query = as_type(rotate_halves(query, rope), x.dtype).transpose(1, 2)
-        key = as_type(rotate_halves(key, rope), x.dtype).transpose(1, 2)
+        query = as_type(rotate_halves(query, query_rope), x.dtype).transpose(1, 2)
+        key = as_type(rotate_halves(key, key_rope), x.dtype).transpose(1, 2)
         mixed = attend(self.attention, query, key, value.transpose(1, 2), bias).transpose(1, 2)  # [B, T, heads, D]
         out: Tensor = self.o_proj(join_axes(mixed * sighted, 2, 3))
         return out
@@ -90,8 +93,8 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = Norm(sizes.hidden, sizes.eps)
         self.mlp = FeedForward(sizes)
 
-    def forward(self, x: Tensor, rope: Rope, bias: Tensor, sighted: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, bias, sighted)
+    def forward(self, x: Tensor, ropes: Ropes, bias: Tensor, sighted: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), ropes, bias, sighted)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
@@ -113,6 +116,7 @@ class TextEncoderGraph(nn.Module):
     def __init__(self, sizes: TextEncoder, attention: Attention) -> None:
         super().__init__()
         self.sizes = sizes
+        self.attention = attention
         self.model = LanguageModel(sizes, attention)
         hold_constant(self, "rope_turns", turns_per_id(sizes.rope_theta, sizes.head_dim))
 
@@ -121,15 +125,17 @@ class TextEncoderGraph(nn.Module):
         tokens = input_ids.shape[1]
         positions = torch.arange(tokens)  # whatever the padding side, position 0 is the first of all T rows
         rope = rope_of_halves(angles(positions.reshape(1, tokens, 1), self.rope_turns))  # [1, T, 1, D]
+        ropes = scaled(rope, self.sizes.head_dim**-0.5), rope
         causal = positions.unsqueeze(0) <= positions.unsqueeze(1)  # [T, T]: a row sees what is not after it
         seen = torch.logical_and(causal, attention_mask.to(torch.bool).unsqueeze(1).unsqueeze(1))  # [B, 1, T, T]
         x = self.model.embed_tokens(input_ids)  # [B, T, H]
         bias = torch.where(seen, 0.0, HIDDEN).to(x.dtype)
+        bias = stacked(self.attention, bias, self.sizes.heads // self.sizes.kv_heads)
         # a padding row on the left sees nothing at all; its attention is defined as zero, as in torch
         sighted = seen.any(dim=-1, keepdim=True).transpose(1, 2).to(x.dtype)  # [B, T, 1, 1]
         taps = []
         for depth, layer in enumerate(self.model.layers, start=1):
-            x = layer(x, rope, bias, sighted)
+            x = layer(x, ropes, bias, sighted)
             if depth in self.sizes.taps:
                 taps.append(x)
         return torch.cat(taps, dim=-1)

@@ -21,10 +21,11 @@ from export.attention import Attention, attend
 from export.axes import join_axes, split_axis
 from export.constants import Float32, hold_constant
 from export.norms import as_type, rms_norm
-from export.rotary import Rope, angles, rope_of_pairs, rotate_pairs, turns_per_id
+from export.rotary import Rope, angles, rope_of_pairs, rotate_pairs, scaled, turns_per_id
 from kit.errors import CheckpointError
 from kit.variants import Transformer
 
+Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
 Modulation = tuple[Tensor, Tensor, Tensor]  # shift, 1 + scale, gate, each [B, 1, dim]
 MAX_PERIOD = 10_000  # of the sinusoidal embedding of timestep and guidance
 
@@ -88,11 +89,12 @@ class TransformerGraph(nn.Module):
         image = model.x_embedder(hidden_states)  # [B, S, dim]
         text = model.context_embedder(encoder_hidden_states)  # [B, T, dim]
         rope = rope_of_pairs(angles(torch.cat([txt_ids, img_ids], dim=1), self.rope_turns))  # [B, T + S, 1, head_dim]
+        ropes = scaled(rope, self.sizes.head_dim**-0.5), rope
         for double in model.transformer_blocks:
-            image, text = double(image, text, image_mods, text_mods, rope)
+            image, text = double(image, text, image_mods, text_mods, ropes)
         joint = torch.cat([text, image], dim=1)  # [B, T + S, dim]
         for single in model.single_transformer_blocks:
-            joint = single(joint, single_mod, rope)
+            joint = single(joint, single_mod, ropes)
         image = joint[:, text.shape[1] :]
 
         scale, shift = out_mod.unsqueeze(1).chunk(2, dim=-1)
@@ -119,7 +121,7 @@ class TransformerGraph(nn.Module):
         text: Tensor,
         image_mods: list[Modulation],
         text_mods: list[Modulation],
-        rope: Rope,
+        ropes: Ropes,
     ) -> tuple[Tensor, Tensor]:
         """Let both streams attend to each other, each with its own weights, then go through their feed-forwards."""
         attn = block.attn
@@ -130,7 +132,7 @@ class TransformerGraph(nn.Module):
         query = self.split_norm(attn.add_q_proj(c), attn.norm_added_q), self.split_norm(attn.to_q(x), attn.norm_q)
         key = self.split_norm(attn.add_k_proj(c), attn.norm_added_k), self.split_norm(attn.to_k(x), attn.norm_k)
         value = self.split(attn.add_v_proj(c)), self.split(attn.to_v(x))
-        mixed = self.attend(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), rope)
+        mixed = self.attend(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), ropes)
         tokens = text.shape[1]
         image = image + gate * attn.to_out[0](mixed[:, tokens:])
         text = text + text_gate * attn.to_add_out(mixed[:, :tokens])
@@ -141,14 +143,14 @@ class TransformerGraph(nn.Module):
         text = text + text_gate * block.ff_context(block.norm2_context(text) * text_scale + text_shift)
         return image, text
 
-    def single_block(self, block: Flux2SingleTransformerBlock, joint: Tensor, mod: Modulation, rope: Rope) -> Tensor:
+    def single_block(self, block: Flux2SingleTransformerBlock, joint: Tensor, mod: Modulation, ropes: Ropes) -> Tensor:
         """Attention and feed-forward side by side, with one projection in and one out."""
         attn = block.attn
         shift, scale, gate = mod
         dim, mlp = attn.inner_dim, attn.mlp_hidden_dim
         projected = attn.to_qkv_mlp_proj(block.norm(joint) * scale + shift)
         q, k, v, up, down = projected.split([dim, dim, dim, mlp, mlp], dim=-1)
-        mixed = self.attend(self.split_norm(q, attn.norm_q), self.split_norm(k, attn.norm_k), self.split(v), rope)
+        mixed = self.attend(self.split_norm(q, attn.norm_q), self.split_norm(k, attn.norm_k), self.split(v), ropes)
         out: Tensor = attn.to_out(torch.cat([mixed, nn.functional.silu(up) * down], dim=-1))
         return joint + gate * out
 
@@ -160,10 +162,11 @@ class TransformerGraph(nn.Module):
         """Split [B, S, H * D] into normalised heads [B, S, H, D], fp32."""
         return rms_norm(norm.weight, self.split(x), self.sizes.eps)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, rope: Rope) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, ropes: Ropes) -> Tensor:
         """Rotate fp32 queries and keys [B, S, H, D] and attend; returns [B, S, H * D] in the type of `value`."""
-        query = as_type(rotate_pairs(query, rope), value.dtype).transpose(1, 2)  # [B, H, S, D]
-        key = as_type(rotate_pairs(key, rope), value.dtype).transpose(1, 2)
+        query_rope, key_rope = ropes
+        query = as_type(rotate_pairs(query, query_rope), value.dtype).transpose(1, 2)  # [B, H, S, D]
+        key = as_type(rotate_pairs(key, key_rope), value.dtype).transpose(1, 2)
         mixed = attend(self.attention, query, key, value.transpose(1, 2)).transpose(1, 2)  # [B, S, H, D]
         return join_axes(mixed, 2, 3)
 

@@ -18,7 +18,8 @@ def attend_places(attn: Any, form: Attention, x: Tensor, temb: None = None) -> T
     """Attend with one head over all places of a feature map [B, C, h, w]; the forward of diffusers' Attention here."""
     places = attn.group_norm(join_axes(x, 2, 3)).transpose(1, 2)  # [B, h * w, C]
     query, key, value = (project(places).unsqueeze(1) for project in (attn.to_q, attn.to_k, attn.to_v))
-    back: Tensor = attn.to_out[0](attend(form, query, key, value).squeeze(1))  # [B, h * w, C]
+    mixed = attend(form, query * query.shape[-1] ** -0.5, key, value)  # [B, 1, h * w, C]
+    back: Tensor = attn.to_out[0](mixed.squeeze(1))  # [B, h * w, C]
     return x + back.transpose(1, 2).reshape(x.shape)
 
 

@@ -54,6 +54,6 @@ class Recipe:
     denoiser_finish: Stage = field(default=Stage(300, 32, 1.6e-3, warmup=15))
     denoiser_last: Stage = field(default=Stage(360, 32, 2e-3, warmup=15))
     own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9, 0.9)  # share of levels that are the pipeline's, in these five
-    lora: Stage = field(default=Stage(200, 32, 6e-3, warmup=10))
+    lora: Stage = field(default=Stage(120, 32, 6e-3, warmup=10))
     lora_rank: int = 8
     lora_scenes: int = 700

@@ -8,12 +8,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from export.passes.clean import clean
+from export.passes.constant_shapes import constant_shapes
 from export.passes.merge_constants import merge_constants
 from export.passes.name_axes import name_axes
 from export.passes.name_nodes import name_nodes
 
 Pass = Callable[[ir.Model], bool]
-PIPELINE: tuple[Pass, ...] = (clean, name_axes, merge_constants, name_nodes)
+PIPELINE: tuple[Pass, ...] = (clean, constant_shapes, name_axes, merge_constants, name_nodes)
 
 
 def simplify(model: ir.Model) -> None:

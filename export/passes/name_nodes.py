@@ -15,17 +15,31 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 def name_nodes(model: ir.Model) -> bool:
     """Name each node "<module path>/<operator>", numbered where that is not unique, and its outputs after it.
 
-    The module path comes from the scopes that torch's exporter leaves in the node's metadata. Graph outputs keep their
-    names.
+    Graph outputs keep their names.
     """
     count: Counter[str] = Counter()
     for node in model.graph:
-        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "['']"))
-        paths = [scope for scope in scopes[:-1] if scope] or ["graph"]
-        name = f"{paths[-1].removeprefix(MODULE)}/{node.op_type}"
+        name = f"{module_path(node) or 'graph'}/{node.op_type}"
         count[name] += 1
         node.name = name if count[name] == 1 else f"{name}_{count[name]}"
         for i, output in enumerate(node.outputs):
             if not output.is_graph_output():
                 output.name = f"{node.name}:{i}"
     return bool(count)
+
+
+def module_path(node: ir.Node) -> str:
+    """Return the path of the module that a node belongs to, "" where that is the whole graph.
+
+    It comes from the scopes that torch's exporter leaves in the metadata. A node without, which a rewrite made, stands
+    where its first computed input stands.
+    """
+    while SCOPES not in node.metadata_props:
+        producers = [value.producer() for value in node.inputs if value is not None]
+        maker = next((producer for producer in producers if producer is not None), None)
+        if maker is None:
+            return ""
+        node = maker
+    scopes = ast.literal_eval(node.metadata_props[SCOPES])
+    paths = [scope for scope in scopes[:-1] if scope and not scope.startswith("_")]  # "_...": torch's own bookkeeping
+    return paths[-1].removeprefix(MODULE) if paths else ""

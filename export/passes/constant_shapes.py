@@ -1,0 +1,51 @@
+"""Give a Reshape a constant target: one put together at run time costs a chain of nodes and hides a fusion."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+
+def constant_shapes(model: ir.Model) -> bool:
+    """Replace computed targets of Reshape by constants with 0 (as the input has it) and -1 (what is left).
+
+    It applies where the shapes of input and output are known but for named axes, and all named axes of the output but
+    one stand where the input has them. What computed the targets is removed where nothing else uses it.
+    """
+    modified = False
+    for node in model.graph:
+        if node.op_type != "Reshape" or node.attributes.get_int("allowzero", 0):
+            continue
+        source, target, output = node.inputs[0], node.inputs[1], node.outputs[0]
+        if source is None or target is None or target.const_value is not None or target.is_initializer():
+            continue
+        sizes = _target(source.shape, output.shape)
+        if sizes is None:
+            continue
+        constant = ir.Value(
+            name=f"{output.name}_shape", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(sizes)])
+        )
+        constant.const_value = ir.tensor(np.array(sizes, np.int64), name=constant.name)
+        model.graph.register_initializer(constant)
+        node.replace_input_with(1, constant)
+        modified = True
+    if modified:
+        RemoveUnusedNodesPass()(model)
+    return modified
+
+
+def _target(source: ir.Shape | None, output: ir.Shape | None) -> list[int] | None:
+    """Write the shape of the output in numbers, or return None where that takes more than one -1."""
+    if source is None or output is None:
+        return None
+    sizes = []
+    for axis, size in enumerate(output):
+        if isinstance(size, int):
+            sizes.append(size)
+        elif size.value is not None and axis < len(source) and source[axis] == size:
+            sizes.append(0)
+        else:
+            sizes.append(-1)
+    fixed_zero = any(isinstance(size, int) and size == 0 for size in output)
+    return None if fixed_zero or sizes.count(-1) > 1 else sizes
