@@ -29,22 +29,14 @@ EXPECTED_CONFIG: Mapping[str, Any] = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
-_DEFAULTS: Mapping[str, Any] = {
-    "time_shift_type": "exponential",
-    "shift_terminal": None,
-    "invert_sigmas": False,
-    "stochastic_sampling": False,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-}
+_REQUIRED = ("_class_name", "num_train_timesteps", "use_dynamic_shifting")  # the others may be left out
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raise CheckpointError when a scheduler config asks for a schedule that this module does not compute."""
     for key, expected in EXPECTED_CONFIG.items():
         # diffusers writes False for unset beta/karras switches in some versions and null in others
-        found = config.get(key, _DEFAULTS.get(key))
+        found = config.get(key, None if key in _REQUIRED else expected)
         if found != expected and (found or expected):
             raise CheckpointError(f"{where}: {key} is {found!r}; FLUX.2 schedules have {expected!r}")
 

@@ -1,33 +1,24 @@
-"""Find a tritonserver, run a deployment on it, and leave nothing behind.
-
-Without a GPU or a container the binary inside the PyPI package nvidia-pytriton serves (Triton 24.10 with the python
-backend). Its python stub must match this interpreter's minor version, finds its packages through the `python3` on PATH
-alone, and passes empty arrays when numpy is 2 or newer.
-"""
+"""Run a deployment on a tritonserver, and leave nothing behind."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
-import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from kit.artifact import verify
 from kit.errors import CheckFailed, UsageError
 from serve.client import Client
+from serve.find_server import Binary, find_server
 from serve.probe import probe
 
 SHM = Path("/dev/shm")
@@ -65,59 +56,6 @@ class Ports:
                     raise UsageError(
                         f"port {number} on {self.host} cannot be used ({error.strerror}); choose another --{name}-port"
                     ) from None
-
-
-@dataclass(frozen=True)
-class Binary:
-    """A tritonserver and what it needs to start."""
-
-    path: Path
-    arguments: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def find_server(explicit: Path | None, workspace: Path) -> Binary:
-    """Find tritonserver: the explicit path, then PATH, then the one of nvidia-pytriton (laid out in `workspace`).
-
-    Raises UsageError that says what was looked for and how to get one.
-    """
-    if explicit is not None:
-        if not os.access(explicit, os.X_OK) or explicit.is_dir():
-            raise UsageError(f"--tritonserver {explicit}: not an executable file")
-        return Binary(explicit.absolute())
-    on_path = shutil.which("tritonserver")
-    if on_path:
-        return Binary(Path(on_path))
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError(
-            "no tritonserver found: not on PATH, and the package nvidia-pytriton is not installed; install it, run "
-            "inside the tritonserver container, or name one with --tritonserver"
-        )
-    return _pytriton(Path(spec.submodule_search_locations[0]), workspace)
-
-
-def _pytriton(package: Path, workspace: Path) -> Binary:
-    numpy = importlib.metadata.version("numpy")
-    if int(numpy.split(".")[0]) >= 2:
-        raise UsageError(f"numpy {numpy} is installed; the server of nvidia-pytriton returns empty arrays with 2.x")
-    bundle = package / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        found = ", ".join(sorted(p.name for p in (bundle / "python_backend_stubs").iterdir()))
-        raise UsageError(f"nvidia-pytriton has no python backend for Python {version}; it has: {found}")
-    backend = workspace / "backends" / "python"
-    backend.mkdir(parents=True)
-    for source in (*(bundle / "backends" / "python").iterdir(), stub):
-        if source.is_file():
-            (backend / source.name).symlink_to(source)
-    libraries = [str(package.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
-    return Binary(
-        bundle / "bin" / "tritonserver",
-        arguments=(f"--backend-directory={workspace / 'backends'}", f"--cache-directory={bundle / 'caches'}"),
-        environment={"LD_LIBRARY_PATH": os.pathsep.join(libraries)},
-    )
 
 
 class Server:

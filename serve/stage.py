@@ -1,12 +1,39 @@
-"""Run several requests through one part in as few engine calls as their shapes allow."""
+"""Run several requests through one part in as few engine calls as their shapes allow, inside Triton or not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from serve.engine import Array, Engine
+from kit.ports import PartName
+from serve import triton_io
+from serve.engine import Array, Engine, EngineError, OrtEngine
+from serve.settings import Settings, version_folder
+
+
+class EngineModel:
+    """A Triton python model that runs one part in ONNX Runtime; used where the server has no TensorRT backend."""
+
+    part: ClassVar[PartName]
+
+    def initialize(self, args: dict[str, str]) -> None:
+        import triton_python_backend_utils as pb  # exists inside the server only
+
+        self.pb = pb
+        folder = version_folder(args)
+        settings = Settings.read(folder)
+        self.engine = OrtEngine(folder / "model.onnx", settings.ports[self.part], settings.tuning.threads)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        names = [port.name for port in self.engine.ports.inputs]
+        inputs = [{name: triton_io.read(self.pb, request, name) for name in names} for request in requests]
+        try:
+            results = run_together(self.engine, inputs)
+        except EngineError as error:
+            return [triton_io.refuse(self.pb, error) for _ in requests]
+        return [triton_io.answer(self.pb, result) for result in results]
 
 
 def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:

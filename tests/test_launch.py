@@ -20,7 +20,8 @@ import pytest
 from kit.artifact import digest
 from kit.errors import ArtifactError, CheckFailed, UsageError
 from serve.client import Client
-from serve.launch import Ports, Server, find_server
+from serve.find_server import find_server
+from serve.launch import Ports, Server
 from serve.pictures import decode, encode
 from serve.probe import ANSWER
 from tests.conftest import ByFamily

@@ -11,6 +11,7 @@ import pytest
 
 from kit.errors import CheckpointError, UsageError
 from kit.ports import PARTS, ports
+from kit.schedule import EXPECTED_CONFIG
 from kit.variants import VARIANTS, Family, Variant
 from tests.conftest import ByFamily
 
@@ -75,6 +76,7 @@ def write_configs(variant: Variant, folder: Path) -> None:
         "text_encoder/config.json": {"text_config": text} if variant.family == "dev" else text,
         "vae/config.json": {"_class_name": "AutoencoderKLFlux2", "block_out_channels": [128, 256, 512, 512]},
         "tokenizer/tokenizer_config.json": {"model_max_length": 131072},
+        "scheduler/scheduler_config.json": dict(EXPECTED_CONFIG),
     }
     for name, config in configs.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -96,6 +98,7 @@ def test_an_unknown_name_lists_what_there_is() -> None:
         ("transformer/config.json", '{"_class_name": "UNet"}', "'UNet' is not Flux2Transformer2DModel"),
         ("transformer/config.json", '{"_class_name": "Flux2Transformer2DModel"}', "key 'num_layers' is missing"),
         ("text_encoder/config.json", "{}", "key 'num_attention_heads' is missing"),
+        ("scheduler/scheduler_config.json", '{"_class_name": "DDIMScheduler"}', "_class_name is 'DDIMScheduler'"),
         ("vae/config.json", '{"_class_name": "AutoencoderKL"}', "'AutoencoderKL' is not AutoencoderKLFlux2"),
     ],
 )
