@@ -4,7 +4,7 @@
 
 Checkpoints are sparse files of true names and shapes (see sparse.py). Each export runs in a process of its own, whose
 peak memory the kernel tells. What was read of the weight files is what lies of them in the page cache afterwards,
-beyond their headers; the kernel reads some pages ahead of a header, which is the floor of that number.
+beyond the pages of their headers.
 
 `--naive` runs the usual way beside it: build the module with memory behind it and hand it to torch.onnx.export.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -140,8 +141,10 @@ def _measure(command: Sequence[str]) -> tuple[float, int, str]:
 
 
 def _header_bytes(path: Path) -> int:
+    """Return the bytes of a header, up to the end of the page in which it ends."""
     with path.open("rb") as stream:
-        return 8 + int.from_bytes(stream.read(8), "little")
+        length = 8 + int.from_bytes(stream.read(8), "little")
+    return -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def _new_bytes(folder: Path) -> int:
