@@ -42,7 +42,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline
     """Load a checkpoint as any user would."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint (model_index.json is missing); train one first")
-    pipe = Flux2KleinPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    pipe = Flux2KleinPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device())
 
