@@ -43,6 +43,7 @@ MICRO = replace(
     denoiser_settle=SHORT,
     denoiser_finish=SHORT,
     denoiser_last=SHORT,
+    denoiser_hard=SHORT,
     settled_scenes=4,
     lora=SHORT,
     lora_scenes=4,
@@ -180,6 +181,7 @@ def test_a_micro_training_writes_a_pipeline_that_paints_and_learns_a_lora(tmp_pa
         "denoiser_settle",
         "denoiser_finish",
         "denoiser_last",
+        "denoiser_hard",
     ]
     assert [(run.name, len(run.losses)) for run in runs] == [(name, 2) for name in names]
     pipe = load(out / "checkpoint")

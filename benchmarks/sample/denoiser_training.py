@@ -68,15 +68,31 @@ def flow_loss(
     return functional.mse_loss(velocity.float(), noise - clean)
 
 
+def hard_rows(scenes: list[Scene]) -> Tensor:
+    """Return the numbers of the scenes with a small cross."""
+    hard = [("small", "cross") in [(thing.size, thing.shape) for thing in scene.things] for scene in scenes]
+    return torch.tensor(hard).nonzero().flatten()
+
+
+def mixed_rows(batch: int, count: int, hard: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Draw examples by lot, a share of them from the hard ones."""
+    rows = torch.randint(count, (batch,), generator=generator)
+    if not share or not len(hard):
+        return rows
+    chosen = hard[torch.randint(len(hard), (batch,), generator=generator)]
+    return torch.where(torch.rand(batch, generator=generator) < share, chosen, rows)
+
+
 def train_denoiser(
     transformer: Flux2Transformer2DModel,
     trembling: Examples,
     settled: Examples,
+    hard: Tensor,
     recipe: Recipe,
     folder: Path,
     report: Report | None = None,
 ) -> list[Run]:
-    """Train the transformer in five stages: two on trembling drawings, three on settled ones.
+    """Train the transformer: two stages on trembling drawings, the others on settled ones, the last on hard ones.
 
     Where a prompt leaves a thing's place open by two pixels, four steps of sampling paint the mean of all places, a
     blur. The tremble teaches early that places vary; sharp edges need pictures that the prompt decides.
@@ -85,22 +101,26 @@ def train_denoiser(
     transformer.train()
     runs = []
     stages = (
-        ("denoiser", recipe.denoiser, trembling),
-        ("denoiser_long", recipe.denoiser_long, trembling),
-        ("denoiser_settle", recipe.denoiser_settle, settled),
-        ("denoiser_finish", recipe.denoiser_finish, settled),
-        ("denoiser_last", recipe.denoiser_last, settled),
+        ("denoiser", recipe.denoiser, trembling, 0.0),
+        ("denoiser_long", recipe.denoiser_long, trembling, 0.0),
+        ("denoiser_settle", recipe.denoiser_settle, settled, 0.0),
+        ("denoiser_finish", recipe.denoiser_finish, settled, 0.0),
+        ("denoiser_last", recipe.denoiser_last, settled, 0.0),
+        ("denoiser_hard", recipe.denoiser_hard, settled, recipe.hard_share),
     )
-    for index, ((name, stage, examples), share) in enumerate(zip(stages, recipe.own_levels, strict=True)):
+    for index, ((name, stage, examples, hard_share), own_share) in enumerate(
+        zip(stages, recipe.own_levels, strict=True)
+    ):
 
         def loss_at(
             step: int,
             generator: torch.Generator,
             batch: int = stage.batch,
             data: Examples = examples,
-            own: float = share,
+            share: float = hard_share,
+            own: float = own_share,
         ) -> Tensor:
-            rows = torch.randint(len(data.tokens), (batch,), generator=generator)
+            rows = mixed_rows(batch, len(data.tokens), hard, share, generator)
             return flow_loss(transformer, data, rows, sigmas, generator, own)
 
         runs.append(train(name, stage, transformer, loss_at, folder, recipe.seed + 2 + index, report))

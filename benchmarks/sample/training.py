@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .denoiser_training import train_denoiser, training_scenes
+from .denoiser_training import hard_rows, train_denoiser, training_scenes
 from .latents import examples, normalised, patches, prompt_features, set_statistics
 from .loras import STYLES, train_lora
 from .models import build_text_encoder, build_transformer, build_vae, device
@@ -82,7 +82,7 @@ def train_checkpoint(recipe: Recipe, work: Path, out: Path, report: Report | Non
     settled = replace(trembling, tokens=normalised(vae, latents))
     runs += polish_decoder(vae, recipe, work, report)
     transformer = build_transformer(recipe).to(device())
-    runs += train_denoiser(transformer, trembling, settled, recipe, work, report)
+    runs += train_denoiser(transformer, trembling, settled, hard_rows(still), recipe, work, report)
     fresh = out.with_name(f"{out.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     write(assemble(vae, encoder, tokenizer, transformer), fresh)
