@@ -20,7 +20,6 @@ from .world import BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, SIZES, UNSEEN_SHAPE
 FIELD = WORD_ROW * CELL  # rows above the word, where things stand
 SMALLEST = 40  # pixels; less is dirt
 WINDOW = 48  # side of the square in which shapes are compared
-DENTS = 0.5  # how much a difference of solidity weighs against shared pixels
 READABLE = 0.6  # least correlation of a letter's cell with its glyph
 Mask = NDArray[np.bool_]
 RGB = tuple[int, int, int]
@@ -102,46 +101,23 @@ def centred(mask: Mask, shift: tuple[int, int] = (0, 0)) -> Mask:
     return window
 
 
-def solidity(mask: Mask) -> float:
-    """Return the share of its convex hull that a mask fills: 1 without dents, less for a cross, a heart or a star."""
-    rows, columns = np.nonzero(mask)
-    corners = sorted(
-        {(int(y) + j, int(x) + i) for y, x in zip(rows, columns, strict=True) for j in (0, 1) for i in (0, 1)}
-    )
-    hull: list[tuple[int, int]] = []
-    for chain in (corners, corners[::-1]):  # Andrew's two chains
-        start = len(hull)
-        for point in chain:
-            while len(hull) >= start + 2 and _turn(hull[-2], hull[-1], point) <= 0:
-                hull.pop()
-            hull.append(point)
-        hull.pop()
-    twice = sum(a[0] * b[1] - a[1] * b[0] for a, b in zip(hull, hull[1:] + hull[:1], strict=True))
-    return float(2 * mask.sum() / abs(twice))
-
-
-def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-
-
 @cache
-def shape_views() -> tuple[list[tuple[str, str]], Mask, NDArray[np.float64]]:
-    """Return shape and size of every view, the views [N, WINDOW, WINDOW] and their solidities [N]."""
+def shape_views() -> tuple[list[tuple[str, str]], Mask]:
+    """Return shape and size of every view, and the views [N, WINDOW, WINDOW]."""
     names = [(shape, size) for shape in SHAPES + UNSEEN_SHAPES for size in SIZES]
     middle = (SIDE / 2, SIDE / 2)
     views = [centred(coverage(shape, middle, SIZES[size], "filled") > 0.5) for shape, size in names]
-    return names, np.stack(views), np.array([solidity(view) for view in views])
+    return names, np.stack(views)
 
 
 def see_thing(mask: Mask, colour: str) -> Seen:
-    """Name the shape, size and style of one connected mask: the view that shares its pixels and its dents."""
+    """Name the shape, size and style of one connected mask: the view that shares most of its pixels."""
     body = filled(mask)
-    names, views, solid = shape_views()
-    dents = DENTS * abs(solid - solidity(body))  # [N]
+    names, views = shape_views()
     best, likeness = 0, -1.0
     for shift in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
         window = centred(body, shift)
-        alike = (views & window).sum((1, 2)) / (views | window).sum((1, 2)) - dents
+        alike = (views & window).sum((1, 2)) / (views | window).sum((1, 2))
         if alike.max() > likeness:
             best, likeness = int(alike.argmax()), float(alike.max())
     shape, size = names[best]

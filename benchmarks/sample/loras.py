@@ -22,7 +22,8 @@ from .trainer import Report, Run, train
 from .world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
 
 STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_qkv_mlp_proj")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+TARGETS += ("linear_in", "linear_out", "to_qkv_mlp_proj")
 
 
 def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
@@ -33,10 +34,8 @@ def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
     scenes = []
     for index in range(count):
         scene = random_scene(rng)
-        if index % 4:  # three in four scenes hold a star, the rest remind of the other shapes
-            place = rng.randrange(len(scene.things))
-            things = [replace(t, shape=UNSEEN_SHAPES[0]) if i == place else t for i, t in enumerate(scene.things)]
-            scene = replace(scene, things=tuple(things))
+        if index % 4:  # three in four scenes are all of stars, the rest remind of the other shapes
+            scene = replace(scene, things=tuple(replace(thing, shape=UNSEEN_SHAPES[0]) for thing in scene.things))
         scenes.append(scene)
     assert all(thing.shape in SHAPES + UNSEEN_SHAPES for scene in scenes for thing in scene.things)
     return scenes
