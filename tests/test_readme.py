@@ -89,9 +89,10 @@ def test_every_folder_and_file_of_the_tree_exists() -> None:
 @pytest.mark.server
 def test_the_demo_paints_and_is_quick_the_second_time(tmp_path: Path) -> None:
     command = f"python -m benchmarks.demo --build {tmp_path / 'build'} --out {tmp_path / 'demo.png'} --json"
+    exports = []
     for _ in range(2):
         result = run(command, README.parent)
         assert result.returncode == 0, result.stderr
-    facts = json.loads(result.stdout.splitlines()[-1])
-    assert facts["seconds"]["export"] < 5
+        exports.append(json.loads(result.stdout.splitlines()[-1])["seconds"]["export"])
+    assert exports[1] < exports[0] / 3, exports
     assert decode((tmp_path / "demo.png").read_bytes()).ndim == 3

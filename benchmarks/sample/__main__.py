@@ -118,7 +118,7 @@ def train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     (options.out / "digests.json").write_text(json.dumps(training.digests(options.out), indent=1) + "\n")
     facts = {"bytes": training.check_sizes(options.out), "stages": training.times(runs)} | circumstances(argv)
     if options.command == "train":
-        write_curve({run.name: run.losses for run in runs}, options.curve)
+        write_curve(training.curves(runs), options.curve)
         options.record.parent.mkdir(parents=True, exist_ok=True)
         options.record.write_text(json.dumps(facts, indent=1) + "\n")
     return facts

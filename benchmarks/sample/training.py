@@ -43,6 +43,15 @@ def times(runs: list[Run]) -> dict[str, dict[str, float]]:
     }
 
 
+def curves(runs: list[Run]) -> dict[str, list[float]]:
+    """Return the losses of each model, its stages one after the other."""
+    joined: dict[str, list[float]] = {}
+    for run in runs:
+        model = run.name if run.name.startswith("lora") else run.name.split("_")[0]
+        joined.setdefault(model, []).extend(run.losses)
+    return joined
+
+
 def claim(folder: Path, recipe: Recipe) -> None:
     """Bind a work folder to one recipe, so that no checkpoint of another is taken up."""
     folder.mkdir(parents=True, exist_ok=True)
