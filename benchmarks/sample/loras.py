@@ -22,8 +22,8 @@ from .trainer import Report, Run, train
 from .world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
 
 STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-TARGETS += ("linear_in", "linear_out", "to_qkv_mlp_proj")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+TARGETS = (*ATTENTION, "linear_in", "linear_out", "to_qkv_mlp_proj")
 
 
 def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
