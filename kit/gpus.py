@@ -1,0 +1,195 @@
+"""Facts of the GPUs that the kit builds for: compute capability, memory, bandwidth, and rates without sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kit.errors import UsageError
+from kit.recipes import Precision, RecipeName, recipe
+
+GB = 10**9
+MIB = 2**20
+TERA = 10**12
+
+# The first compute capability whose tensor cores multiply in a format.
+FIRST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {
+    "fp32": (0, 0),
+    "bf16": (8, 0),
+    "int8": (7, 2),
+    "fp8": (8, 9),
+    "fp4": (10, 0),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as its maker describes it; `dense` holds FLOP/s without sparsity, with fp32 accumulation."""
+
+    name: str  # as the command line knows it
+    title: str
+    compute_capability: tuple[int, int]
+    nominal_bytes: int  # as it is sold
+    memory_bytes: int  # as the driver reports it (nvidia-smi), before CUDA takes its share
+    bandwidth: float  # bytes/s
+    dense: Mapping[Precision, float]
+    source: str  # of the rates; memory_bytes: nvidia-smi totals in modal-labs/modal-client#2797, TensorRT-LLM#10278
+    preview: bool = False  # facts only: nothing of the kit's recipes was tuned for it
+    cuda_names: tuple[str, ...] = ()  # words by which the driver calls it, most telling first
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Formats that its tensor cores multiply in."""
+        return tuple(self.dense)
+
+    @property
+    def capability(self) -> str:
+        return f"{self.compute_capability[0]}.{self.compute_capability[1]}"
+
+    def has(self, precision: Precision) -> bool:
+        return precision in self.dense
+
+    def refusal(self, name: RecipeName) -> str | None:
+        """Say why a recipe cannot run on this GPU and what to use instead; None when it can."""
+        needed = recipe(name).math
+        if self.has(needed):
+            return None
+        major, minor = FIRST_CAPABILITY[needed]
+        return (
+            f"{name} needs compute capability {major}.{minor} or newer; {self.name} has {self.capability}: "
+            f"use --recipe {self.default_recipe}"
+        )
+
+    @property
+    def default_recipe(self) -> RecipeName:
+        """The fastest recipe of the kit that the tensor cores have: fp8, else int8."""
+        return "fp8" if self.has("fp8") else "int8"
+
+
+def _rates(
+    fp32: float, bf16: float, int8: float, fp8: float | None = None, fp4: float | None = None
+) -> dict[Precision, float]:
+    """Dense TFLOP/s by format, as FLOP/s; formats that the GPU lacks are left out."""
+    given: dict[Precision, float | None] = {"fp32": fp32, "bf16": bf16, "int8": int8, "fp8": fp8, "fp4": fp4}
+    return {precision: rate * TERA for precision, rate in given.items() if rate is not None}
+
+
+GPUS: Mapping[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            "l4",
+            "NVIDIA L4 24 GB",
+            (8, 9),
+            24 * GB,
+            23034 * MIB,
+            300 * GB,
+            _rates(30.3, 121, 242.5, fp8=242.5),
+            "NVIDIA L4 datasheet (2023): 242 / 485 / 485 with sparsity, 72 W",
+            cuda_names=("NVIDIA L4",),
+        ),
+        Gpu(
+            "a10g",
+            "NVIDIA A10G 24 GB",
+            (8, 6),
+            24 * GB,
+            23028 * MIB,
+            600 * GB,
+            _rates(35, 70, 140),
+            "NVIDIA A10G datasheet (2021): 70 / 140 dense; the A10 is another card (125 / 250)",
+            cuda_names=("NVIDIA A10G",),
+        ),
+        Gpu(
+            "a100-40g",
+            "NVIDIA A100 40 GB SXM",
+            (8, 0),
+            40 * GB,
+            40960 * MIB,
+            1555 * GB,
+            _rates(19.5, 312, 624),
+            "NVIDIA A100 datasheet (2021)",
+            cuda_names=("A100-SXM4-40GB", "A100-PCIE-40GB"),
+        ),
+        Gpu(
+            "a100-80g",
+            "NVIDIA A100 80 GB SXM",
+            (8, 0),
+            80 * GB,
+            81920 * MIB,
+            2039 * GB,
+            _rates(19.5, 312, 624),
+            "NVIDIA A100 datasheet (2021)",
+            cuda_names=("A100-SXM4-80GB", "A100 80GB PCIe"),
+        ),
+        Gpu(
+            "l40s",
+            "NVIDIA L40S 48 GB",
+            (8, 9),
+            48 * GB,
+            46068 * MIB,
+            864 * GB,
+            _rates(91.6, 362, 733, fp8=733),
+            "NVIDIA L40S datasheet (2023)",
+            cuda_names=("NVIDIA L40S",),
+        ),
+        Gpu(
+            "h100",
+            "NVIDIA H100 80 GB SXM",
+            (9, 0),
+            80 * GB,
+            81559 * MIB,
+            3350 * GB,
+            _rates(67, 989, 1979, fp8=1979),
+            "NVIDIA H100 datasheet (2023): 1,979 / 3,958 with sparsity",
+            cuda_names=("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
+        ),
+        Gpu(
+            "h200",
+            "NVIDIA H200 141 GB SXM",
+            (9, 0),
+            141 * GB,
+            143771 * MIB,
+            4800 * GB,
+            _rates(67, 989, 1979, fp8=1979),
+            "NVIDIA H200 datasheet (2024): the H100's rates, more and faster memory",
+            cuda_names=("NVIDIA H200",),
+        ),
+        Gpu(
+            "rtx4090",
+            "NVIDIA GeForce RTX 4090 24 GB",
+            (8, 9),
+            24 * GB,
+            24564 * MIB,
+            1008 * GB,
+            _rates(82.6, 165.2, 660.6, fp8=330.3),
+            "NVIDIA Ada whitepaper (2022): bf16 and FP8 with fp32 accumulation run at half the headline rate",
+            cuda_names=("NVIDIA GeForce RTX 4090",),
+        ),
+        Gpu(
+            "b200",
+            "NVIDIA B200 180 GB SXM",
+            (10, 0),
+            180 * GB,
+            183359 * MIB,
+            7700 * GB,
+            _rates(75, 2250, 4500, fp8=4500, fp4=9000),
+            "NVIDIA HGX B200 datasheet (2025), per GPU",
+            preview=True,
+            cuda_names=("NVIDIA B200",),
+        ),
+    )
+}
+
+
+def gpu(name: str) -> Gpu:
+    """Look a GPU up by name; raises UsageError that lists them."""
+    if name not in GPUS:
+        raise UsageError(f"unknown gpu {name!r}; there are: {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+def of_device(device_name: str, memory_bytes: int) -> Gpu | None:
+    """Find the entry of a GPU by the name and memory that the driver reports; None for one that is not listed."""
+    fits = [g for g in GPUS.values() if any(word in device_name for word in g.cuda_names)]
+    fits = [g for g in fits if abs(g.memory_bytes - memory_bytes) < 0.1 * g.memory_bytes]
+    return max(fits, key=lambda g: max(len(w) for w in g.cuda_names if w in device_name), default=None)
