@@ -1,0 +1,113 @@
+"""Prompt sets: the one that ships, the sample's, and files; what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.errors import UsageError
+from quantize.prompt_set import SCRIPTS, load
+
+
+def written(folder: Path, prompts: Any, name: str = "mine.json") -> str:
+    path = folder / name
+    path.write_text(json.dumps({"format": 1, "prompts": prompts}))
+    return str(path)
+
+
+def test_the_kits_set_has_at_least_128_prompts_over_what_pictures_can_hold() -> None:
+    counted = Counter(prompt.category for prompt in load("kit").prompts)
+    assert counted.total() >= 128
+    wanted = {"people", "hands", "materials", "typography", "lighting", "styles", "counting", "relations"}
+    assert wanted <= counted.keys()
+    assert min(counted[name] for name in wanted) >= 10
+
+
+def test_every_typography_prompt_quotes_what_should_be_read_in_one_of_all_scripts() -> None:
+    typography = [prompt for prompt in load("kit").prompts if prompt.category == "typography"]
+    assert {prompt.script for prompt in typography} == SCRIPTS.keys()
+    assert all(f'"{prompt.reads}"' in prompt.text for prompt in typography)
+
+
+def test_a_part_of_the_kits_set_takes_one_prompt_of_each_category_in_turn() -> None:
+    part = load("kit:26").prompts
+    assert set(Counter(prompt.category for prompt in part).values()) == {2}
+    assert set(part) < set(load("kit").prompts)
+
+
+def test_the_samples_set_is_drawn_from_its_grammar_and_from_the_seed() -> None:
+    from kit.sample.world import HELD_OUT_WORDS, parse
+
+    first = load("sample:40")
+    assert [parse(prompt.text).word for prompt in first.prompts] == [prompt.reads for prompt in first.prompts]
+    assert {prompt.reads for prompt in first.prompts} <= {"", *HELD_OUT_WORDS}
+    assert first.digest == load("sample:40").digest == load("sample:40:2026").digest
+    assert first.digest != load("sample:40:7").digest
+    assert first.prompts[:10] == load("sample:10").prompts
+
+
+def test_a_text_file_gives_one_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("a red boat\n\n  a blue door  \n")
+    assert [prompt.text for prompt in load(str(path)).prompts] == ["a red boat", "a blue door"]
+
+
+def test_the_digest_follows_the_prompts_and_not_the_file(tmp_path: Path) -> None:
+    one = {"id": "a", "category": "x", "text": "a boat"}
+    two = {"id": "a", "category": "x", "text": "a ship"}
+    first, same = (load(written(tmp_path, [one], name)) for name in ("1.json", "2.json"))
+    assert first.digest == same.digest != load(written(tmp_path, [two])).digest
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
+        ("kit:0", "'0' is not a positive number"),
+        ("kit:few", "'few' is not a positive number"),
+        ("kit:999", "the kit has 158 prompts"),
+        ("sample", "give a number of prompts, as in sample:100"),
+        ("sample:10001", "at most 10000"),
+        ("nowhere.txt", "nowhere.txt: no such file, and not `kit`"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_refused(spec: str, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        load(spec)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "match"),
+    [
+        ([], "holds no prompt"),
+        ("text", 'expected {"format": 1'),
+        (["a boat"], 'prompt 1: expected an object of texts, found "a boat"'),
+        ([{"id": "a", "category": "x", "text": 3}], "prompt 1: expected an object of texts"),
+        ([{"id": "a", "category": "x", "txt": "b"}], "unknown key 'txt'; there are: id, category, text"),
+        ([{"id": "a", "category": "x"}], "prompt 1: text is missing or empty"),
+        ([{"id": "a", "category": "x", "text": "  "}], "a has an empty text"),
+        ([{"id": "a", "category": "x", "text": t} for t in "bc"], "the id 'a' stands there twice"),
+        ([{"id": i, "category": "x", "text": "b"} for i in "ac"], "c repeats the text of a"),
+        ([{"id": "a", "category": "x", "text": "b", "reads": "HI"}], "should read 'HI' in the unknown script ''"),
+    ],
+)
+def test_a_malformed_file_is_refused(tmp_path: Path, prompts: Any, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        load(written(tmp_path, prompts))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("p.json", b"{", "not valid JSON"),
+        ("p.txt", b"a\xff", "byte 1 is not valid UTF-8"),
+        ("p.txt", b" \n\n", "holds no prompt"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, match: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=match):
+        load(str(tmp_path / name))
