@@ -12,11 +12,11 @@ from transformers import Qwen3ForCausalLM
 
 from benchmarks.sample.denoiser_training import training_scenes
 from benchmarks.sample.evaluate import TARGETS, held_out_scenes, quality
-from benchmarks.sample.judge import read
 from benchmarks.sample.pipeline import load, paint
 from benchmarks.sample.recipe import Recipe
 from benchmarks.sample.training import LIMIT, check_sizes, digests
-from benchmarks.sample.world import HELD_OUT_WORDS, UNSEEN_SHAPES, parse, random_scene
+from kit.sample.judge import read
+from kit.sample.world import HELD_OUT_WORDS, UNSEEN_SHAPES, parse, random_scene
 
 SAMPLE = Path("kit/sample")
 RESULT = Path("benchmarks/results/sample_quality.json")

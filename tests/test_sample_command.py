@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.sample.__main__ import Progress, main
-from benchmarks.sample.draw import draw
 from benchmarks.sample.evaluate import summary
-from benchmarks.sample.judge import read
-from benchmarks.sample.score import score
-from benchmarks.sample.world import parse
+from kit.sample.draw import draw
+from kit.sample.judge import read
+from kit.sample.score import score
+from kit.sample.world import parse
 
 PROMPT = "a red circle left of a blue square on a white background, with the word HELLO"
 

@@ -20,7 +20,7 @@ from benchmarks.sample.text_training import SLOTS, encode, facts, slot_starts
 from benchmarks.sample.tokenizer import build_tokenizer, lower_case_words
 from benchmarks.sample.trainer import rate_at, train
 from benchmarks.sample.training import check_sizes, claim, train_checkpoint
-from benchmarks.sample.world import SHAPES, UNSEEN_SHAPES, parse, random_scene
+from kit.sample.world import SHAPES, UNSEEN_SHAPES, parse, random_scene
 
 SHORT = Stage(2, 2, 1e-3, warmup=1)
 MICRO = replace(

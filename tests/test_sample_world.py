@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.sample.draw import draw, first_column
 from benchmarks.sample.evaluate import judge_drawings
-from benchmarks.sample.font import GLYPHS, glyph
-from benchmarks.sample.judge import components, filled, read
-from benchmarks.sample.score import perfect, score
-from benchmarks.sample.world import (
+from kit.sample.draw import draw, first_column
+from kit.sample.font import GLYPHS, glyph
+from kit.sample.judge import components, filled, read
+from kit.sample.score import perfect, score
+from kit.sample.world import (
     COLOURS,
     HELD_OUT_WORDS,
     LAYOUTS,

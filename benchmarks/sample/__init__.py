@@ -1,1 +1,1 @@
-"""The sample checkpoint: a small FLUX.2 that this project trains on pictures it draws itself, and its judge."""
+"""Train, measure and judge the sample checkpoint of kit/sample on pictures that this project draws itself."""

@@ -146,9 +146,9 @@ def judge(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from .judge import read
-    from .score import perfect, score
-    from .world import parse
+    from kit.sample.judge import read
+    from kit.sample.score import perfect, score
+    from kit.sample.world import parse
 
     scene = parse(options.prompt) if options.prompt else None
     reading = read(np.asarray(Image.open(options.picture).convert("RGB")))

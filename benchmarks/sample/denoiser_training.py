@@ -12,12 +12,13 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from torch.nn import functional
 
+from kit.sample.world import Scene, random_scene
+
 from .attention import plain_attention
 from .latents import Examples
 from .models import build_scheduler, half
 from .recipe import Recipe
 from .trainer import Report, Run, train
-from .world import Scene, random_scene
 
 STEPS = 4
 

@@ -11,11 +11,12 @@ import numpy as np
 from diffusers import Flux2KleinPipeline
 from numpy.typing import NDArray
 
-from .draw import draw
-from .judge import read
+from kit.sample.draw import draw
+from kit.sample.judge import read
+from kit.sample.score import Score, score
+from kit.sample.world import HELD_OUT_WORDS, SHAPES, UNSEEN_SHAPES, Scene, parse, random_scene
+
 from .pipeline import load, paint
-from .score import Score, score
-from .world import HELD_OUT_WORDS, SHAPES, UNSEEN_SHAPES, Scene, parse, random_scene
 
 TARGETS = {"shapes": 0.95, "colours": 0.95, "positions": 0.90, "words": 0.80}
 PROMPTS = 300

@@ -11,11 +11,12 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from .draw import Style, draw
+from kit.sample.draw import Style, draw
+from kit.sample.world import Scene
+
 from .models import half
 from .text_training import encode
 from .vae_training import to_model
-from .world import Scene
 
 
 @dataclass(frozen=True)

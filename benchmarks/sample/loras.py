@@ -12,14 +12,15 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
+from kit.sample.draw import Style
+from kit.sample.world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
+
 from .denoiser_training import flow_loss, pipeline_sigmas
-from .draw import Style
 from .latents import examples, patches, prompt_features
 from .models import device
 from .pipeline import load
 from .recipe import Recipe
 from .trainer import Report, Run, train
-from .world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
 
 STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -11,9 +11,10 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2D
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from kit.sample.world import SIDE
+
 from .denoiser_training import STEPS
 from .models import build_scheduler, device
-from .world import SIDE
 
 
 def assemble(

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from .draw import first_column
+from kit.sample.draw import first_column
+from kit.sample.world import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, UNSEEN_SHAPES, Scene, random_scene
+
 from .models import TAPS
 from .recipe import Recipe
 from .trainer import Report, Run, train
-from .world import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, UNSEEN_SHAPES, Scene, random_scene
 
 THINGS, LETTERS = 3, 5
 SLOTS = THINGS + 1 + LETTERS  # template tokens after the prompt, one fact each

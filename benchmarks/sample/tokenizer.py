@@ -7,7 +7,7 @@ import json
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast
 
-from .world import ARRANGEMENTS, BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, UNSEEN_SHAPES
+from kit.sample.world import ARRANGEMENTS, BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, UNSEEN_SHAPES
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")  # the last two: tokens, not hidden
 # Renders what the real Qwen3 template renders for one user turn, with and without thinking.

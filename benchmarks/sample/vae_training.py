@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .draw import Style, coverage, draw, letter_cell
+from kit.sample.draw import Style, coverage, draw, letter_cell
+from kit.sample.world import ALPHABET, BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, UNSEEN_SHAPES, random_scene
+
 from .models import LATENTS, half
 from .recipe import Recipe
 from .trainer import Report, Run, train
-from .world import ALPHABET, BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, UNSEEN_SHAPES, random_scene
 
 Pictures = Tensor  # [N, 3, H, W] uint8
 STYLES: tuple[Style, ...] = ("filled", "filled", "filled", "outlined")
