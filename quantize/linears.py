@@ -1,0 +1,82 @@
+"""The linear layers of an exported graph: each a MatMul with a weight of the checkpoint, named by its module path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from kit.errors import ArtifactError
+from kit.tensors import StoredTensor
+
+STORED: dict[ir.DataType, str] = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
+    ir.DataType.INT8: "I8",
+}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer: y = x W^T, with W [N, K] stored in a file."""
+
+    name: str  # transformer_blocks.0.attn.to_q
+    node: ir.Node  # the MatMul
+    weight: StoredTensor
+    scale: float = 1.0  # that a weight stored in FP8 is multiplied with
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def activation(self) -> ir.Value:
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+
+def find_linears(model: ir.Model, folder: Path) -> Iterator[Linear]:
+    """Yield the linear layers of a graph whose weights lie in files of `folder`, in the order of the graph.
+
+    Raises ArtifactError, naming the tensor, for a weight that is stored in a type that cannot be read.
+    """
+    for node in model.graph:
+        if node.op_type != "MatMul" or node.inputs[1] is None:
+            continue
+        transpose = node.inputs[1].producer()
+        if transpose is None or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
+            continue
+        value, scale = transpose.inputs[0], 1.0
+        head = value.producer()
+        if head is not None and head.op_type == "DequantizeLinear":
+            assert head.inputs[1] is not None
+            assert head.inputs[1].const_value is not None
+            scale = float(np.asarray(head.inputs[1].const_value.numpy()).reshape(()))
+        if head is not None and head.op_type in ("Cast", "DequantizeLinear"):
+            assert head.inputs[0] is not None
+            value = head.inputs[0]
+        if isinstance(value.const_value, ir.ExternalTensor) and len(value.const_value.shape) == 2:
+            name = (node.name or "").rpartition("/")[0]
+            yield Linear(name, node, stored(value.const_value, folder), scale)
+
+
+def stored(tensor: ir.ExternalTensor, folder: Path) -> StoredTensor:
+    """Return the byte range that an external tensor of a graph in `folder` points at."""
+    if tensor.dtype not in STORED:
+        raise ArtifactError(f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}, which cannot be read")
+    shape = tuple(int(size) for size in tensor.shape)
+    nbytes = math.prod(shape) * tensor.dtype.itemsize
+    return StoredTensor(
+        tensor.name or "", STORED[tensor.dtype], shape, folder / tensor.location, tensor.offset or 0, int(nbytes)
+    )
