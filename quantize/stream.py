@@ -87,29 +87,41 @@ class Kept:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight [N, K] that becomes codes [K, N], as ONNX's MatMul wants it, and fp32 scales.
+    """Weights [N_i, K] that become one matrix of codes [K, N], as ONNX's MatMul wants it, and fp32 scales.
 
-    Scales are a scalar per tensor, [N] per channel, [K / block, N] per block. Codes of int4 are packed two to a byte
-    along N. `columns` [K] and `rows` [N] multiply the weight before it is quantized (SmoothQuant).
+    More than one where layers read the same activation: one product serves them all. Scales are a scalar per tensor,
+    [N] per channel, [K / block, N] per block. Codes of int4 are packed two to a byte along N. `columns` [K] and `rows`
+    [N] multiply the weights before they are quantized (SmoothQuant), `scales` those of sources stored in FP8.
     """
 
-    source: StoredTensor
+    sources: tuple[StoredTensor, ...]
     scheme: Scheme
-    scale: float = 1.0  # of a source in FP8
+    scales: tuple[float, ...]
     columns: Tensor | None = None
     rows: Tensor | None = None
 
     @property
+    def name(self) -> str:
+        """Name what comes of it after the first of its sources."""
+        name = self.sources[0].name
+        return name if len(self.sources) == 1 else f"{name}+{len(self.sources) - 1}"
+
+    @property
     def codes_name(self) -> str:
-        return f"{self.source.name}.{self.scheme.weights}"
+        return f"{self.name}.{self.scheme.weights}"
 
     @property
     def scales_name(self) -> str:
-        return f"{self.source.name}.scale"
+        return f"{self.name}.scale"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N, K."""
+        return sum(source.shape[0] for source in self.sources), self.sources[0].shape[1]
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
-        n, k = self.source.shape
+        n, k = self.shape
         match self.scheme.granularity:
             case "tensor":
                 return ()
@@ -120,7 +132,7 @@ class Quantized:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        n, k = self.source.shape
+        n, k = self.shape
         match self.scheme.weights:
             case "fp8":
                 codes = Slot(self.codes_name, "F8_E4M3", (k, n))
@@ -132,15 +144,15 @@ class Quantized:
 
     @property
     def source_bytes(self) -> int:
-        return self.source.nbytes
+        return sum(source.nbytes for source in self.sources)
 
     def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
-        n, k = self.source.shape
+        n, k = self.shape
         whole = self._tensor_scale() if self.scheme.granularity == "tensor" else None
         scales = torch.empty(self.scales_shape)
         fp8 = self.scheme.weights == "fp8"
         codes = torch.empty((k, n), dtype=torch.uint8 if fp8 else torch.int8)
-        for begin, end, values in self._rows():
+        for source, begin, end, values in self._rows():
             try:
                 if whole is not None:
                     made = encode(values, whole, self.scheme.weights)
@@ -154,39 +166,46 @@ class Quantized:
                     scales[:, begin:end] = scale.T
                     made = encode(blocks, scale[:, :, None], self.scheme.weights).view(end - begin, k)
             except NotFinite as error:
-                raise self._not_finite(error) from None
+                raise _not_finite(source, error) from None
             codes[:, begin:end] = (made.view(torch.uint8) if fp8 else made).T
-            progress((end - begin) * k * ITEM_BYTES[self.source.dtype])
+            progress((end - begin) * k * ITEM_BYTES[source.dtype])
         if whole is not None:
             scales.copy_(whole)
         yield self.codes_name, 0, _bytes(pack_int4(codes) if self.scheme.weights == "int4" else codes)
         yield self.scales_name, 0, _bytes(scales)
 
     def _tensor_scale(self) -> Tensor:
-        """Return the scale of the whole tensor, which takes a reading of its own."""
-        try:
-            largest = torch.stack([amax(values) for _, _, values in self._rows()]).max()
-        except NotFinite as error:
-            raise self._not_finite(error) from None
+        """Return the scale of the whole matrix, which takes a reading of its own."""
+        largest = torch.zeros(())
+        for source, _, _, values in self._rows():
+            try:
+                largest = torch.maximum(largest, amax(values))
+            except NotFinite as error:
+                raise _not_finite(source, error) from None
         return scale_of(largest, self.scheme.weights)
 
-    def _not_finite(self, error: NotFinite) -> ArtifactError:
-        return ArtifactError(f"{self.source.file}: tensor {self.source.name!r} {error}; it cannot be quantized")
+    def _rows(self) -> Iterator[tuple[StoredTensor, int, int, Tensor]]:
+        """Yield the weights a few rows at a time, in fp32, scaled and smoothed, with their place in [N, K]."""
+        offset = 0
+        for source, scale in zip(self.sources, self.scales, strict=True):
+            n, k = source.shape
+            step = max(1, CHUNK_VALUES // k)
+            for first in range(0, n, step):
+                last = min(first + step, n)
+                values = read_rows(source, first, last)
+                begin, end = offset + first, offset + last
+                if scale != 1.0:
+                    values *= scale
+                if self.columns is not None:
+                    values *= self.columns
+                if self.rows is not None:
+                    values *= self.rows[begin:end, None]
+                yield source, begin, end, values
+            offset += n
 
-    def _rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the weight a few rows at a time, in fp32, scaled and smoothed."""
-        n, k = self.source.shape
-        step = max(1, CHUNK_VALUES // k)
-        for begin in range(0, n, step):
-            end = min(begin + step, n)
-            values = _read(self.source, begin, end).to(torch.float32)
-            if self.scale != 1.0:
-                values *= self.scale
-            if self.columns is not None:
-                values *= self.columns
-            if self.rows is not None:
-                values *= self.rows[begin:end, None]
-            yield begin, end, values
+
+def _not_finite(source: StoredTensor, error: NotFinite) -> ArtifactError:
+    return ArtifactError(f"{source.file}: tensor {source.name!r} {error}; it cannot be quantized")
 
 
 def read_rows(source: StoredTensor, begin: int, end: int) -> Tensor:
