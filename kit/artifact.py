@@ -89,15 +89,17 @@ def tool_versions(*packages: str) -> dict[str, str]:
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
+def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
     """Give a temporary folder to fill; rename it to `out` when the block ends well, remove it when it does not.
 
-    An older artifact at `out` is replaced; any other non-empty folder is refused. The block itself must call
-    `write_manifest` last. Raises UsageError for a path that cannot be written.
+    `proof` is the file by which a finished folder is known. An older one at `out` is replaced; any other non-empty
+    folder is refused. The block itself must write that file last (an artifact's with `write_manifest`). Raises
+    UsageError for a path that cannot be written.
     """
     out = out.absolute()
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an artifact; choose another --out or remove it")
+    if out.exists() and not (out / proof).is_file() and (not out.is_dir() or any(out.iterdir())):
+        what = "is not an artifact" if proof == MANIFEST else f"has no {proof}"
+        raise UsageError(f"{out} exists and {what}; choose another --out or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -106,8 +108,8 @@ def building(out: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
-        if not (temporary / MANIFEST).is_file():
-            raise AssertionError("an artifact was built without a manifest")
+        if not (temporary / proof).is_file():
+            raise AssertionError(f"a folder was built without its {proof}")
         if out.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
             os.rename(out, retired / "artifact")

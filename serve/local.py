@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import numpy.typing as npt
 from kit.artifact import read_manifest
 from kit.ports import PartName
 from serve.denoise import Denoiser, Job
-from serve.engine import Array, OrtEngine
+from serve.engine import Array, EngineError, OrtEngine
 from serve.prompts import PromptEncoder
 from serve.request import Limits, Request, check
+
+StepObserver = Callable[[Sequence[Job]], None]  # called after every step with the jobs that it advanced
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class LocalPipeline:
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engine("transformer"))
         self.vae_decoder = engine("vae_decoder")
 
-    def paint(self, fields: Mapping[str, Any]) -> Painted:
+    def paint(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> Painted:
         """Paint one request from raw fields; raises RequestError as the server would."""
-        return self.paint_together([fields])[0]
+        return self.paint_together([fields], after_step)[0]
 
-    def paint_together(self, requests: Sequence[Mapping[str, Any]]) -> list[Painted]:
+    def paint_together(
+        self, requests: Sequence[Mapping[str, Any]], after_step: StepObserver | None = None
+    ) -> list[Painted]:
         """Paint several requests step by step in shared batches."""
         checked = [check(fields, self.variant, self.limits) for fields in requests]
         jobs = [self._start(request) for request in checked]
@@ -58,7 +62,9 @@ class LocalPipeline:
             self.denoiser.step(live)
             failed = next((job.error for job in live if job.error), None)
             if failed:
-                raise RuntimeError(failed)
+                raise EngineError(failed)
+            if after_step is not None:
+                after_step(live)
         return [
             Painted(self.vae_decoder.run({"latents": job.picture_latents()})["image"].astype(np.uint8), request.seed)
             for job, request in zip(jobs, checked, strict=True)
