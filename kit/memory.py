@@ -63,7 +63,7 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
             channels = variant.vae.decoder_channels if part == "vae_decoder" else variant.vae.channels
             convolutions = _CONV_COPIES * shape.pixels * channels[1] * size  # the second level upsampled to full size
             latent = shape.pixels // 64
-            return shape.batch * max(convolutions, _SCORE_COPIES * latent**2 * size)
+            return max(convolutions, _SCORE_COPIES * latent**2 * size)  # pictures are decoded one by one
 
 
 def transformer_activation_bytes(variant: Variant, recipe: Recipe, sequence: int, batch_rows: int) -> int:
