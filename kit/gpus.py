@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from kit.errors import UsageError
 from kit.recipes import Precision, RecipeName, recipe
 
+Generation = Literal["ampere", "ada", "hopper", "blackwell"]
 GB = 10**9
 MIB = 2**20
 TERA = 10**12
@@ -29,6 +31,8 @@ class Gpu:
     name: str  # as the command line knows it
     title: str
     compute_capability: tuple[int, int]
+    generation: Generation
+    watts: int  # power limit of the board; what small boards are bound by
     nominal_bytes: int  # as it is sold
     memory_bytes: int  # as the driver reports it (nvidia-smi), before CUDA takes its share
     bandwidth: float  # bytes/s
@@ -66,7 +70,7 @@ class Gpu:
         return "fp8" if self.has("fp8") else "int8"
 
 
-def _rates(
+def rates(
     fp32: float, bf16: float, int8: float, fp8: float | None = None, fp4: float | None = None
 ) -> dict[Precision, float]:
     """Dense TFLOP/s by format, as FLOP/s; formats that the GPU lacks are left out."""
@@ -81,10 +85,12 @@ GPUS: Mapping[str, Gpu] = {
             "l4",
             "NVIDIA L4 24 GB",
             (8, 9),
+            "ada",
+            72,
             24 * GB,
             23034 * MIB,
             300 * GB,
-            _rates(30.3, 121, 242.5, fp8=242.5),
+            rates(30.3, 121, 242.5, fp8=242.5),
             "NVIDIA L4 datasheet (2023): 242 / 485 / 485 with sparsity, 72 W",
             cuda_names=("NVIDIA L4",),
         ),
@@ -92,10 +98,12 @@ GPUS: Mapping[str, Gpu] = {
             "a10g",
             "NVIDIA A10G 24 GB",
             (8, 6),
+            "ampere",
+            300,
             24 * GB,
             23028 * MIB,
             600 * GB,
-            _rates(35, 70, 140),
+            rates(35, 70, 140),
             "NVIDIA A10G datasheet (2021): 70 / 140 dense; the A10 is another card (125 / 250)",
             cuda_names=("NVIDIA A10G",),
         ),
@@ -103,10 +111,12 @@ GPUS: Mapping[str, Gpu] = {
             "a100-40g",
             "NVIDIA A100 40 GB SXM",
             (8, 0),
+            "ampere",
+            400,
             40 * GB,
             40960 * MIB,
             1555 * GB,
-            _rates(19.5, 312, 624),
+            rates(19.5, 312, 624),
             "NVIDIA A100 datasheet (2021)",
             cuda_names=("A100-SXM4-40GB", "A100-PCIE-40GB"),
         ),
@@ -114,10 +124,12 @@ GPUS: Mapping[str, Gpu] = {
             "a100-80g",
             "NVIDIA A100 80 GB SXM",
             (8, 0),
+            "ampere",
+            400,
             80 * GB,
             81920 * MIB,
             2039 * GB,
-            _rates(19.5, 312, 624),
+            rates(19.5, 312, 624),
             "NVIDIA A100 datasheet (2021)",
             cuda_names=("A100-SXM4-80GB", "A100 80GB PCIe"),
         ),
@@ -125,10 +137,12 @@ GPUS: Mapping[str, Gpu] = {
             "l40s",
             "NVIDIA L40S 48 GB",
             (8, 9),
+            "ada",
+            350,
             48 * GB,
             46068 * MIB,
             864 * GB,
-            _rates(91.6, 362, 733, fp8=733),
+            rates(91.6, 362, 733, fp8=733),
             "NVIDIA L40S datasheet (2023)",
             cuda_names=("NVIDIA L40S",),
         ),
@@ -136,10 +150,12 @@ GPUS: Mapping[str, Gpu] = {
             "h100",
             "NVIDIA H100 80 GB SXM",
             (9, 0),
+            "hopper",
+            700,
             80 * GB,
             81559 * MIB,
             3350 * GB,
-            _rates(67, 989, 1979, fp8=1979),
+            rates(67, 989, 1979, fp8=1979),
             "NVIDIA H100 datasheet (2023): 1,979 / 3,958 with sparsity",
             cuda_names=("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
         ),
@@ -147,10 +163,12 @@ GPUS: Mapping[str, Gpu] = {
             "h200",
             "NVIDIA H200 141 GB SXM",
             (9, 0),
+            "hopper",
+            700,
             141 * GB,
             143771 * MIB,
             4800 * GB,
-            _rates(67, 989, 1979, fp8=1979),
+            rates(67, 989, 1979, fp8=1979),
             "NVIDIA H200 datasheet (2024): the H100's rates, more and faster memory",
             cuda_names=("NVIDIA H200",),
         ),
@@ -158,10 +176,12 @@ GPUS: Mapping[str, Gpu] = {
             "rtx4090",
             "NVIDIA GeForce RTX 4090 24 GB",
             (8, 9),
+            "ada",
+            450,
             24 * GB,
             24564 * MIB,
             1008 * GB,
-            _rates(82.6, 165.2, 660.6, fp8=330.3),
+            rates(82.6, 165.2, 660.6, fp8=330.3),
             "NVIDIA Ada whitepaper (2022): bf16 and FP8 with fp32 accumulation run at half the headline rate",
             cuda_names=("NVIDIA GeForce RTX 4090",),
         ),
@@ -169,10 +189,12 @@ GPUS: Mapping[str, Gpu] = {
             "b200",
             "NVIDIA B200 180 GB SXM",
             (10, 0),
+            "blackwell",
+            1000,
             180 * GB,
             183359 * MIB,
             7700 * GB,
-            _rates(75, 2250, 4500, fp8=4500, fp4=9000),
+            rates(75, 2250, 4500, fp8=4500, fp4=9000),
             "NVIDIA HGX B200 datasheet (2025), per GPU",
             preview=True,
             cuda_names=("NVIDIA B200",),

@@ -1,0 +1,135 @@
+"""How far the planner's times lie from public measurements: every point, fitted or held out, with its error.
+
+    python -m benchmarks plan [--fit] [--save benchmarks/results/plan_validation.json] [--json]
+
+`--fit` fits the calibration anew and writes kit/data/calibration.json. The bar is a median absolute error of at most
+20 % over the points that were held out; the exit code is 1 when it is not met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import kit.data
+from benchmarks import deployment_table, machine, plan_fit
+from kit.errors import CheckFailed
+from kit.measurements import Measurement, load, measurements, split
+from kit.memory import Shape
+from kit.recipes import RECIPES, recipe
+from kit.speed import Calibration, calibration, predict
+from kit.variants import VARIANTS
+from kit.work import work
+
+BAR = 0.20
+CALIBRATION = Path(kit.data.__path__[0]) / "calibration.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fit", action="store_true", help=f"fit anew and write {CALIBRATION.name}")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the validation; returns what stands in benchmarks/results/plan_validation.json."""
+    fitted, held = split(measurements())
+    if args.fit:
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        facts = {"command": "python -m benchmarks plan --fit", "date": date, "points": len(fitted)}
+        plan_fit.write(plan_fit.fit(fitted), CALIBRATION, facts)
+        calibration.cache_clear()
+    model = calibration()
+    rows = [_row(p, model, "fitted") for p in fitted] + [_row(p, model, "held out") for p in held]
+    raw = load()
+    facts = {
+        "benchmark": "plan_validation",
+        "machine": machine.describe(),
+        "bar": BAR,
+        "fitted": _summary(rows, "fitted"),
+        "held_out": _summary(rows, "held out"),
+        "points": rows,
+        "ratios": _ratios(model),
+        "deployment_table": deployment_table.rows(),
+        "not_used": raw["not_used"],
+        "sources": raw["sources"],
+    }
+    if facts["held_out"]["median_absolute_error"] > BAR:
+        raise CheckFailed(f"median error over held-out points {facts['held_out']['median_absolute_error']:.0%} > 20 %")
+    return facts
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Render the rows for people."""
+    lines = [f"{'':8} {'measured':>9} {'predicted':>9} {'error':>6} {'in range':>8}  point"]
+    for row in facts["points"]:
+        lines.append(
+            f"{row['use']:<8} {row['measured']:>8.3f}s {row['predicted']:>8.3f}s {row['error']:>+6.0%} "
+            f"{'yes' if row['in_range'] else 'no':>8}  {row['id']}"
+        )
+    for use in ("fitted", "held_out"):
+        own = facts[use]
+        lines.append(
+            f"{use.replace('_', ' ')}: {own['points']} points, median error {own['median_absolute_error']:.1%}, "
+            f"mean {own['mean_absolute_error']:.1%}, largest {own['largest_absolute_error']:.0%}, "
+            f"{own['in_range']} in the range"
+        )
+    lines += [f"{row['what']}: published {row['published']}, predicted {row['predicted']}" for row in facts["ratios"]]
+    lines += ["", *deployment_table.table(facts["deployment_table"])]
+    return "\n".join(lines)
+
+
+def _row(point: Measurement, model: Calibration, use: str) -> dict[str, Any]:
+    predicted = predict(point, model)
+    return {
+        "id": point.id,
+        "use": use,
+        "measured": point.seconds,
+        "predicted": round(predicted, 4),
+        "error": round(predicted / point.seconds - 1, 4),
+        "in_range": model.low * predicted <= point.seconds <= model.high * predicted,
+        **({"assumed": point.assumed} if point.assumed else {}),
+    }
+
+
+def _summary(rows: Sequence[dict[str, Any]], use: str) -> dict[str, Any]:
+    own = [row for row in rows if row["use"] == use]
+    errors = [abs(row["error"]) for row in own]
+    return {
+        "points": len(own),
+        "median_absolute_error": round(median(errors), 4),
+        "mean_absolute_error": round(mean(errors), 4),
+        "largest_absolute_error": round(max(errors), 4),
+        "in_range": sum(row["in_range"] for row in own),
+    }
+
+
+def _ratios(model: Calibration) -> list[dict[str, Any]]:
+    """Compare the published ratios that no absolute figure stands behind."""
+    from kit.gpus import GPUS
+
+    dev, klein = VARIANTS["dev"], VARIANTS["klein-4b"]
+    shape = Shape(1024, 1024)
+
+    def step(gpu: str, name: str = "bf16", size: Shape = shape) -> float:
+        chosen = recipe(name)
+        return model.seconds(work("transformer", dev, chosen, size), GPUS[gpu], chosen, "fused")
+
+    small = work("transformer", klein, RECIPES["bf16"], Shape(1024, 1024, 2))
+    one = work("transformer", klein, RECIPES["bf16"], shape)
+    h200 = GPUS["h200"]
+    gain = 2 * model.seconds(one, h200, RECIPES["bf16"], "fused") / model.seconds(small, h200, RECIPES["bf16"], "fused")
+    return [
+        {
+            "what": "dev bf16, H200 / B200 (NVIDIA, 2026-01-22)",
+            "published": 1.7,
+            "predicted": round(step("h200") / step("b200"), 2),
+        },
+        {
+            "what": "throughput of batch 2 over batch 1 at 1024x1024 on H200 (sglang#22183; Qwen-Image there)",
+            "published": 1.02,
+            "predicted": round(gain, 2),
+        },
+    ]
