@@ -1,0 +1,158 @@
+"""Optimization profiles: which sizes an engine takes, as ranges of the ports' named axes, derived from the ports.
+
+An engine knows image tokens and latent rows, not pictures: 1024 x 1024 and 2048 x 512 are both 4096 tokens and run in
+one profile of the transformer. The VAE convolves over height and width, so its profiles bound both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kit.errors import UsageError
+from kit.ports import PartName, Port, Ports, split_axis
+from kit.variants import Variant
+
+PIXELS = Variant.pixels_per_token
+REFERENCE_TOKENS = (1024 // PIXELS) ** 2  # a reference picture is scaled to one megapixel at most
+MAX_SIDE = 2048  # a square of it is 4 megapixels, the most that the family was made for
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes of one axis: the smallest, the one that kernels are tuned for, the largest."""
+
+    low: int
+    best: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.best <= self.high:
+            raise UsageError(f"range {self.low}..{self.best}..{self.high}: must be 1 <= low <= best <= high")
+
+    def __contains__(self, size: int) -> bool:
+        return self.low <= size <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One range for every named axis of a part."""
+
+    name: str  # of the bucket, or what the user called it
+    axes: Mapping[str, Range]
+
+    def shapes(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return the smallest, best and largest shape of a port."""
+        return (
+            port.shape({axis: r.low for axis, r in self.axes.items()}),
+            port.shape({axis: r.best for axis, r in self.axes.items()}),
+            port.shape({axis: r.high for axis, r in self.axes.items()}),
+        )
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        return all(sizes[axis] in wanted for axis, wanted in self.axes.items() if axis in sizes)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(f'{axis} {wanted}' for axis, wanted in self.axes.items())})"
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What pictures and batches engines are built for; the command line reads its defaults here."""
+
+    sides: tuple[int, ...] = (256, 512, 1024, 1536, 2048)  # buckets: squares of these sides, and what has their tokens
+    max_batch: int = 4  # rows at one megapixel; a larger bucket takes as many as have the tokens of these
+    references: int = 0  # pictures that a request may bring along
+    min_side: int = 64
+
+    def __post_init__(self) -> None:
+        for side in (self.min_side, *self.sides):
+            if side % PIXELS or not PIXELS <= side <= MAX_SIDE:
+                nearest = min(max(round(side / PIXELS) * PIXELS, PIXELS), MAX_SIDE)
+                raise UsageError(
+                    f"side {side}: must be a multiple of {PIXELS} up to {MAX_SIDE}; the nearest is {nearest}"
+                )
+        if not self.sides or list(self.sides) != sorted(set(self.sides)):
+            raise UsageError(f"sides {', '.join(map(str, self.sides)) or 'none'}: must ascend, without repetition")
+        if self.min_side > self.sides[0]:
+            raise UsageError(f"side {self.sides[0]} is smaller than the smallest side {self.min_side}")
+        if self.max_batch < 1:
+            raise UsageError(f"max batch {self.max_batch}: must be at least 1")
+        if not 0 <= self.references <= 10:
+            raise UsageError(f"references {self.references}: must be between 0 and 10")
+
+    def batch(self, tokens: int) -> Range:
+        """Return the batch range of a bucket; one row is the best, since a lone request must not wait for company."""
+        one_megapixel = (1024 // PIXELS) ** 2
+        return Range(1, 1, min(self.max_batch, max(1, self.max_batch * one_megapixel // tokens)))
+
+
+def derive(ports: Ports, sizing: Sizing) -> tuple[Profile, ...]:
+    """Return one profile per bucket for a part with image axes, one for all sizes for the text encoder."""
+    axes = axes_of(ports)
+    if axes == ("batch",):
+        return (Profile("text", {"batch": Range(1, 1, sizing.max_batch)}),)
+    return tuple(
+        _token_profile(sizing, index) if "image_tokens" in axes else _latent_profile(sizing, index)
+        for index in range(len(sizing.sides))
+    )
+
+
+def _token_profile(sizing: Sizing, index: int) -> Profile:
+    side = sizing.sides[index]
+    tokens = (side // PIXELS) ** 2
+    low = (sizing.sides[index - 1] // PIXELS) ** 2 + 1 if index else (sizing.min_side // PIXELS) ** 2
+    most = tokens + sizing.references * REFERENCE_TOKENS
+    return Profile(str(side), {"batch": sizing.batch(tokens), "image_tokens": Range(low, tokens, most)})
+
+
+def _latent_profile(sizing: Sizing, index: int) -> Profile:
+    rows = sizing.sides[index] // PIXELS
+    side = Range(sizing.min_side // PIXELS, rows, rows)
+    return Profile(
+        str(sizing.sides[index]), {"batch": sizing.batch(rows * rows), "latent_height": side, "latent_width": side}
+    )
+
+
+def axes_of(ports: Ports) -> tuple[str, ...]:
+    """Return the named axes of a part's inputs, in the order in which they appear."""
+    words = [split_axis(d)[1] for port in ports.inputs for d in port.dims if isinstance(d, str)]
+    return tuple(dict.fromkeys(words))
+
+
+def stated(part: PartName, text: str, ports: Ports, name: str) -> Profile:
+    """Read what a user states for one part: "batch=1..4,image_tokens=256..1024..4096" (low..high or low..best..high).
+
+    Raises UsageError that names the axis when one is unknown, missing or malformed.
+    """
+    axes = axes_of(ports)
+    given: dict[str, Range] = {}
+    for word in text.split(","):
+        axis, equals, numbers = word.partition("=")
+        if not equals or axis.strip() not in axes:
+            raise UsageError(f"profile {text!r}: {axis.strip()!r} is no axis of the {part}; it has: {', '.join(axes)}")
+        bounds = numbers.split("..")
+        if not all(bound.strip().isdigit() for bound in bounds) or len(bounds) not in (1, 2, 3):
+            raise UsageError(f"profile {text!r}: {axis.strip()} is not low..high or low..best..high: {numbers!r}")
+        values = [int(bound) for bound in bounds]
+        given[axis.strip()] = Range(values[0], values[-2] if len(values) == 3 else values[-1], values[-1])
+    if missing := [axis for axis in axes if axis not in given]:
+        raise UsageError(f"profile {text!r}: says nothing of {', '.join(missing)}; the {part} has: {', '.join(axes)}")
+    return Profile(name, {axis: given[axis] for axis in axes})
+
+
+def choose(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
+    """Return the index of the smallest profile that holds sizes; raises UsageError that says which come nearest.
+
+    The batch is left out of account when nothing else fits: a caller can cut a batch, but not a picture.
+    """
+    fits = [i for i, profile in enumerate(profiles) if profile.holds(sizes)]
+    if not fits:
+        fits = [i for i, p in enumerate(profiles) if p.holds({a: s for a, s in sizes.items() if a != "batch"})]
+    if not fits:
+        asked = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "batch")
+        raise UsageError(f"no profile of the engine holds {asked}; it has: {', '.join(map(str, profiles))}")
+    return fits[0]
