@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; default: one per core")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write report.json, report.md and index.html")
     parser.add_argument("--pictures", type=int, default=SHOWN, metavar="N", help="pairs to show; default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
