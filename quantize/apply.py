@@ -172,7 +172,7 @@ def plan(
     smoothings: dict[str, Smoothing] = {}
     if recipe.smooth:
         smoothings = choose_all(list(sites(part, manifest.variant)), linears, schemes, seen)
-    columns, rows = _factors(smoothings, linears)
+    columns, rows = weight_factors(smoothings, linears)
     groups: dict[tuple[str, str], list[Linear]] = {}  # layers that read one activation and have one scheme
     for name, scheme in schemes.items():
         groups.setdefault((linears[name].activation.name or "", scheme), []).append(linears[name])
@@ -250,7 +250,7 @@ def _seen(part: PartName, linears: Mapping[str, Linear], record: Record | None) 
     return layers
 
 
-def _factors(
+def weight_factors(
     smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what multiplies the columns and the rows of each weight."""
@@ -286,16 +286,7 @@ def _quantize(
     begin = time.perf_counter()
     compute = COMPUTE[manifest.compute]
     linears = {linear.name: linear for change in plan.changes for linear in change.linears}
-    factors = {}  # of norm weights, by their name
-    for smoothing in plan.smoothings.values():
-        if smoothing.alpha is None or smoothing.site.fold == "rows":
-            continue
-        reader = linears[smoothing.site.readers[0]]
-        _check_readers(reader, smoothing)
-        if smoothing.site.fold == "modulation":
-            fold_modulation(model, reader, smoothing.inverse, compute)
-        else:
-            factors[norm_weight(reader).name] = smoothing.inverse
+    factors = fold(model, plan.smoothings, linears, compute)
     replaced = {linear.weight.name for linear in linears.values()}
     left = [value for value in _external(model) if value.name not in replaced]
     jobs: list[Job] = [change.job for change in plan.changes]
@@ -331,6 +322,23 @@ def _quantize(
         source_bytes=total,
         written_bytes=(folder / part / FILE).stat().st_size,
     )
+
+
+def fold(
+    model: ir.Model, smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear], compute: ir.DataType
+) -> dict[str, Tensor]:
+    """Divide activations in the graph where that is the place; returns what divides norm weights, by their name."""
+    factors = {}
+    for smoothing in smoothings.values():
+        if smoothing.alpha is None or smoothing.site.fold == "rows":
+            continue
+        reader = linears[smoothing.site.readers[0]]
+        _check_readers(reader, smoothing)
+        if smoothing.site.fold == "modulation":
+            fold_modulation(model, reader, smoothing.inverse, compute)
+        else:
+            factors[norm_weight(reader).name or ""] = smoothing.inverse
+    return factors
 
 
 def _name_of(change: Change) -> str:
