@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,10 @@ from kit.gpus import Gpu
 from kit.ports import PartName
 from quantize.fold import fold_modulation, norm_weight
 from quantize.linears import Linear, find_linears, stored
-from quantize.recipes import SCHEMES, Recipe
+from quantize.recipes import RECIPES, SCHEMES, Recipe
 from quantize.record import Record, Seen, check, fingerprint
 from quantize.rewrite import Change, rewrite
-from quantize.scales import LARGEST
+from quantize.scales import LARGEST, SMALLEST_SCALE
 from quantize.sites import sites
 from quantize.smooth import Smoothing, activation_amax, choose_all
 from quantize.stream import Job, Kept, Progress, Quantized, write
@@ -100,7 +101,7 @@ def check_recipe(manifest: Manifest, recipe: Recipe, record: Record | None, gpu:
     if gpu is not None:
         maths = {SCHEMES[rule.scheme].activations for rule in recipe.rules if rule.scheme in SCHEMES}
         for name in ("fp8", "int8"):
-            refusal = gpu.refusal(name) if name in maths else None  # type: ignore[arg-type]
+            refusal = gpu.refusal(name) if name in maths else None
             if refusal is not None:
                 raise UsageError(refusal)
 
@@ -122,6 +123,8 @@ def apply(
     """
     begin = time.perf_counter()
     manifest = verify(source, ("onnx",))
+    if out.resolve() == source.resolve():
+        raise UsageError(f"--out {out} is the artifact that is to be quantized; choose another folder")
     check_recipe(manifest, recipe, record, gpu)
     graphs = {part: ir.load(source / manifest.part(part).graph) for part in manifest.parts}
     plans = {
@@ -155,6 +158,7 @@ def plan(
 ) -> Plan:
     """Decide on every linear layer of a part; nothing is written, and of the weights only samples are read."""
     linears = {linear.name: linear for linear in find_linears(model, folder)}
+    _check_rules(recipe, part, linears)
     schemes: dict[str, str] = {}
     kept: Counter[str] = Counter()
     for name, linear in linears.items():
@@ -168,7 +172,7 @@ def plan(
     smoothings: dict[str, Smoothing] = {}
     if recipe.smooth:
         smoothings = choose_all(list(sites(part, manifest.variant)), linears, schemes, seen)
-    columns, rows = _factors(smoothings, linears)
+    columns, rows = weight_factors(smoothings, linears)
     groups: dict[tuple[str, str], list[Linear]] = {}  # layers that read one activation and have one scheme
     for name, scheme in schemes.items():
         groups.setdefault((linears[name].activation.name or "", scheme), []).append(linears[name])
@@ -178,7 +182,7 @@ def plan(
         factors = columns.get(group[0].name)
         if form.activations:
             amax = activation_amax(seen[group[0].name], factors, recipe.percentile)
-            scale = amax / LARGEST[form.activations]
+            scale = max(amax / LARGEST[form.activations], SMALLEST_SCALE)
         job = Quantized(
             tuple(linear.weight for linear in group),
             form,
@@ -188,6 +192,17 @@ def plan(
         )
         changes.append(Change(tuple(group), form, job, scale))
     return Plan(changes, smoothings, dict(kept))
+
+
+def _check_rules(recipe: Recipe, part: PartName, linears: Mapping[str, Linear]) -> None:
+    """Refuse a rule of a recipe file that names no layer: one letter wrong, and a layer would be quantized unseen."""
+    shipped = {rule for known in RECIPES.values() for rule in known.rules}
+    for rule in recipe.rules:
+        if rule.part == part and rule not in shipped and not any(fnmatchcase(name, rule.layers) for name in linears):
+            raise UsageError(
+                f"recipe {recipe.name}: {rule.layers!r} names no linear layer of the {part} that can be quantized; "
+                f"such are {', '.join(list(linears)[:3])}"
+            )
 
 
 def _joined_rows(group: Sequence[Linear], rows: Mapping[str, Tensor]) -> Tensor | None:
@@ -204,8 +219,10 @@ def _reason_to_keep(linear: Linear, scheme: str | None) -> str | None:
     if min(linear.inputs, linear.outputs) < NARROWEST:
         return f"narrower than {NARROWEST}"
     form = SCHEMES[scheme]
-    if form.block and (linear.inputs % form.block or linear.outputs % 2):
-        return f"its {linear.inputs} inputs are no multiple of the block of {form.block}"
+    if form.block and linear.inputs % form.block:
+        return f"its inputs are no multiple of the block of {form.block}"
+    if form.weights == "int4" and linear.outputs % 2:
+        return "its outputs are odd, and two int4 codes share a byte"
     return None
 
 
@@ -219,6 +236,11 @@ def _seen(part: PartName, linears: Mapping[str, Linear], record: Record | None) 
             raise UsageError(
                 f"the calibration record says nothing of {name} in the {part}; calibrate again with --parts {part}"
             )
+        if layers[name].channel_amax.shape != (linear.inputs,):
+            raise UsageError(
+                f"the calibration record is malformed: {name} in the {part} has {len(layers[name].channel_amax)} "
+                f"channels, its weight has {linear.inputs}; calibrate again"
+            )
         if layers[name].weight != fingerprint(linear.weight):
             raise UsageError(
                 f"the calibration record is of another checkpoint: {name} in the {part} has other weights; calibrate "
@@ -228,7 +250,7 @@ def _seen(part: PartName, linears: Mapping[str, Linear], record: Record | None) 
     return layers
 
 
-def _factors(
+def weight_factors(
     smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what multiplies the columns and the rows of each weight."""
@@ -264,16 +286,7 @@ def _quantize(
     begin = time.perf_counter()
     compute = COMPUTE[manifest.compute]
     linears = {linear.name: linear for change in plan.changes for linear in change.linears}
-    factors = {}  # of norm weights, by their name
-    for smoothing in plan.smoothings.values():
-        if smoothing.alpha is None or smoothing.site.fold == "rows":
-            continue
-        reader = linears[smoothing.site.readers[0]]
-        _check_readers(reader, smoothing)
-        if smoothing.site.fold == "modulation":
-            fold_modulation(model, reader, smoothing.inverse, compute)
-        else:
-            factors[norm_weight(reader).name] = smoothing.inverse
+    factors = fold(model, plan.smoothings, linears, compute)
     replaced = {linear.weight.name for linear in linears.values()}
     left = [value for value in _external(model) if value.name not in replaced]
     jobs: list[Job] = [change.job for change in plan.changes]
@@ -309,6 +322,23 @@ def _quantize(
         source_bytes=total,
         written_bytes=(folder / part / FILE).stat().st_size,
     )
+
+
+def fold(
+    model: ir.Model, smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear], compute: ir.DataType
+) -> dict[str, Tensor]:
+    """Divide activations in the graph where that is the place; returns what divides norm weights, by their name."""
+    factors = {}
+    for smoothing in smoothings.values():
+        if smoothing.alpha is None or smoothing.site.fold == "rows":
+            continue
+        reader = linears[smoothing.site.readers[0]]
+        _check_readers(reader, smoothing)
+        if smoothing.site.fold == "modulation":
+            fold_modulation(model, reader, smoothing.inverse, compute)
+        else:
+            factors[norm_weight(reader).name or ""] = smoothing.inverse
+    return factors
 
 
 def _name_of(change: Change) -> str:
@@ -352,11 +382,17 @@ def _manifest(
         source={
             **manifest.source,
             "parent": digest(source / MANIFEST),
+            "weights": {file: (source / file).stat().st_mtime_ns for file in manifest.files if _holds_weights(file)},
             "calibration": record.digest if record is not None and recipe.needs_calibration else None,
         },
         versions={**manifest.versions, **tool_versions("torch", "onnx-ir"), "quantize": _code_digest()},
         files={},
     )
+
+
+def _holds_weights(file: str) -> bool:
+    """Tell weight files by their name: a digest covers their header alone, so a time stamp must tell of new values."""
+    return file.endswith(".safetensors")
 
 
 def _is_current(out: Path, planned: Manifest) -> bool:

@@ -71,14 +71,17 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
         part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras) for part in CALIBRATED
     }
     observer = Observer()
-    texts = sorted({text for request in requests for text in (request.prompt, request.negative_prompt)})
+    texts = {request.prompt for request in requests}
+    if variant.guidance == "cfg":
+        texts |= {request.negative_prompt for request in requests}
+    with _prompt_encoder(checkpoint, variant) as prompts:  # all before the first is run: one may be too long
+        tokens = {text: prompts.encode(text, f"prompt {text[:40]!r}") for text in sorted(texts)}
     embeds: dict[str, Any] = {}
     encoder = load("text_encoder", variant, bindings["text_encoder"], config.dtype, config.device, config.offload)
     watched = encoder.linears() if "text_encoder" in config.parts else {}
-    with _prompt_encoder(checkpoint, variant) as prompts, observer.watching(watched):
-        for done, text in enumerate(texts):
-            tokens = prompts.encode(text)
-            inputs = {"input_ids": tokens.input_ids[None], "attention_mask": tokens.attention_mask[None]}
+    with observer.watching(watched):
+        for done, (text, encoded) in enumerate(tokens.items()):
+            inputs = {"input_ids": encoded.input_ids[None], "attention_mask": encoded.attention_mask[None]}
             (embeds[text],) = encoder.run(inputs)["prompt_embeds"]
             progress("text encoder", done + 1, len(texts))
     del encoder

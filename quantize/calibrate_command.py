@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
+from kit.ports import PartName
 
-PARTS = ("text_encoder", "transformer")
+PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("seeds", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} {getattr(args, name)} is not positive")
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a folder; give a file")
     parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
     from quantize import prompt_set
 
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.sources import find_sources
 
     loras = tuple(Lora.parse(text) for text in args.lora)
-    sources = find_sources(args.checkpoint, PARTS, args.config, args.transformer)  # type: ignore[arg-type]
+    sources = find_sources(args.checkpoint, PARTS, args.config, args.transformer)
     from tqdm import tqdm
 
     from quantize import record
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         steps=args.steps,
         width=args.width,
         height=args.height,
-        parts=parts,  # type: ignore[arg-type]  # checked by calibrate
+        parts=parts,  # checked by calibrate
         dtype=args.dtype,
         device=args.device,
         offload=args.offload,

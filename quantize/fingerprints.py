@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from export.derived import Derived
 from export.weights import Binding
 from quantize.record import PRINT_BYTES, fingerprint
 
@@ -13,6 +14,16 @@ def fingerprints(binding: Binding) -> dict[str, str]:
     found = {name: fingerprint(stored) for name, stored in binding.tensors.items() if len(stored.shape) == 2}
     for name, derived in binding.derived.items():
         if len(derived.shape) == 2:
-            head = next(derived.chunks())[:PRINT_BYTES]
-            found[name] = hashlib.sha256(f"{list(derived.shape)}{derived.dtype}".encode() + head).hexdigest()[:16]
+            print_ = hashlib.sha256(f"{list(derived.shape)}{derived.dtype}".encode() + _head(derived))
+            found[name] = print_.hexdigest()[:16]
     return found
+
+
+def _head(derived: Derived) -> bytes:
+    """Compute as many of a tensor's first bytes as a fingerprint covers."""
+    head = b""
+    for chunk in derived.chunks():
+        head += chunk[: PRINT_BYTES - len(head)]
+        if len(head) == PRINT_BYTES:
+            break
+    return head

@@ -24,7 +24,7 @@ class NotFinite(ValueError):
 
 def amax(values: Tensor, dim: int | None = None) -> Tensor:
     """Return the largest magnitude, of all values or along `dim`; raises NotFinite for NaN and infinity."""
-    largest = torch.linalg.vector_norm(values, float("inf"), dim=dim)
+    largest: Tensor = torch.linalg.vector_norm(values, float("inf"), dim=dim)
     if not torch.isfinite(largest).all():
         raise NotFinite("holds NaN or an infinity")
     return largest
@@ -51,6 +51,6 @@ def decode(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Pack int4 codes [..., N] held in int8 into bytes [..., N / 2], the first of two in the low half as ONNX has it."""
+    """Pack int4 codes [..., N] held in int8 into bytes [..., N / 2], the first in the low half as ONNX has it."""
     pairs = codes.view(*codes.shape[:-1], -1, 2).to(torch.uint8)
     return (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)

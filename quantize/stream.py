@@ -262,4 +262,4 @@ def _read(source: StoredTensor, begin: int, end: int) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data.cast("B")

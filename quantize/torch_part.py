@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from export.constants import read_constant
+from export.derived import Derived
 from export.lora.merge import merge
 from export.lora.terms import Lora
 from export.parts import MODULE
@@ -92,7 +93,7 @@ def load(
         _assign(module, MODULE + name, tensor.to(dtype))
     module.requires_grad_(False)
     if offload == "layers":
-        from accelerate import cpu_offload
+        from accelerate import cpu_offload  # type: ignore[import-untyped]
 
         cpu_offload(module, torch.device(device), offload_buffers=True)
     else:
@@ -102,7 +103,7 @@ def load(
 
 def stored_type(binding: Binding) -> Compute:
     """Return the type in which most weights are stored, where a graph can compute in it."""
-    stored = [*binding.tensors.values(), *binding.derived.values()]
+    stored: list[StoredTensor | Derived] = [*binding.tensors.values(), *binding.derived.values()]
     half = sum(tensor.nbytes for tensor in stored if tensor.dtype in ("BF16", "F8_E4M3"))
     return "bf16" if 2 * half > sum(tensor.nbytes for tensor in stored) else "fp32"
 
