@@ -32,6 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, metavar="N", help="default: as many as the rate needs")
     parser.add_argument("--gpus", type=int, default=Question.gpus, metavar="N", help="GPUs of one replica")
     parser.add_argument("--cores", type=int, default=Question.cores, metavar="N", help="of the host's CPU")
+    parser.add_argument(
+        "--step-seconds", type=float, metavar="S", help="what one step of the batch took you, in place of the estimate"
+    )
     prices = parser.add_mutually_exclusive_group()
     prices.add_argument("--price", type=float, metavar="USD", help="dollars per GPU hour, in place of the table's")
     prices.add_argument("--prices", type=Path, metavar="FILE", help="a price table in place of the kit's")
@@ -44,6 +47,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     question = _question(args)
     if refused := question.refusal():
         raise UsageError(refused)
+    if args.gpu == ALL and args.step_seconds is not None:
+        raise UsageError(f"--step-seconds is of one GPU, and --gpu {ALL} asks for all")
     if args.price is not None and not 0 < args.price < 1e6:
         raise UsageError(f"--price {args.price:g}: dollars per GPU hour, more than 0")
     prices = read_prices(args.prices)
@@ -79,6 +84,7 @@ def _question(args: argparse.Namespace) -> Question:
         cores=args.cores,
         rate=args.rate,
         replicas=args.replicas,
+        step_seconds=args.step_seconds,
     )
 
 
