@@ -185,9 +185,9 @@ def test_a_gpu_without_a_price_has_no_costs() -> None:
 def test_nothing_that_fits_names_the_nearest_setting_and_other_gpus() -> None:
     answer = ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=60))
     assert answer.chosen is None
-    assert answer.nearest == "--batch 10"
+    assert answer.nearest == "--batch 9"
     assert answer.elsewhere == ("h100", "a100-80g", "h200", "b200")
-    assert ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=10)).chosen
+    assert ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=9)).chosen
     bf16 = ask(Question(DEV, gpu("l4"), recipe="bf16", text_encoder="resident"))
     assert bf16.nearest == "another --text-encoder"
     assert "does not fit" in compare([bf16])
