@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import plan_validation
-from kit.measurements import measurements
+from kit.measurements import measurements, split
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -59,3 +59,18 @@ def test_the_table_for_people_names_every_point(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert all(p.id in said for p in measurements())
     assert "held out: 15 points, median error" in said
+
+
+def test_held_out_points_of_new_settings_share_none_with_a_fitted_point() -> None:
+    fitted, held = split(measurements())
+    new = plan_validation._new_settings(fitted, held)
+    assert "sglang#16055/dev/h100/fused/bf16/1024x1024/step" in new
+    assert "xDiT/flux1-dev/h100/fused/bf16/1024x1024/28x" not in new
+
+
+def test_a_gpu_is_predicted_from_the_others_of_its_generation() -> None:
+    points = [p for p in measurements() if p.cell[0] in ("ada", "ampere")]
+    rows = {row["gpu"]: row for row in plan_validation._by_gpu(points)}
+    assert "a100-80g" not in rows  # nothing else tells of Ampere
+    assert rows["rtx4000ada"]["median_absolute_error"] < 0.2
+    assert rows["rtx4000ada"]["points"] == 1
