@@ -20,7 +20,9 @@ ALL = "all"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `kit plan` takes; defaults are the question's."""
-    parser.add_argument("--variant", required=True, metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument(
+        "--variant", required=True, metavar="NAME", help=f"{', '.join(VARIANTS)}, or a folder: checkpoint or artifact"
+    )
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
     parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPE_NAMES)}; default: the GPU's, then smaller")
     parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first place that works")
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _question(args: argparse.Namespace) -> Question:
     return Question(
-        variant=Variant.named(args.variant),
+        variant=_variant(args.variant),
         gpu=next(iter(GPUS.values())) if args.gpu == ALL else gpu(args.gpu),
         recipe=recipe(args.recipe).name if args.recipe else None,
         text_encoder=args.text_encoder,
@@ -86,6 +88,16 @@ def _question(args: argparse.Namespace) -> Question:
         replicas=args.replicas,
         step_seconds=args.step_seconds,
     )
+
+
+def _variant(words: str) -> Variant:
+    """Take a published variant by name, or the sizes of a checkpoint or an artifact in a folder."""
+    folder = Path(words)
+    if words in VARIANTS or not folder.is_dir():
+        return Variant.named(words)
+    from kit.artifact import MANIFEST, read_manifest
+
+    return read_manifest(folder).variant if (folder / MANIFEST).is_file() else Variant.of(folder)
 
 
 def _check(answers: list[Plan]) -> None:

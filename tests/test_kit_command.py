@@ -13,7 +13,10 @@ from xml.etree import ElementTree
 import pytest
 
 from kit.__main__ import main
+from kit.artifact import Manifest, write_manifest
+from kit.checkpoint import resolve
 from kit.gpus import GPUS
+from kit.variants import Variant
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "diffusers", "transformers")
 
@@ -37,6 +40,20 @@ def test_all_gpus_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) 
     assert lines[-1] == "* preview: facts only, nothing tuned for it"
     found = answer(capsys, "plan", "--variant", "klein-4b", "--gpu", "all")
     assert [row["gpu"] for row in found["gpus"]] == list(GPUS)
+
+
+def test_a_folder_is_planned_by_its_own_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = resolve("sample")
+    found = answer(capsys, "plan", "--variant", str(folder), "--gpu", "l4", "--width", "64", "--height", "64")
+    assert found["memory"]["weights"]["transformer"] < 20e6
+    variant = Variant.of(folder)
+    write_manifest(tmp_path, Manifest("onnx", variant, "fp32", "fp32", {}, {}))
+    again = answer(capsys, "plan", "--variant", str(tmp_path), "--gpu", "l4", "--width", "64", "--height", "64")
+    assert again["memory"] == found["memory"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["plan", "--variant", str(empty), "--gpu", "l4"]) == 2
+    assert "model_index.json: missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
