@@ -58,6 +58,7 @@ def verdicts(
         _export(installed),
         *(_engine(device, hardware, installed) for device in hardware.gpus),
         *(() if hardware.gpus else (Verdict("build and run TensorRT engines", False, str(hardware.gpu_problem)),)),
+        *(_cuda(device, providers) for device in hardware.gpus),
         _cpu(hardware, providers),
         _serve(installed, server),
     )
@@ -124,12 +125,17 @@ def _engine(device: Device, hardware: Hardware, installed: Mapping[str, str]) ->
     if device.known is None:
         return Verdict(work, False, "the kit has no facts of this GPU; nearest entries: kit plan --gpu all")
     if wheel is None:
-        return Verdict(work, False, f"no TensorRT wheel: pip install tensorrt-cu13 (recipe {_best(device.known)} then)")
+        return Verdict(
+            work, False, f"no TensorRT wheel: pip install tensorrt-cu13 (recipe {device.known.default_recipe} then)"
+        )
     return Verdict(work, True, f"{wheel}; {_fitting(device.known, hardware.disk_free)}")
 
 
-def _best(gpu: Gpu) -> RecipeName:
-    return gpu.default_recipe
+def _cuda(device: Device, providers: Sequence[str]) -> Verdict:
+    work = f"run ONNX Runtime on {device.name}"
+    if "CUDAExecutionProvider" not in providers:
+        return Verdict(work, False, "no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime")
+    return Verdict(work, True, "CUDAExecutionProvider; the planner has no figures of its speed")
 
 
 def _fitting(gpu: Gpu, disk_free: int) -> str:

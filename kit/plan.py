@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from kit.costs import Costs, Job, cost
 from kit.feasible import MAX_TOKENS, SIDES, size_refusal
 from kit.gpus import GPUS, Gpu
 from kit.layout import Choice, Layout, Placement, lay_out
 from kit.memory import Shape
-from kit.prices import HOURS_PER_MONTH, Hosted, Prices
+from kit.prices import Prices
 from kit.queueing import Waiting, simulate
 from kit.recipes import RecipeName, recipe
 from kit.speed import Calibration, calibration
@@ -38,6 +39,7 @@ class Question:
     cores: int = 16  # of the host, for a text encoder on the CPU
     rate: float | None = None  # pictures per minute that are asked for
     replicas: int | None = None  # None: as many as the rate needs
+    step_seconds: float | None = None  # of one step of the batch as somebody measured it; None: estimated
 
     @property
     def shape(self) -> Shape:
@@ -58,6 +60,10 @@ class Question:
                 return f"{name} {count}: must be 1 to {MAX_REPLICAS}"
         if self.rate is not None and not 0 < self.rate <= 1e6:
             return f"--rate {self.rate:g}: must be more than 0 pictures per minute, and at most 1e6"
+        if self.step_seconds is not None and not 0 < self.step_seconds <= 1e4:
+            return f"--step-seconds {self.step_seconds:g}: must be more than 0 seconds, and at most 1e4"
+        if self.recipe is not None and (refused := self.gpu.refusal(self.recipe)):
+            return refused
         return size_refusal(self.variant, self.width, self.height, MIN_TOKENS, MAX_TOKENS)
 
 
@@ -81,27 +87,6 @@ class Load:
     replicas: int
     waiting: Waiting | None  # at the best estimate; None: overloaded
     slow: Waiting | None  # at the slow end of the range
-
-
-@dataclass(frozen=True)
-class BreakEven:
-    """From how many pictures a month rented GPUs, on all the time, cost less than a hosted service."""
-
-    hosted: Hosted
-    usd_per_picture: float
-    pictures: float  # a month
-    possible: bool  # one replica can paint as many
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Dollars."""
-
-    per_hour: Range  # of one replica
-    per_thousand: Range  # pictures, at full use
-    at_rate: float | None  # dollars per 1,000 pictures at the rate asked for
-    per_month: float  # of one replica, on all the time
-    break_even: tuple[BreakEven, ...]
 
 
 @dataclass(frozen=True)
@@ -147,7 +132,9 @@ def plan(question: Question, prices: Prices, price: float | None = None, model: 
     per_minute = limit.per(60.0 * question.batch)
     load = _load(question, chosen, limit, model) if question.rate else None
     cards = 2 if chosen.choice.text_encoder == "own-gpu" else 1
-    costs = _costs(question, per_minute, load, prices, price, cards)
+    served = question.rate if load is not None and load.waiting is not None else None
+    work = Job(question.variant, question.width * question.height, question.step_count, per_minute)
+    costs = cost(work, question.gpu, prices, price, cards, served, load.replicas if load else 1)
     return Plan(question, tried, chosen, per_minute, load, costs)
 
 
@@ -174,6 +161,7 @@ def _try(question: Question, choice: Choice, model: Calibration) -> Tried:
         question.step_count,
         question.cores,
         model,
+        question.step_seconds,
     )
     return Tried(choice, layout, timing)
 
@@ -210,7 +198,7 @@ def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) ->
     assert question.rate is not None
     per_second, steps = question.rate / 60, []
     for count in range(1, question.batch + 1):
-        tried = _try(replace(question, batch=count), chosen.choice, model)
+        tried = _try(replace(question, batch=count, step_seconds=None), chosen.choice, model)
         assert tried.timing is not None  # a smaller batch needs less
         steps.append(tried.timing.step.mid)
     gains = [count * steps[0] / step for count, step in enumerate(steps, start=1)]
@@ -227,28 +215,3 @@ def _later(waiting: Waiting | None, seconds: float) -> Waiting | None:
         return None
     moved = {name: getattr(waiting, name) + seconds for name in ("mean", "p50", "p95", "p99")}
     return replace(waiting, **moved)
-
-
-def _costs(
-    question: Question, per_minute: Range, load: Load | None, prices: Prices, price: float | None, cards: int
-) -> Costs | None:
-    listed = (price, price, price) if price is not None else prices.per_hour(question.gpu.name)
-    if listed is None:
-        return None
-    hour = Range(*listed).times(cards)
-    thousand = Range(
-        hour.low / per_minute.high / 60 * 1000,
-        hour.mid / per_minute.mid / 60 * 1000,
-        hour.high / per_minute.low / 60 * 1000,
-    )
-    at_rate = None
-    if load is not None and load.waiting is not None and question.rate:
-        at_rate = load.replicas * hour.mid / (question.rate * 60) * 1000
-    month, pixels = hour.mid * HOURS_PER_MONTH, question.width * question.height
-    capacity = per_minute.mid * 60 * HOURS_PER_MONTH
-    even = []
-    for hosted in prices.hosted.get(question.variant.name, ()):
-        if hosted.steps in (None, question.step_count):
-            usd = hosted.usd_per_picture(pixels)
-            even.append(BreakEven(hosted, usd, month / usd, month / usd <= capacity))
-    return Costs(hour, thousand, at_rate, month, tuple(even))

@@ -20,7 +20,9 @@ ALL = "all"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `kit plan` takes; defaults are the question's."""
-    parser.add_argument("--variant", required=True, metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument(
+        "--variant", required=True, metavar="NAME", help=f"{', '.join(VARIANTS)}, or a folder: checkpoint or artifact"
+    )
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
     parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPE_NAMES)}; default: the GPU's, then smaller")
     parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first place that works")
@@ -32,6 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, metavar="N", help="default: as many as the rate needs")
     parser.add_argument("--gpus", type=int, default=Question.gpus, metavar="N", help="GPUs of one replica")
     parser.add_argument("--cores", type=int, default=Question.cores, metavar="N", help="of the host's CPU")
+    parser.add_argument(
+        "--step-seconds", type=float, metavar="S", help="what one step of the batch took you, in place of the estimate"
+    )
     prices = parser.add_mutually_exclusive_group()
     prices.add_argument("--price", type=float, metavar="USD", help="dollars per GPU hour, in place of the table's")
     prices.add_argument("--prices", type=Path, metavar="FILE", help="a price table in place of the kit's")
@@ -44,6 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     question = _question(args)
     if refused := question.refusal():
         raise UsageError(refused)
+    if args.gpu == ALL and args.step_seconds is not None:
+        raise UsageError(f"--step-seconds is of one GPU, and --gpu {ALL} asks for all")
     if args.price is not None and not 0 < args.price < 1e6:
         raise UsageError(f"--price {args.price:g}: dollars per GPU hour, more than 0")
     prices = read_prices(args.prices)
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _question(args: argparse.Namespace) -> Question:
     return Question(
-        variant=Variant.named(args.variant),
+        variant=_variant(args.variant),
         gpu=next(iter(GPUS.values())) if args.gpu == ALL else gpu(args.gpu),
         recipe=recipe(args.recipe).name if args.recipe else None,
         text_encoder=args.text_encoder,
@@ -79,7 +86,18 @@ def _question(args: argparse.Namespace) -> Question:
         cores=args.cores,
         rate=args.rate,
         replicas=args.replicas,
+        step_seconds=args.step_seconds,
     )
+
+
+def _variant(words: str) -> Variant:
+    """Take a published variant by name, or the sizes of a checkpoint or an artifact in a folder."""
+    folder = Path(words)
+    if words in VARIANTS or not folder.is_dir():
+        return Variant.named(words)
+    from kit.artifact import MANIFEST, read_manifest
+
+    return read_manifest(folder).variant if (folder / MANIFEST).is_file() else Variant.of(folder)
 
 
 def _check(answers: list[Plan]) -> None:

@@ -54,7 +54,7 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
     question = answers[0].question
     title = f"{question.variant.name}, {_setting(question)}"
     head = (
-        f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'pictures a minute':<20}{'$ per 1,000':<18}how"
+        f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'pictures a minute':<22}{'$ per 1,000':<22}how"
     )
     lines = [paint(title, BOLD, colour), paint(head, DIM, colour)]
     for answer in answers:
@@ -69,7 +69,7 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
         how = chosen.choice.describe().split(", ", 1)[1]
         lines.append(
             f"{name:<10}{chosen.choice.recipe.name:<14}{memory:>17}  {_span(chosen.timing.picture):<22}"
-            f"{_span(answer.per_minute):<20}{cost:<18}{how}"
+            f"{_span(answer.per_minute):<22}{cost:<22}{how}"
         )
     if any(answer.question.gpu.preview for answer in answers):
         lines.append("* preview: facts only, nothing tuned for it")

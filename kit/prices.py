@@ -92,6 +92,8 @@ def _section(raw: Mapping[str, Any], key: str, known: tuple[str, ...], where: st
 
 
 def _entry(cls: type[Any], row: Any, price: str, where: str, key: str) -> Any:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: {key}: an offer must be an object, not {row!r}")
     try:
         entry = cls(**row)
     except TypeError as error:

@@ -4,7 +4,7 @@ The denoiser advances every live request by one step per execution, so a replica
 (Zhang, Dai, Zwart, "Diffusion limits of limited processor sharing queues", Ann. Appl. Probab. 21 (2011) 745-799): up to
 `slots` requests share it, the others wait in order of arrival. With one slot it is first come first served, and with
 many the M/G/1 processor-sharing queue whose mean time is S / (1 - load) whatever the distribution of work (Kleinrock,
-"Queueing Systems II", 1976, section 4.4). No closed form gives the 95th percentile in between, so the queue is
+"Queueing Systems II", 1976, chapter 4). No closed form gives the 95th percentile in between, so the queue is
 simulated: a fixed seed, the same arrivals every time.
 """
 

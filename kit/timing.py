@@ -68,15 +68,25 @@ class Timing:
 
 
 def times(
-    variant: Variant, gpu: Gpu, choice: Choice, layout: Layout, shape: Shape, steps: int, cores: int, model: Calibration
+    variant: Variant,
+    gpu: Gpu,
+    choice: Choice,
+    layout: Layout,
+    shape: Shape,
+    steps: int,
+    cores: int,
+    model: Calibration,
+    step_seconds: float | None = None,
 ) -> Timing:
-    """Estimate what a batch takes with TensorRT engines."""
+    """Estimate what a batch takes with TensorRT engines; a step that was measured is taken as it is."""
 
     def part(name: PartName) -> Range:
         return _part(work(name, variant, choice.recipe, shape), gpu, choice.recipe, model)
 
     transformer = work("transformer", variant, choice.recipe, shape)
     step = _streamed(part("transformer"), layout.streamed / HOST_LINK[gpu.generation])
+    if step_seconds is not None:
+        step = Range(step_seconds, step_seconds, step_seconds)
     decode, text, busy_text = part("vae_decoder"), NOTHING, NOTHING
     match choice.text_encoder:
         case "resident":
