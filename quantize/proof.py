@@ -67,9 +67,7 @@ def prove(folder: Path, manifest: Manifest, part: PartName, tokens: int, runtime
     if not runtime:
         return proof
     kernels = optimized(graph)
-    fallbacks = tuple(
-        sorted(name for name, p in found.items() if p.activations and kernels.get(name) not in FUSED)
-    )
+    fallbacks = tuple(sorted(name for name, p in found.items() if p.activations and kernels.get(name) not in FUSED))
     running = sum(p.flops(tokens) for name, p in found.items() if FUSED.get(kernels.get(name, "")) == "int8")
     return PartProof(
         **{
@@ -119,7 +117,8 @@ def _weight(value: ir.Value | None) -> tuple[tuple[int, int] | None, str | None]
 
 def _word(dtype: ir.DataType | None) -> str:
     return {ir.DataType.FLOAT8E4M3FN: "fp8", ir.DataType.INT8: "int8", ir.DataType.INT4: "int4"}.get(
-        dtype, str(dtype)  # type: ignore[call-overload]
+        dtype,
+        str(dtype),  # type: ignore[call-overload]
     )
 
 

@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         facts["parts"][part] = asdict(proof)
         kinds = ", ".join(f"{count} {kind}" for kind, count in proof.quantized.items()) or "none quantized"
         print(f"{part}: {proof.products} products with weights, {kinds}; {proof.casts_in_blocks} Casts in blocks")
-        print(f"  the graph asks for {proof.flops_share:.1%} of their operations at {tokens[part]} rows in low precision")
+        print(
+            f"  the graph asks for {proof.flops_share:.1%} of their operations at {tokens[part]} rows in low precision"
+        )
         if proof.running_share is not None:
             kernels = ", ".join(f"{count} {kernel}" for kernel, count in proof.fused.items()) or "no quantized kernel"
             print(f"  ONNX Runtime runs {proof.running_share:.1%} of them in integer kernels: {kernels}")
