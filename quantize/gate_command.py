@@ -123,7 +123,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "versions": tool_versions(*PACKAGES),
     }
     report = summarize(pairs, unmeasured, contract, setting, admitted.warnings)
-    shown = chosen(pairs, args.pictures)
+    shown = chosen(report, args.pictures)
     keep_pictures(pictures, pairs, shown)
     (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
