@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures per prompt; default: %(default)s")
     parser.add_argument(
-        "--contract", type=Path, metavar="FILE", help="bounds, TOML or JSON; default: that of the candidate's recipe"
+        "--contract", metavar="FILE", help="bounds, TOML or JSON, or a recipe's name; default: the candidate's recipe"
     )
     parser.add_argument("--width", type=int, metavar="PIXELS")
     parser.add_argument("--height", type=int, metavar="PIXELS")
@@ -76,7 +76,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     admitted = admit(args.artifact, args.reference)
     for warning in admitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    contract = contracts.load(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
+    contract = contracts.find(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
     default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
     prompts = prompt_set.load(args.prompts or default)
 
