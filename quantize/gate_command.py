@@ -40,21 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="SET",
-        help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; default: {SAMPLE_PROMPTS} for the sample, else "
-        f"{KIT_PROMPTS}",
+        help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; when left out {SAMPLE_PROMPTS} for the sample, "
+        f"else {KIT_PROMPTS}",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures per prompt; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures per prompt")
     parser.add_argument(
-        "--contract", type=Path, metavar="FILE", help="bounds, TOML or JSON; default: that of the candidate's recipe"
+        "--contract", metavar="FILE", help="bounds, TOML or JSON, or a recipe's name; when left out the candidate's"
     )
-    parser.add_argument("--width", type=int, metavar="PIXELS")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--steps", type=int, metavar="N", help="the variant's own when left out")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="the variant's own when left out")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model in transformers' layout, for its score")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; default: one per core")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; 0: one per core")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write report.json, report.md and index.html")
-    parser.add_argument("--pictures", type=int, default=SHOWN, metavar="N", help="pairs to show; default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=SHOWN, metavar="N", help="pairs to show")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     admitted = admit(args.artifact, args.reference)
     for warning in admitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    contract = contracts.load(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
+    contract = contracts.find(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
     default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
     prompts = prompt_set.load(args.prompts or default)
 
@@ -123,7 +123,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "versions": tool_versions(*PACKAGES),
     }
     report = summarize(pairs, unmeasured, contract, setting, admitted.warnings)
-    shown = chosen(pairs, args.pictures)
+    shown = chosen(report, args.pictures)
     keep_pictures(pictures, pairs, shown)
     (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UsageError
-from quantize.gate.contract import Bound, Contract, load, of_recipe, parse, shipped
+from quantize.gate.contract import Bound, Contract, find, load, of_recipe, parse, shipped
 from quantize.gate.intervals import Interval
+from quantize.recipes import RECIPES
 
 
 def found(mean: float, low: float, high: float) -> Interval:
@@ -17,7 +18,7 @@ def found(mean: float, low: float, high: float) -> Interval:
 
 
 def test_a_contract_ships_for_every_recipe_and_protects_the_judge() -> None:
-    assert set(shipped()) == {"fp32", "bf16", "fp8", "int8", "int8-weights", "int4-weights"}
+    assert set(shipped()) == RECIPES.keys()
     for recipe in shipped():
         contract = of_recipe(recipe)
         assert Bound("judge_change", -0.01, "measured") in contract.bounds
@@ -37,6 +38,12 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     both = [load(tmp_path / name) for name in ("c.json", "c.toml")]
     assert both[0].bounds == both[1].bounds == (Bound("flip", 0.1, "measured"),)
     assert both[0].least_prompts == both[1].least_prompts == 8
+
+
+def test_a_contract_is_found_by_its_file_or_by_a_recipes_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("format = 1\n[bounds.ssim]\nat_least = 0.5\n")
+    assert find(str(tmp_path / "mine.toml")).bounds == (Bound("ssim", 0.5),)
+    assert find("int8") == of_recipe("int8")
 
 
 def test_a_bound_must_hold_for_the_whole_interval() -> None:
@@ -102,8 +109,8 @@ def test_a_malformed_contract_is_refused(content: str, match: str) -> None:
 
 
 def test_a_contract_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
-        load(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="none.toml: no such file, and no contract of that name; there are: bf16"):
+        find("none.toml")
     (tmp_path / "c.toml").write_bytes(b"\xff")
     with pytest.raises(UsageError, match="byte 0 is not valid UTF-8"):
         load(tmp_path / "c.toml")

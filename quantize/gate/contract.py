@@ -97,15 +97,22 @@ def of_recipe(recipe: str) -> Contract:
     """Load the kit's contract for a recipe; raises UsageError when there is none."""
     if recipe not in shipped():
         raise UsageError(
-            f"no contract ships for the recipe {recipe!r}; there are: {', '.join(shipped())}; name a file by --contract"
+            f"no contract ships for the recipe {recipe!r}; there are: {_names()}; name one or a file by --contract"
         )
     return parse((_folder() / f"{recipe}.toml").read_text(encoding="utf-8"), "toml", recipe)
 
 
+def find(word: str) -> Contract:
+    """Load what --contract names: a file, or a recipe whose contract ships."""
+    if word in shipped():
+        return of_recipe(word)
+    if not Path(word).is_file():
+        raise UsageError(f"--contract {word}: no such file, and no contract of that name; there are: {_names()}")
+    return load(Path(word))
+
+
 def load(path: Path) -> Contract:
     """Load a contract from TOML or, by its suffix, JSON; raises UsageError that names the key at fault."""
-    if not path.is_file():
-        raise UsageError(f"--contract {path}: no such file")
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -154,6 +161,10 @@ def _only(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     unknown = next((key for key in raw if key not in known), None)
     if unknown is not None:
         raise UsageError(f"{where}: unknown key {unknown!r}; there are: {', '.join(known)}")
+
+
+def _names() -> str:
+    return ", ".join(shipped())
 
 
 def _folder() -> Any:

@@ -28,14 +28,23 @@ img { width: 100%; display: block; } img.small { image-rendering: pixelated; }
 """
 
 
-def chosen(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """Choose pairs to show, the most different first: half of them the worst by FLIP, half evenly from the rest."""
-    ranked = sorted(pairs, key=lambda pair: -pair.scores["flip"].value)
-    if len(ranked) <= count:
-        return ranked
-    worst = (count + 1) // 2
-    places = np.linspace(worst, len(ranked) - 1, count - worst).round().astype(int)
-    return ranked[:worst] + [ranked[place] for place in places]
+def chosen(report: Report, count: int) -> list[Pair]:
+    """Choose pairs to show, the most different first: the worst of each metric, then by FLIP the worst and a spread.
+
+    Of the places that are left after the worst of each metric, half go to the worst by FLIP and half are spread evenly
+    over the rest.
+    """
+    ranked = sorted(report.pairs, key=lambda pair: -pair.scores["flip"].value)
+    picked = dict.fromkeys(row.worst.number for row in report.rows.values() if row.lost)
+    rest = [pair.number for pair in ranked if pair.number not in picked]
+    left = max(0, count - len(picked))
+    if left >= len(rest):
+        places = list(range(len(rest)))
+    else:
+        worst = (left + 1) // 2
+        places = [*range(worst), *np.linspace(worst, len(rest) - 1, left - worst).round().astype(int).tolist()]
+    kept = {*list(picked)[:count], *(rest[place] for place in places)}
+    return [pair for pair in ranked if pair.number in kept]
 
 
 def keep_pictures(folder: Path, pairs: Sequence[Pair], shown: Sequence[Pair]) -> None:
@@ -71,11 +80,11 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
         _table(("step", "mean", "95 % interval"), steps_table(report)),
         _list(f"not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()),
         "<h2>Pictures</h2>",
-        f"<p>{len(shown)} of {len(report.pairs)} pairs, the most different first: half are the worst by FLIP, the "
-        "others spread evenly over the rest. The third picture is FLIP per pixel, from 0 at the left to 1 at the "
-        "right:</p>",
+        f"<p>{len(shown)} of {len(report.pairs)} pairs, the most different first: the worst of each metric, the worst "
+        "by FLIP, and others spread evenly over the rest. The third picture is FLIP per pixel, from 0 at the left to 1 "
+        "at the right:</p>",
         '<div class="scale"></div>',
-        *(_article(pair, int(setting["canvas"]["width"])) for pair in shown),
+        *(_article(pair, report) for pair in shown),
     ]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
@@ -83,8 +92,9 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
     )
 
 
-def _article(pair: Pair, width: int) -> str:
-    kind = ' class="small"' if width < 256 else ""
+def _article(pair: Pair, report: Report) -> str:
+    kind = ' class="small"' if report.setting["canvas"]["width"] < 256 else ""
+    worst = [name for name, row in report.rows.items() if row.lost and row.worst is pair]
     names = zip((*SIDES, "difference"), (*(pair.picture(side) for side in SIDES), map_of(pair)), strict=True)
     figures = "".join(
         f'<figure><img{kind} loading="lazy" src="{PICTURES}/{name}" alt="{side}">'
@@ -94,7 +104,7 @@ def _article(pair: Pair, width: int) -> str:
     scores = ", ".join(f"{name} {score.value:.4g}" for name, score in pair.scores.items())
     return (
         f"<article><p>{escape(pair.prompt.text)}<br><small>{escape(pair.prompt.id)}, seed {pair.seed}: {escape(scores)}"
-        f"</small></p><div>{figures}</div></article>"
+        f"{escape('; the worst by ' + ', '.join(worst)) if worst else ''}</small></p><div>{figures}</div></article>"
     )
 
 
