@@ -80,9 +80,12 @@ def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def vae_loss(
-    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float, generator: torch.Generator, learn_code: bool = True
+    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float | Tensor, generator: torch.Generator, learn_code: bool = True
 ) -> Tensor:
-    """Encode, disturb the latents a little, decode and compare; ``learn_code`` tells whether the encoder learns too."""
+    """Encode, disturb the latents a little, decode and compare; ``learn_code`` tells whether the encoder learns too.
+
+    ``noise`` is one share of a channel's deviation for all pictures, or one for each, [B, 1, 1, 1].
+    """
     with half(), torch.set_grad_enabled(learn_code):
         latents = vae.encode(wanted).latent_dist.mode()
     latents = latents.float()
@@ -117,22 +120,3 @@ def train_vae(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Rep
         vae.quant_conv.bias[LATENTS:] = -6
     vae.eval()
     return runs
-
-
-def polish_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
-    """Train the decoder alone, under stronger noise: the code, and so what the transformer learns, stays as it is."""
-    eighth, seed = recipe.pictures // 8, recipe.seed + 12
-    drawn = torch.cat([pictures(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
-    where = next(vae.parameters()).device
-    vae.requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    vae.post_quant_conv.requires_grad_(True)
-
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(drawn), (recipe.vae_polish.batch,), generator=generator)
-        return vae_loss(vae, to_model(drawn[rows]).to(where), recipe.polish_noise, generator, learn_code=False)
-
-    vae.train()
-    run = train("vae_polish", recipe.vae_polish, vae, loss_at, folder, recipe.seed, report)
-    vae.eval().requires_grad_(True)
-    return [run]
