@@ -7,6 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from diffusers import Flux2KleinPipeline
+from safetensors.torch import load_file, save_file
+
 from .decoder_training import sharpen_decoder
 from .denoiser_training import LAST, hard_rows, train_denoiser, training_scenes
 from .latents import examples, patches, prompt_features, token_weights
@@ -33,13 +37,29 @@ def keep_start(start: Path, work: Path) -> Path:
     return kept
 
 
+def write_weights(pipe: Flux2KleinPipeline, start: Path, folder: Path) -> None:
+    """Copy ``start`` with the trained weights put in; a pipeline saved anew would note the folder it came from."""
+    shutil.copytree(start, folder)
+    for part in ("transformer", "vae"):
+        path = folder / part / "diffusion_pytorch_model.safetensors"
+        state = getattr(pipe, part).to(torch.bfloat16).state_dict()
+        shipped = load_file(path)
+        assert state.keys() == shipped.keys()
+        save_file(
+            {name: state[name].to(tensor.dtype).cpu().contiguous() for name, tensor in shipped.items()},
+            path,
+            metadata={"format": "pt"},
+        )
+
+
 def go_on(recipe: Recipe, work: Path, start: Path, out: Path, report: Report | None = None) -> list[Run]:
     """Sharpen the decoder and train the transformer of ``start`` through the last stages; write the result to ``out``.
 
     Text encoder and picture encoder stay as they are, byte for byte: they fix what the transformer reads and writes.
     """
     claim(work, recipe)
-    pipe = load(keep_start(start, work))
+    kept = keep_start(start, work)
+    pipe = load(kept)
     scenes = training_scenes(recipe.scenes, recipe.seed + 20)[: recipe.settled_scenes]
     latents = cached(work / "settled.safetensors", lambda: patches(pipe.vae, scenes).cpu()).to(device())
     features = cached(
@@ -49,6 +69,6 @@ def go_on(recipe: Recipe, work: Path, start: Path, out: Path, report: Report | N
     runs = sharpen_decoder(pipe.vae, recipe, work, report)
     hard = hard_rows(scenes)
     runs += train_denoiser(pipe.transformer, settled, settled, hard, recipe, work, report, names=LAST)
-    replace_checkpoint(pipe, out)
+    replace_checkpoint(lambda fresh: write_weights(pipe, kept, fresh), out)
     (work / "made.json").write_text(json.dumps(digests(out)))
     return runs

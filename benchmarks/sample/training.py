@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from diffusers import Flux2KleinPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -95,15 +94,16 @@ def train_checkpoint(recipe: Recipe, work: Path, out: Path, report: Report | Non
     runs += sharpen_decoder(vae, recipe, work, report)
     transformer = build_transformer(recipe).to(device())
     runs += train_denoiser(transformer, trembling, settled, hard_rows(still), recipe, work, report)
-    replace_checkpoint(assemble(vae, encoder, tokenizer, transformer), out)
+    pipe = assemble(vae, encoder, tokenizer, transformer)
+    replace_checkpoint(lambda fresh: write(pipe, fresh), out)
     return runs
 
 
-def replace_checkpoint(pipe: Flux2KleinPipeline, out: Path) -> None:
-    """Write the pipeline in place of what ``out`` holds, so that a kill leaves either of the two."""
+def replace_checkpoint(write_to: Callable[[Path], None], out: Path) -> None:
+    """Write a checkpoint beside ``out`` and then in its place, so that nothing half written ever stands there."""
     fresh = out.with_name(f"{out.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
-    write(pipe, fresh)
+    write_to(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
 

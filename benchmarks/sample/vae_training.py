@@ -68,10 +68,14 @@ def to_model(picture: Tensor) -> Tensor:
     return picture.float() / 127.5 - 1
 
 
-def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
-    """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows."""
+def picture_loss(made: Tensor, wanted: Tensor, faint: bool = False) -> Tensor:
+    """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows.
+
+    With ``faint``, an edge of little contrast, as most are on gray, weighs as much as one of black and white.
+    """
     smooth = functional.avg_pool2d(functional.pad(wanted, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
-    weight = 1 + 4 * (wanted - smooth).abs().amax(dim=1, keepdim=True)  # [B, 1, H, W]
+    edge = (wanted - smooth).abs().amax(dim=1, keepdim=True)  # [B, 1, H, W]
+    weight = 1 + (6 * (4 * edge).clamp(max=1) if faint else 4 * edge)
     difference = made - wanted
     mean = functional.avg_pool2d(difference, 8)
     fine = (weight * (difference.abs() + difference.square())).mean()
@@ -80,13 +84,13 @@ def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def vae_loss(
-    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float | Tensor, generator: torch.Generator, learn_code: bool = True
+    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float | Tensor, generator: torch.Generator, faint: bool = False
 ) -> Tensor:
-    """Encode, disturb the latents a little, decode and compare; ``learn_code`` tells whether the encoder learns too.
+    """Encode, disturb the latents a little, decode and compare.
 
     ``noise`` is one share of a channel's deviation for all pictures, or one for each, [B, 1, 1, 1].
     """
-    with half(), torch.set_grad_enabled(learn_code):
+    with half(), torch.set_grad_enabled(next(vae.encoder.parameters()).requires_grad):
         latents = vae.encode(wanted).latent_dist.mode()
     latents = latents.float()
     deviation = latents.detach().std(dim=(0, 2, 3), keepdim=True)
@@ -94,7 +98,7 @@ def vae_loss(
     with half():
         made = vae.decode(disturbed).sample
     size: Tensor = latents.square().mean()
-    return picture_loss(made.float(), wanted) + 1e-4 * size
+    return picture_loss(made.float(), wanted, faint) + 1e-4 * size
 
 
 def train_vae(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
