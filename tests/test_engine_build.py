@@ -250,7 +250,7 @@ def test_a_build_that_gives_nothing_is_told_with_tensorrts_own_words(
 
 
 def _log_every_severity(trt: StrictModule, *_: Any) -> None:
-    log = load.module("export.engine.build").Log()
+    log = load.module("kit.tensorrt_log").Log()
     severities: Any = trt.types["ILogger.Severity"]
     for severity in severities:
         log.log(severity, severity.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,15 +19,8 @@ from kit.engine_record import Hardware, PlanRecord, Version, Weights
 from kit.errors import CheckFailed
 from kit.external_weights import ExternalWeights
 from kit.ports import Ports
+from kit.tensorrt_log import Log
 
-logger = logging.getLogger(__name__)
-LEVELS = {
-    trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
-    trt.ILogger.Severity.ERROR: logging.ERROR,
-    trt.ILogger.Severity.WARNING: logging.WARNING,
-    trt.ILogger.Severity.INFO: logging.INFO,
-    trt.ILogger.Severity.VERBOSE: logging.DEBUG,
-}
 FLAGS: Mapping[Weights | Version, tuple[trt.BuilderFlag, ...]] = {
     "plan": (),
     "refit": (trt.BuilderFlag.STRIP_PLAN, trt.BuilderFlag.REFIT_IDENTICAL),  # no fusion is lost, as REFIT would
@@ -42,23 +34,6 @@ HARDWARE: Mapping[Hardware, trt.HardwareCompatibilityLevel] = {
     "ampere-plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
 }
 CHUNK = 64 * 2**20
-
-
-class Log(trt.ILogger):
-    """TensorRT's messages in Python's log; errors are kept, since its functions fail without a word."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self._errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        level = LEVELS[severity]
-        logger.log(level, "%s", msg)
-        if level == logging.ERROR:
-            self._errors.append(msg)
-
-    def __str__(self) -> str:
-        return "; ".join(self._errors[-3:]) or "TensorRT gives no reason"
 
 
 class PlanWriter(trt.IStreamWriter):

@@ -16,13 +16,14 @@ from tests.bindings.strict import StrictModule
 
 BUILDER = (
     "kit.external_weights",
+    "kit.tensorrt_log",
     "export.engine.progress",
     "export.engine.network",
     "export.engine.timing",
     "export.engine.build",
 )
 ORDINARY = {"__init__", "append", "file", "path"}  # names of the bindings that the kit has for things of its own
-RUNTIME: tuple[str, ...] = ()
+RUNTIME = ("serve.tensorrt_plans", "serve.tensorrt_engine")
 
 
 @contextmanager

@@ -119,6 +119,8 @@ class StrictModule(ModuleType):
                 return isinstance(value, bool)
             case "str":
                 return isinstance(value, str)
+            case "tuple" | "list":
+                return isinstance(value, tuple if kind == "tuple" else list)
             case "typing_extensions.Buffer":
                 return isinstance(value, bytes | bytearray | memoryview | mmap.mmap)
             case "object" | "typing_extensions.CapsuleType" | "collections.abc.Callable":
@@ -205,7 +207,7 @@ def _property(module: StrictModule, cls: str, name: str, about: Mapping[str, Any
         if behaviour := module.behaviours.get((cls, name)):
             return behaviour(self)
         if name not in self._values:
-            self._values[name] = module.emptiest(about["type"])
+            self._values[name] = False if about["type"] == "bool" else module.emptiest(about["type"])
         return self._values[name]
 
     def write(self: Any, value: Any) -> None:
