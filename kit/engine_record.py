@@ -51,8 +51,13 @@ class EngineRecord:
     @classmethod
     def of(cls, manifest: Manifest) -> EngineRecord:
         """Read the record of an engine artifact; raises ArtifactError when it cannot be understood."""
+        return cls.read(manifest.options)
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> EngineRecord:
+        """Rebuild a record from what `options` and JSON made of it."""
         try:
-            raw = dict(manifest.options)
+            raw = dict(options)
             device = dict(raw.pop("device"))
             capability = tuple(device.pop("compute_capability"))
             plans = {
