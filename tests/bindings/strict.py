@@ -106,10 +106,10 @@ class StrictModule(ModuleType):
             return isinstance(value, self.types["Dims"]) or (
                 isinstance(value, list | tuple) and all(self.fits(item, "int") for item in value)
             )
-        if kind in self.types:
-            return isinstance(value, self.types[kind]) and (
-                kind in self.interface["enums"] or hasattr(value, "_values")
-            )
+        if kind in self.interface["enums"]:
+            return isinstance(value, self.types[kind])
+        if kind in self.interface["classes"]:
+            return isinstance(value, self.types[kind]) and hasattr(value, "_values")
         match kind:
             case "typing.SupportsInt" | "int":
                 return hasattr(value, "__index__") and not isinstance(value, enum.Enum)
