@@ -1,4 +1,4 @@
-"""Command line: python -m export onnx | lint."""
+"""Command line: python -m export onnx | lint | engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from export.engine.command import add_engine
 from export.operators import VERSIONS, parse_versions
 from kit.cli import report
 from kit.errors import CheckFailed, UsageError
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     lint.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     lint.set_defaults(step=_lint)
+    add_engine(commands)
     return top
 
 

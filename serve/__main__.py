@@ -9,12 +9,12 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kit.cli import report
 from kit.errors import CheckFailed, UsageError
 from serve.request import FORMATS, Limits
-from serve.settings import Tuning
+from serve.settings import KnownAnswer, Tuning
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     repository = commands.add_parser("repository", help="write a Triton model repository from an exported artifact")
-    repository.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx` wrote")
+    repository.add_argument(
+        "artifact", type=Path, metavar="DIR", help="what `export onnx`, `quantize apply` or `export engine` wrote"
+    )
     repository.add_argument("--out", type=Path, required=True, metavar="DIR")
     for group, defaults in (("what requests may ask for", Limits()), ("how the machine is used", Tuning())):
         section = repository.add_argument_group(group)
@@ -42,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help=f"default {value}",
             )
+    repository.add_argument(
+        "--known-answer",
+        choices=get_args(KnownAnswer),
+        default="paint",
+        help="what the server must paint before it is ready; none: write a deployment where its engines do not load",
+    )
     repository.set_defaults(step=_repository)
 
     serve = commands.add_parser("run", help="run a deployment on Triton; ends with Ctrl-C")
@@ -78,7 +86,8 @@ def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
 def _repository(args: argparse.Namespace) -> dict[str, Any]:
     from serve.repository import write_repository
 
-    manifest = write_repository(args.artifact, args.out, _chosen(args, Limits), _chosen(args, Tuning))
+    limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
+    manifest = write_repository(args.artifact, args.out, limits, tuning, args.known_answer)
     if not args.json:
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
         print(f"next: python -m serve run {args.out}")

@@ -80,6 +80,7 @@ class Denoiser:
     engine: Engine
     max_rows: int = 16
     occupancy: Occupancy = field(default_factory=Occupancy)
+    _constant: dict[int, tuple[tuple[Job, ...], dict[str, Array]]] = field(default_factory=dict)  # by image tokens
 
     def admit(
         self,
@@ -123,6 +124,8 @@ class Denoiser:
 
         When an engine call fails, its jobs alone carry the `error`; the others advance.
         """
+        live = {id(job) for job in jobs}
+        self._constant = {t: kept for t, kept in self._constant.items() if all(id(job) in live for job in kept[0])}
         for _, group in groupby(sorted(jobs, key=_tokens), key=_tokens):
             for chunk in self._chunks(list(group)):
                 try:
@@ -164,40 +167,55 @@ class Denoiser:
 
     def _inputs(self, jobs: Sequence[Job]) -> dict[str, Array]:
         """Stack the rows of all jobs; of a job with guidance first the negative passes, then the positive ones."""
-        hidden, embeds, times, guidance, ids = [], [], [], [], []
-        for job in jobs:
-            n = len(job.latents)
-            passes = [job.prompt_embeds] if job.negative_embeds is None else [job.negative_embeds, job.prompt_embeds]
-            for text in passes:
-                hidden.append(job.latents)
-                embeds.append(np.broadcast_to(text, (n, *text.shape)))
-            times += [job.times[job.index]] * job.batch_rows
-            guidance += [job.guidance] * job.batch_rows
-            ids.append(np.broadcast_to(job.img_ids, (job.batch_rows, *job.img_ids.shape)))
-        rows = len(times)
+        hidden = [job.latents for job in jobs for _ in _passes(job)]
+        times = [job.times[job.index] for job in jobs for _ in range(job.batch_rows)]
         inputs: dict[str, Array] = {
-            "hidden_states": np.concatenate(hidden).astype(_numpy_dtype(self.compute), copy=False),
-            "encoder_hidden_states": np.concatenate(embeds),
+            "hidden_states": np.concatenate(hidden).astype(numpy_dtype(self.compute), copy=False),
             "timestep": np.array(times, np.float32),
+            **self._constants(jobs),
+        }
+        return inputs
+
+    def _constants(self, jobs: Sequence[Job]) -> dict[str, Array]:
+        """Stack what does not change from step to step, once for a company of jobs.
+
+        The arrays are read-only, by which an engine can tell that they lie on its device already.
+        """
+        company, stacked = self._constant.get(_tokens(jobs[0]), ((), {}))
+        if len(company) == len(jobs) and all(a is b for a, b in zip(company, jobs, strict=True)):
+            return stacked
+        embeds = [np.broadcast_to(text, (len(job.latents), *text.shape)) for job in jobs for text in _passes(job)]
+        ids = [np.broadcast_to(job.img_ids, (job.batch_rows, *job.img_ids.shape)) for job in jobs]
+        tokens, rows = self.variant.text_tokens, sum(job.batch_rows for job in jobs)
+        stacked = {
+            "encoder_hidden_states": np.concatenate(embeds),
             "img_ids": np.concatenate(ids),
-            "txt_ids": np.broadcast_to(text_ids(self.variant.text_tokens), (rows, self.variant.text_tokens, 4)).copy(),
+            "txt_ids": np.broadcast_to(text_ids(tokens), (rows, tokens, 4)).copy(),
         }
         if self.variant.guidance == "embedded":
-            inputs["guidance"] = np.array(guidance, np.float32)
-        return inputs
+            stacked["guidance"] = np.array([job.guidance for job in jobs for _ in range(job.batch_rows)], np.float32)
+        for array in stacked.values():
+            array.flags.writeable = False
+        self._constant[_tokens(jobs[0])] = tuple(jobs), stacked
+        return stacked
 
     def _round(self, values: Float32) -> Float32:
         """Round to the compute type, in which diffusers keeps latents between steps."""
         if self.compute == "fp32":
             return values.astype(np.float32, copy=False)
-        return values.astype(_numpy_dtype(self.compute)).astype(np.float32)
+        return values.astype(numpy_dtype(self.compute)).astype(np.float32)
+
+
+def _passes(job: Job) -> list[Array]:
+    """Return the texts that a job runs with, one of them per pass."""
+    return [job.prompt_embeds] if job.negative_embeds is None else [job.negative_embeds, job.prompt_embeds]
 
 
 def _tokens(job: Job) -> int:
     return int(job.latents.shape[1])
 
 
-def _numpy_dtype(compute: Compute) -> Any:
+def numpy_dtype(compute: Compute) -> Any:
     if compute == "fp32":
         return np.float32
     import ml_dtypes

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.artifact import read_manifest
-from kit.ports import PartName
-from serve.denoise import Denoiser, Job
-from serve.engine import Array, EngineError, OrtEngine
+from serve.denoise import Denoiser, Job, numpy_dtype
+from serve.engine import Array, EngineError
+from serve.open_engine import open_parts
 from serve.prompts import PromptEncoder
 from serve.request import Limits, Request, check
 
@@ -29,7 +29,7 @@ class Painted:
 
 
 class LocalPipeline:
-    """Runs an exported artifact or a deployment in ONNX Runtime."""
+    """Runs an artifact, or a deployment of ONNX graphs, in this process."""
 
     def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
         self.manifest = read_manifest(folder)
@@ -39,14 +39,10 @@ class LocalPipeline:
         if self.manifest.kind == "deployment":
             tokenizer = tokenizer / "1" / "tokenizer"
         self.prompts = PromptEncoder(tokenizer, self.variant.text_encoder.kind, self.variant.text_tokens)
-
-        def engine(part: PartName) -> OrtEngine:
-            record = self.manifest.part(part)
-            return OrtEngine(folder / record.graph, record.ports, threads)
-
-        self.text_encoder = engine("text_encoder")
-        self.denoiser = Denoiser(self.variant, self.manifest.compute, engine("transformer"))
-        self.vae_decoder = engine("vae_decoder")
+        engines = open_parts(folder, self.manifest, ("text_encoder", "transformer", "vae_decoder"), threads)
+        self.text_encoder = engines["text_encoder"]
+        self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
+        self.vae_decoder = engines["vae_decoder"]
 
     def paint(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> Painted:
         """Paint one request from raw fields; raises RequestError as the server would."""
@@ -65,10 +61,11 @@ class LocalPipeline:
                 raise EngineError(failed)
             if after_step is not None:
                 after_step(live)
-        return [
-            Painted(self.vae_decoder.run({"latents": job.picture_latents()})["image"].astype(np.uint8), request.seed)
-            for job, request in zip(jobs, checked, strict=True)
-        ]
+        return [Painted(self._decode(job), request.seed) for job, request in zip(jobs, checked, strict=True)]
+
+    def _decode(self, job: Job) -> npt.NDArray[np.uint8]:
+        latents = job.picture_latents().astype(numpy_dtype(self.manifest.compute), copy=False)
+        return self.vae_decoder.run({"latents": latents})["image"].astype(np.uint8)
 
     def embed(self, text: str, field: str = "prompt") -> Array:
         """Encode one text to [T, 3H]."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kit.errors import CheckFailed
 from serve.client import Client
@@ -32,15 +33,27 @@ def probe(client: Client, deployment: Path, timeout: float = 60.0) -> float:
 
     Raises CheckFailed with what differs: no picture, another size, or pixels that are off by more than `TOLERANCE`.
     """
-    expected = decode((deployment / ANSWER).read_bytes())
     limits = Settings.read(deployment / "tokenizer" / "1").limits
     pictures = client.paint(question(limits), timeout=timeout)
     if len(pictures.images) != 1 or not pictures.images[0]:
         raise CheckFailed("the known-answer request came back without a picture; is numpy < 2 where the models run?")
     painted = decode(pictures.images[0])
+    if not (deployment / ANSWER).is_file():  # written with --known-answer none
+        return _look(painted, limits, pictures.seconds)
+    expected = decode((deployment / ANSWER).read_bytes())
     if painted.shape != expected.shape:
         raise CheckFailed(f"the known answer has shape {expected.shape}, the server painted {painted.shape}")
     off = int(np.abs(painted.astype(int) - expected.astype(int)).max())
     if off > TOLERANCE:
         raise CheckFailed(f"the server's known answer is off by up to {off} of 255 (allowed: {TOLERANCE})")
     return pictures.seconds
+
+
+def _look(painted: npt.NDArray[np.uint8], limits: Limits, seconds: float) -> float:
+    """Judge a picture that nothing is known of: its size, and that it is not one colour."""
+    wanted = (limits.min_side, limits.min_side, 3)
+    if painted.shape != wanted:
+        raise CheckFailed(f"a picture of shape {wanted} was asked for, the server painted {painted.shape}")
+    if int(painted.max()) == int(painted.min()):
+        raise CheckFailed(f"the server painted one colour, {int(painted.max())} of 255: are the weights in the plans?")
+    return seconds

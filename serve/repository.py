@@ -19,13 +19,17 @@ from kit.artifact import (
     verify,
     write_manifest,
 )
+from kit.cuda_device import this_machine
+from kit.engine_record import EngineRecord, mismatch
 from kit.errors import Flux2Error, UsageError
 from kit.ports import PartName
+from serve import tensorrt_deploy
 from serve.local import LocalPipeline
+from serve.open_engine import RECORD, write_record
 from serve.pictures import encode
 from serve.probe import ANSWER, question
 from serve.request import Limits
-from serve.settings import Settings, Tuning
+from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import ENSEMBLE, configs
 
 # model -> the part it runs and where its graph stands below the version folder
@@ -36,17 +40,23 @@ _GRAPHS: Mapping[str, tuple[PartName, str]] = {
 }
 
 
-def write_repository(artifact: Path, out: Path, limits: Limits, tuning: Tuning) -> Manifest:
+def write_repository(
+    artifact: Path, out: Path, limits: Limits, tuning: Tuning, known_answer: KnownAnswer = "paint"
+) -> Manifest:
     """Write a deployment of `artifact` at `out`; weights are hard links, nothing is copied twice.
 
     The known answer that `serve run` asks for before it says ready is painted here, by the same engines in this
-    process. Raises UsageError or ArtifactError when the artifact is not a complete, verified one.
+    process; with "none" a deployment can be written where its engines do not load, and the server's first picture is
+    only looked at. Raises UsageError or ArtifactError when the artifact is not a complete, verified one.
     """
-    manifest = verify(artifact, kinds=("onnx", "quantized"))
-    if manifest.compute != "fp32":
+    manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
+    record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
+    if record is not None:
+        _check_engine(record, limits, known_answer)
+    elif manifest.compute != "fp32":
         raise UsageError(
             f"{artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider does not run; export it "
-            "with --dtype fp32"
+            "with --dtype fp32, or build engines of it"
         )
     needed = {part for part, _ in _GRAPHS.values()}
     settings = Settings(
@@ -55,23 +65,28 @@ def write_repository(artifact: Path, out: Path, limits: Limits, tuning: Tuning) 
         limits=limits,
         tuning=tuning,
         ports={name: manifest.part(name).ports for name in sorted(needed)},
+        tensorrt=tensorrt_deploy.models(record) if record is not None else {},
     )
     with building(out) as folder:
         for name, text in configs(settings).items():
             version = folder / name / "1"
             version.mkdir(parents=True)
             (folder / name / "config.pbtxt").write_text(text)
-            if name != ENSEMBLE:
+            if name != ENSEMBLE and not _is_native(name, settings):
                 _add_code(name, version, settings)
         parts = {}
         for model, (part, below) in _GRAPHS.items():
-            record = manifest.part(part)
-            source = artifact / record.graph
+            exported = manifest.part(part)
+            source = artifact / exported.graph
             target = folder / model / "1" / below
+            if record is not None:
+                target = target if _is_native(model, settings) else folder / model / "1" / part
             for path in sorted(source.parent.iterdir()):
                 link_or_copy(path, target / path.name)
+            if record is not None and not _is_native(model, settings):
+                write_record(folder / model / "1" / RECORD, record)
             graph = (target / source.name).relative_to(folder)
-            parts[part] = PartRecord(str(graph), record.ports)
+            parts[part] = PartRecord(str(graph), exported.ports)
         shutil.copytree(artifact / "tokenizer", folder / "tokenizer" / "1" / "tokenizer")
         deployment = Manifest(
             kind="deployment",
@@ -83,10 +98,25 @@ def write_repository(artifact: Path, out: Path, limits: Limits, tuning: Tuning) 
             parts=parts,
             versions=tool_versions("onnxruntime", "transformers", "numpy", "pillow", "torch"),
         )
-        write_manifest(folder, deployment)
-        answer = LocalPipeline(folder, limits).paint(question(limits))
-        (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
+        if known_answer == "paint":
+            write_manifest(folder, deployment)
+            answer = LocalPipeline(folder if record is None else artifact, limits).paint(question(limits))
+            (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
         return write_manifest(folder, deployment)
+
+
+def _check_engine(record: EngineRecord, limits: Limits, known_answer: KnownAnswer) -> None:
+    """Raise UsageError when requests could leave the profiles, or the answer is to be painted where nothing loads."""
+    if why := tensorrt_deploy.limits_refusal(record, limits):
+        raise UsageError(why)
+    if known_answer == "paint" and (why := mismatch(record, this_machine())):
+        raise UsageError(f"the known answer cannot be painted here: {why}; or write it with --known-answer none")
+
+
+def _is_native(model: str, settings: Settings) -> bool:
+    """Tell whether Triton's own TensorRT backend runs a model, so that it has no code of the kit."""
+    part = _GRAPHS[model][0] if model in _GRAPHS else None
+    return part in settings.tensorrt and settings.tensorrt[part].backend == "tensorrt_plan"
 
 
 def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> bool:
@@ -105,7 +135,7 @@ def _source(artifact: Path, settings: Settings) -> dict[str, Any]:
     code = hashlib.sha256()
     for model, text in configs(settings).items():
         code.update(text.encode())
-        if model != ENSEMBLE:
+        if model != ENSEMBLE and not _is_native(model, settings):
             code.update(_code(model).encode())
     return {
         "artifact": artifact.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kit.artifact import ports_from_json, variant_from_json
 from kit.errors import ArtifactError
@@ -14,6 +14,7 @@ from kit.variants import Variant
 from serve.request import Limits
 
 SETTINGS = "settings.json"
+KnownAnswer = Literal["paint", "none"]  # of a deployment: painted when it is written, or not known
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class TensorRtModel:
+    """How Triton runs a part of an engine artifact."""
+
+    backend: Literal["tensorrt_plan", "python"]  # Triton's own; the kit's where weights are refitted or streamed
+    profiles: int
+    max_batch: int  # that every profile takes
+
+
+@dataclass(frozen=True)
 class Settings:
     """The part of a deployment's manifest that its models read when they load."""
 
@@ -38,6 +48,7 @@ class Settings:
     limits: Limits
     tuning: Tuning
     ports: dict[PartName, Ports] = field(default_factory=dict)
+    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # empty: ONNX Runtime runs everything
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -54,6 +65,7 @@ class Settings:
                 limits=Limits(**raw.pop("limits")),
                 tuning=Tuning(**raw.pop("tuning")),
                 ports={name: ports_from_json(value) for name, value in raw.pop("ports").items()},
+                tensorrt={name: TensorRtModel(**value) for name, value in raw.pop("tensorrt").items()},
                 **raw,
             )
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:

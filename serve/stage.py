@@ -9,12 +9,13 @@ import numpy as np
 
 from kit.ports import PartName
 from serve import triton_io
-from serve.engine import Array, Engine, EngineError, OrtEngine
+from serve.engine import Array, Engine, EngineError
+from serve.open_engine import open_model
 from serve.settings import Settings, version_folder
 
 
 class EngineModel:
-    """A Triton python model that runs one part in ONNX Runtime; used where the server has no TensorRT backend."""
+    """A Triton python model that runs one part; used where the server's own TensorRT backend cannot."""
 
     part: ClassVar[PartName]
 
@@ -24,11 +25,11 @@ class EngineModel:
         self.pb = pb
         folder = version_folder(args)
         settings = Settings.read(folder)
-        self.engine = OrtEngine(folder / "model.onnx", settings.ports[self.part], settings.tuning.threads)
+        self.engine = open_model(folder, self.part, settings)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        names = [port.name for port in self.engine.ports.inputs]
-        inputs = [{name: triton_io.read(self.pb, request, name) for name in names} for request in requests]
+        ports = self.engine.ports.inputs
+        inputs = [{p.name: triton_io.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
         try:
             results = run_together(self.engine, inputs)
         except EngineError as error:

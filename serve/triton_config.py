@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from kit.ports import Dtype, Port
+from kit.ports import Dtype, PartName, Port
 from serve.request import FIELDS
 from serve.settings import Settings
 
@@ -96,10 +96,28 @@ def _tokenizer(settings: Settings) -> Any:
 
 
 def _text_encoder(settings: Settings) -> Any:
-    ports = settings.ports["text_encoder"]
-    config = _model("text_encoder", wires(ports.inputs), wires(ports.outputs), settings.tuning.text_batch)
+    config = _part(settings, "text_encoder", settings.tuning.text_batch)
     config.dynamic_batching.max_queue_delay_microseconds = 500
     return config
+
+
+def _part(settings: Settings, part: PartName, batch: int) -> Any:
+    """Describe a model of one part: in ONNX Runtime, in Triton's TensorRT backend, or in TensorRT from python."""
+    ports, engine = settings.ports[part], settings.tensorrt.get(part)
+    config = _model(part, wires(ports.inputs), wires(ports.outputs), min(batch, engine.max_batch) if engine else batch)
+    if engine is not None:
+        _on_gpu(config)
+        if engine.backend == "tensorrt_plan":
+            config.platform, config.backend = "tensorrt_plan", "tensorrt"
+            config.instance_group[0].profile.extend(str(index) for index in range(engine.profiles))
+            # memory for the activations of the profile in use, not of the largest
+            config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
+    return config
+
+
+def _on_gpu(config: Any) -> None:
+    config.instance_group[0].kind = proto.ModelInstanceGroup.KIND_GPU
+    config.instance_group[0].gpus.append(0)
 
 
 def _denoiser(settings: Settings) -> Any:
@@ -109,6 +127,8 @@ def _denoiser(settings: Settings) -> Any:
     )
     latents = wires(settings.ports["vae_decoder"].inputs)
     config = _model("denoiser", [*embeds, *negative, *_PER_REQUEST], latents, settings.tuning.live_requests)
+    if "transformer" in settings.tensorrt:
+        _on_gpu(config)
     batching = config.sequence_batching
     batching.iterative_sequence = True
     batching.max_sequence_idle_microseconds = settings.tuning.idle_seconds * 1_000_000
@@ -123,8 +143,7 @@ def _denoiser(settings: Settings) -> Any:
 
 
 def _vae_decoder(settings: Settings) -> Any:
-    ports = settings.ports["vae_decoder"]
-    config = _model("vae_decoder", wires(ports.inputs), wires(ports.outputs), settings.tuning.vae_batch)
+    config = _part(settings, "vae_decoder", settings.tuning.vae_batch)
     config.dynamic_batching.SetInParent()
     return config
 

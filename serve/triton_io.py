@@ -12,21 +12,33 @@ from typing import Any
 import numpy as np
 
 from kit.errors import UsageError
+from kit.ports import Dtype
 from serve.engine import Array
 from serve.request import FIELDS
 
 logger = logging.getLogger(__name__)
 
 
-def read_optional(pb: Any, request: Any, name: str) -> Array | None:
-    """Return an input as an array, None when the request does not have it."""
+def read_optional(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array | None:
+    """Return an input as an array, None when the request does not have it.
+
+    `dtype` must be given where it is bf16: Triton hands such tensors out by DLPack alone.
+    """
     tensor = pb.get_input_tensor_by_name(request, name)
-    return None if tensor is None else np.asarray(tensor.as_numpy())
+    if tensor is None:
+        return None
+    if dtype != "bf16":
+        return np.asarray(tensor.as_numpy())
+    from torch.utils import dlpack
+
+    from serve.bf16 import to_array
+
+    return to_array(dlpack.from_dlpack(tensor.to_dlpack()).cpu())
 
 
-def read(pb: Any, request: Any, name: str) -> Array:
+def read(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array:
     """Return an input as an array; raises UsageError when the request does not have it."""
-    value = read_optional(pb, request, name)
+    value = read_optional(pb, request, name, dtype)
     if value is None:
         raise UsageError(f"{name}: missing")
     return value
@@ -40,7 +52,15 @@ def read_fields(pb: Any, request: Any) -> dict[str, Any]:
 
 def answer(pb: Any, outputs: Mapping[str, Array]) -> Any:
     """Make a response; numpy text arrays must have dtype object."""
-    return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items()])
+    return pb.InferenceResponse([_tensor(pb, name, value) for name, value in outputs.items()])
+
+
+def _tensor(pb: Any, name: str, value: Array) -> Any:
+    if value.dtype.name != "bfloat16":
+        return pb.Tensor(name, np.ascontiguousarray(value))
+    from serve.bf16 import to_tensor
+
+    return pb.Tensor.from_dlpack(name, to_tensor(value).__dlpack__())
 
 
 def refuse(pb: Any, error: Exception) -> Any:

@@ -14,6 +14,7 @@ OVERLOAD = re.compile(r"^\d+\. (?=\w+\()", re.MULTILINE)
 REPR = re.compile(r"= <[^>]*>")  # a default that is no Python expression: <BuilderFlag.REFIT: 2>
 CPP_NAME = re.compile(r"\b(?:\w+::)+(\w+)")  # a class that was not yet registered when the function was
 MODULE = re.compile(r"\b(?:tensorrt_bindings\.)?tensorrt\.(?=\w)")
+CPP_ONLY = {"IParserError": "ParserError", "IBuilder": "Builder"}  # whose Python name differs
 FUNCTION = re.compile(r"(\w+)\((.*)\)$")
 
 
@@ -25,7 +26,7 @@ def signatures(doc: str) -> list[dict[str, Any]]:
 
 def plain_type(text: str) -> str:
     """Leave package names and C++ namespaces out of a type."""
-    return MODULE.sub("", CPP_NAME.sub(r"\1", text)).strip()
+    return MODULE.sub("", CPP_NAME.sub(lambda m: CPP_ONLY.get(m[1], m[1]), text)).strip()
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import mmap
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -28,14 +29,14 @@ class StrictModule(ModuleType):
         self.interface = interface
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.behaviours: dict[tuple[str, str], Behaviour] = {}
-        self.types: dict[str, type] = {}
-        for name, members in interface["enums"].items():
-            self.types[name] = _enum(name.rpartition(".")[2], members)
-        for name in sorted(interface["classes"], key=lambda n: len(interface["classes"][n]["bases"])):
-            self._define(name)
-        for name, made in self.types.items():
-            outer, dot, inner = name.rpartition(".")
-            setattr(self.types[outer] if dot else self, inner, made)
+        self.types = _Types(self)
+
+    def __getattr__(self, name: str) -> type:
+        """Define a class or enum when it is asked for; raises AttributeError for what the real module does not have."""
+        interface = self.__dict__["interface"]
+        if name not in interface["classes"] and name not in interface["enums"]:
+            raise AttributeError(f"module 'tensorrt' has no attribute {name!r}")
+        return self.types[name]
 
     def behave(self, cls: str, attribute: str, behaviour: Behaviour) -> None:
         """Choose what a method or property gives; it is called with the instance and the arguments by name."""
@@ -56,10 +57,12 @@ class StrictModule(ModuleType):
         assert method in self.interface["classes"][cls]["methods"], f"the real {cls} has no {method}"
         return [arguments for c, m, arguments in self.calls if (c, m) == (cls, method)]
 
-    def _define(self, name: str) -> None:
+    def define(self, name: str) -> type:
+        """Make the stand-in of a class or enum."""
+        if name in self.interface["enums"]:
+            return _enum(name.rpartition(".")[2], self.interface["enums"][name])
         described = self.interface["classes"][name]
-        bases = [b for b in described["bases"] if b in self.types]
-        parents: tuple[type, ...] = (self.types[bases[0]],) if bases else (_Strict,)
+        parents: tuple[type, ...] = (self.types[described["bases"][0]],) if described["bases"] else (_Strict,)
         if name == "IHostMemory":  # has the buffer protocol, which Python 3.11 cannot give to a class of its own
             parents = (*parents, bytes)
         body: dict[str, Any] = {"_described": described, "_module": self, "__init__": _constructor(self, name)}
@@ -68,7 +71,9 @@ class StrictModule(ModuleType):
                 body[method] = _method(self, name, method, overloads)
         for attribute, about in described["properties"].items():
             body[attribute] = _property(self, name, attribute, about)
-        self.types[name] = type(name, parents, body)
+        for inner, full in described["nested"].items():
+            body[inner] = self.types[full]
+        return type(name, parents, body)
 
     def bind(self, what: str, overloads: Sequence[Mapping[str, Any]], args: Any, kwargs: Any) -> dict[str, Any]:
         """Match a call against the overloads of a function; raises TypeError as pybind11 does when none fits."""
@@ -101,10 +106,10 @@ class StrictModule(ModuleType):
             return isinstance(value, self.types["Dims"]) or (
                 isinstance(value, list | tuple) and all(self.fits(item, "int") for item in value)
             )
-        if kind in self.types:
-            return isinstance(value, self.types[kind]) and (
-                kind in self.interface["enums"] or hasattr(value, "_values")
-            )
+        if kind in self.interface["enums"]:
+            return isinstance(value, self.types[kind])
+        if kind in self.interface["classes"]:
+            return isinstance(value, self.types[kind]) and hasattr(value, "_values")
         match kind:
             case "typing.SupportsInt" | "int":
                 return hasattr(value, "__index__") and not isinstance(value, enum.Enum)
@@ -114,8 +119,10 @@ class StrictModule(ModuleType):
                 return isinstance(value, bool)
             case "str":
                 return isinstance(value, str)
+            case "tuple" | "list":
+                return isinstance(value, tuple if kind == "tuple" else list)
             case "typing_extensions.Buffer":
-                return isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "__array_interface__")
+                return isinstance(value, bytes | bytearray | memoryview | mmap.mmap)
             case "object" | "typing_extensions.CapsuleType" | "collections.abc.Callable":
                 return True
         if sequence := re.fullmatch(r"(?:collections\.abc\.Sequence|list)\[(.*)\]", kind):
@@ -131,7 +138,21 @@ class StrictModule(ModuleType):
             return next(iter(self.types[kind]))  # type: ignore[call-overload]
         if kind in self.interface["classes"]:
             return self.create(kind)
-        return [] if kind.startswith("list") else ()
+        if kind == "tuple" or kind.startswith(("list", "tuple[")):
+            return [] if kind.startswith("list") else ()
+        raise NotImplementedError(f"no empty value of type {kind}: choose one with `behave`")
+
+
+class _Types(dict[str, type]):
+    """Classes and enums by name, each defined when it is first asked for: a test needs few of two hundred."""
+
+    def __init__(self, module: StrictModule) -> None:
+        super().__init__()
+        self._module = module
+
+    def __missing__(self, name: str) -> type:
+        self[name] = made = self._module.define(name)
+        return made
 
 
 class _Strict:
@@ -186,7 +207,7 @@ def _property(module: StrictModule, cls: str, name: str, about: Mapping[str, Any
         if behaviour := module.behaviours.get((cls, name)):
             return behaviour(self)
         if name not in self._values:
-            self._values[name] = module.emptiest(about["type"])
+            self._values[name] = False if about["type"] == "bool" else module.emptiest(about["type"])
         return self._values[name]
 
     def write(self: Any, value: Any) -> None:

@@ -36,9 +36,9 @@ CLASSES = (
     "Refitter",
     "Runtime",
 )
+CALLED_BACK = ("ILogger", "IProgressMonitor", "IStreamReaderV2", "IStreamWriter")  # TensorRT hands them plain ints
 ENUMS = ("BuilderFlag", "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag")
 LAYERS = re.compile(r"add_(?!optimization_profile)")  # networks come from ONNX here, never layer by layer
-ALIASES = {"IParserError": "ParserError", "IBuilder": "Builder"}
 PLAIN = ("None", "bool", "int", "float", "str", "bytes", "object", "tuple", "list")
 
 
@@ -118,6 +118,8 @@ def _body(name: str, about: Mapping[str, Any], names: set[str]) -> Iterator[str]
             for p in parameters:
                 seen = seen or p["optional"]
                 arguments += f", {p['name']}: {_type(p['type'], names)}{' = ...' if seen else ''}"
+            if name in CALLED_BACK:
+                arguments = arguments.replace("SupportsInt", "int")
             yield f"def {method}(self{arguments}) -> {_type(overload['returns'], names, True)}: ..."
     if name == "IHostMemory":
         yield "def __buffer__(self, flags: int, /) -> memoryview: ..."
@@ -133,7 +135,7 @@ def _body(name: str, about: Mapping[str, Any], names: set[str]) -> Iterator[str]
 
 
 def _type(kind: str, names: set[str], returned: bool = False) -> str:
-    kind = ALIASES.get(kind, kind).replace("collections.abc.Sequence", "Sequence")
+    kind = kind.replace("collections.abc.Sequence", "Sequence")
     if kind == "Dims":
         return "tuple[int, ...]" if returned else "Dims | Sequence[int]"
     if kind in ("list[Dims]",):

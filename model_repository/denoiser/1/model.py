@@ -15,8 +15,9 @@ import triton_python_backend_utils as pb
 
 from kit.errors import UsageError
 from serve import triton_io
-from serve.denoise import Denoiser, Job
-from serve.engine import EngineError, OrtEngine
+from serve.denoise import Denoiser, Job, numpy_dtype
+from serve.engine import EngineError
+from serve.open_engine import open_model
 from serve.settings import Settings, version_folder
 
 
@@ -26,9 +27,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = version_folder(args)
         self.settings = settings = Settings.read(folder)
-        engine = OrtEngine(
-            folder / "transformer" / "model.onnx", settings.ports["transformer"], settings.tuning.threads
-        )
+        engine = open_model(folder, "transformer", settings)
         self.denoiser = Denoiser(settings.variant, settings.compute, engine, settings.tuning.max_rows)
         self.families: list[Any] = []
         self.jobs: dict[int, Job] = {}
@@ -78,9 +77,10 @@ class TritonPythonModel:
     def _admit(self, request: Any) -> Job:
         """Start a job from the tokenizer's and text encoder's outputs; each has a batch axis of one."""
         width, height = triton_io.read(pb, request, "checked_size")[0]
-        negative = triton_io.read_optional(pb, request, "negative_prompt_embeds")
+        compute = self.settings.compute
+        negative = triton_io.read_optional(pb, request, "negative_prompt_embeds", compute)
         return self.denoiser.admit(
-            prompt_embeds=triton_io.read(pb, request, "prompt_embeds")[0].copy(),
+            prompt_embeds=triton_io.read(pb, request, "prompt_embeds", compute)[0].copy(),
             negative_embeds=None if negative is None else negative[0].copy(),
             seed=int(triton_io.read(pb, request, "checked_seed")[0, 0]),
             width=int(width),
@@ -105,7 +105,7 @@ class TritonPythonModel:
                 pb, RuntimeError("the latents are not finite; the weights or the precision are broken")
             )
         self.images.increment(len(latents))
-        return triton_io.answer(pb, {"latents": latents})
+        return triton_io.answer(pb, {"latents": latents.astype(numpy_dtype(self.settings.compute), copy=False)})
 
     def _forget(self, now: float) -> None:
         """Drop jobs that Triton no longer brings: their request was cancelled or timed out."""

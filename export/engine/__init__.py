@@ -1,0 +1,1 @@
+"""ONNX artifacts to TensorRT plans; `command` and `plan` need neither TensorRT nor a GPU."""

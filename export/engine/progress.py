@@ -1,0 +1,98 @@
+"""TensorRT's nested build phases as one fraction, and the way to stop a build: answering False to a finished step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import tensorrt as trt
+
+Tick = Callable[[float, str], None]  # the fraction done, 0 to 1, and the phase that TensorRT is in
+
+
+@dataclass
+class Phase:
+    """One phase; TensorRT names the phase in which it began."""
+
+    parent: str
+    steps: int
+    done: int = 0
+
+
+@dataclass
+class Phases:
+    """The phases that are open now."""
+
+    open: dict[str, Phase] = field(default_factory=dict)
+
+    def fraction(self, name: str | None = None) -> float:
+        """Return how much is done of a phase, of everything when it has no name; an open child counts in its step."""
+        roots = [n for n, phase in self.open.items() if phase.parent not in self.open] if name is None else []
+        if name is None:
+            return sum(self.fraction(root) for root in roots) / len(roots) if roots else 0.0
+        phase = self.open[name]
+        children = [n for n, child in self.open.items() if child.parent == name]
+        inner = sum(self.fraction(child) for child in children) / len(children) if children else 0.0
+        return min(1.0, (phase.done + inner) / max(1, phase.steps))
+
+
+class Progress(trt.IProgressMonitor):
+    """Tells `tick` how far a build is; TensorRT calls it from threads of its own."""
+
+    def __init__(self, tick: Tick) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self._tick = tick
+        self._lock = threading.Lock()
+        self._phases = Phases()
+        self._highest = 0.0
+        self.stop = threading.Event()  # once set, TensorRT gives the build up at its next step
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        with self._lock:
+            self._phases.open[phase_name] = Phase(parent_phase or "", num_steps)
+            self._tell(phase_name)
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        with self._lock:
+            if phase_name in self._phases.open:
+                self._phases.open[phase_name].done = step + 1
+                self._tell(phase_name)
+        return not self.stop.is_set()
+
+    def phase_finish(self, phase_name: str) -> None:
+        with self._lock:
+            self._phases.open.pop(phase_name, None)
+
+    def _tell(self, phase: str) -> None:
+        self._highest = max(self._highest, self._phases.fraction())  # a bar must not run backwards
+        self._tick(self._highest, phase)
+
+
+def interruptible(work: Callable[[], bool], progress: Progress) -> bool:
+    """Run a build on a thread of its own, so that Ctrl-C reaches Python while TensorRT is in C++.
+
+    On KeyboardInterrupt the build is asked to stop, waited for, and the interrupt goes on.
+    """
+    built = False
+    failure: BaseException | None = None
+
+    def run() -> None:
+        nonlocal built, failure
+        try:
+            built = work()
+        except BaseException as error:
+            failure = error
+
+    thread = threading.Thread(target=run, name="tensorrt-build", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        progress.stop.set()
+        thread.join()
+        raise
+    if failure is not None:
+        raise failure
+    return built

@@ -1,0 +1,46 @@
+"""Timings of kernels, kept per GPU, driver and TensorRT version, so that no later build measures them again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import tensorrt as trt
+
+from kit.cuda_device import CudaDevice
+
+logger = logging.getLogger(__name__)
+
+
+class TimingCache:
+    """One file of timings; a file that TensorRT does not take is replaced, and the log says so."""
+
+    def __init__(self, folder: Path, device: CudaDevice) -> None:
+        title = re.sub(r"[^A-Za-z0-9]+", "-", device.title).strip("-").lower()
+        self.file = folder / f"{title}-driver-{device.driver}-tensorrt-{trt.__version__}.cache"
+
+    def attach(self, config: trt.IBuilderConfig) -> None:
+        """Give the kept timings to a build."""
+        kept = self.file.read_bytes() if self.file.is_file() else b""
+        cache = config.create_timing_cache(kept)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            logger.warning("%s: TensorRT does not take these timings; starting anew", self.file)
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def keep(self, config: trt.IBuilderConfig) -> None:
+        """Write the timings of a build down, also of one that was stopped; what cannot be written is no failure."""
+        cache = config.get_timing_cache()
+        if cache is None:
+            return
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(cache.serialize())
+            temporary.replace(self.file)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            logger.warning("%s: the timings were not kept (%s)", self.file, error)

@@ -1,0 +1,65 @@
+"""How the parts of an engine artifact become Triton models, and whether requests stay inside their profiles."""
+
+from __future__ import annotations
+
+import math
+
+from kit.engine_record import EngineRecord
+from kit.ports import PartName
+from kit.profiles import PIXELS, Profile
+from serve.request import Limits
+from serve.settings import TensorRtModel
+
+SERVED: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_decoder")
+
+
+def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
+    """Say for each part which backend runs it.
+
+    Triton's TensorRT backend loads one plan with its weights inside. The denoiser is the kit's own python model, which
+    holds the engine; so are parts whose weights are refitted or streamed, or that have a plan per profile.
+    """
+    return {part: _model(record, part) for part in SERVED}
+
+
+def _model(record: EngineRecord, part: PartName) -> TensorRtModel:
+    plans = record.plans_of(part)
+    profiles = [profile for plan in plans for profile in plan.profiles]
+    native = part != "transformer" and record.weights == "plan" and len(plans) == 1
+    return TensorRtModel(
+        backend="tensorrt_plan" if native else "python",
+        profiles=len(profiles),
+        max_batch=min(profile.axes["batch"].high for profile in profiles),
+    )
+
+
+def limits_refusal(record: EngineRecord, limits: Limits) -> str | None:
+    """Say which picture the limits allow and no profile takes, and which limit to change; None when there is none."""
+    most, least = limits.max_pixels // PIXELS**2, (limits.min_side // PIXELS) ** 2
+    most = min(most, (limits.max_side // PIXELS) ** 2)
+    tokens = [p.axes["image_tokens"] for p in _profiles(record, "transformer")]
+    low, high = min(r.low for r in tokens), max(r.high for r in tokens)
+    gap = next((n for n in range(max(least, low), min(most, high) + 1) if not any(n in r for r in tokens)), None)
+    if gap is not None:
+        return f"no profile of the transformer takes {gap} image tokens, between those that do: build it without gaps"
+    if least < low:
+        return (
+            f"--min-side {limits.min_side} is {least} image tokens, the engine takes {low} or more: "
+            f"--min-side {(math.isqrt(low - 1) + 1) * PIXELS}"
+        )
+    if most > high:
+        return (
+            f"--max-side {limits.max_side} and --max-pixels {limits.max_pixels} allow {most} image tokens, the engine "
+            f"takes {high} or fewer: --max-pixels {high * PIXELS**2}"
+        )
+    rows = [p.axes["latent_height"] for p in _profiles(record, "vae_decoder")]
+    smallest, largest = min(r.low for r in rows) * PIXELS, max(r.high for r in rows) * PIXELS
+    if limits.max_side > largest:
+        return f"--max-side {limits.max_side} is more than the VAE's engine takes: --max-side {largest}"
+    if limits.min_side < smallest:
+        return f"--min-side {limits.min_side} is less than the VAE's engine takes: --min-side {smallest}"
+    return None
+
+
+def _profiles(record: EngineRecord, part: PartName) -> list[Profile]:
+    return [profile for plan in record.plans_of(part) for profile in plan.profiles]
