@@ -225,20 +225,6 @@ def test_an_operator_is_too_new_for_older_versions_only(op: str, model: ir.Model
     assert not lint_model(model, "part", ("11.x",))
 
 
-def test_a_quantized_linear_as_tensorrt_fuses_it_passes() -> None:
-    model = graph(
-        [
-            node("QuantizeLinear", "x,xs,zero", "q"),
-            node("DequantizeLinear", "q,xs,zero", "d"),
-            node("DequantizeLinear", "w,ws", "dw", axis=0),
-            node("Transpose", "dw", "t", perm=[1, 0]),
-            node("MatMul", "d,t"),
-        ],
-        {"xs": ONE, "zero": ZERO, "w": np.ones((6, 8), np.int8), "ws": np.full(6, 0.5, np.float32)},
-    )
-    assert rules(model, ("10.13", "10.16", "11.x")) == []
-
-
 @pytest.mark.parametrize("family", ["klein", "klein-base", "klein-kv", "dev"])
 def test_exported_graphs_pass_for_every_version(family: Family, artifact_of: ByFamily) -> None:
     findings, nodes = lint(artifact_of(family))
