@@ -22,6 +22,7 @@ from export.lora.terms import Lora
 from export.node_report import Counts, count_nodes
 from export.parts import PARTS as SOURCES
 from export.passes import simplify
+from export.single_file import has_decoder_alone, sizes_of_vae
 from export.trace import OPSET, FakePart
 from export.weights import Binding, attach, find
 from kit.artifact import (
@@ -101,6 +102,8 @@ def export(
     """
     begin = time.perf_counter()
     variant = Variant.of(checkpoint)
+    if vae_file := config.single_files.get("vae"):
+        variant = replace(variant, vae=sizes_of_vae(vae_file, variant.vae))
     parts = _chosen(config.parts, variant)
     plan = Manifest(
         kind="onnx",
@@ -255,7 +258,7 @@ def _source(checkpoint: Path, config: ExportConfig, parts: tuple[PartName, ...])
     files = set(_texts(checkpoint))
     for folder in folders:
         files.update(checkpoint.glob(f"{folder}/*.json"))
-        if folder not in singles:
+        if folder not in singles or (folder == "vae" and has_decoder_alone(singles[folder])):
             files.update(checkpoint.glob(f"{folder}/*.safetensors"))
     source: dict[str, Any] = {
         "checkpoint": checkpoint.name,

@@ -106,8 +106,9 @@ def translate(program: torch.export.ExportedProgram) -> ir.Model:
 
 
 def _by_parameter(module: nn.Module, by_port: dict[str, Any]) -> dict[str, Any]:
-    """Sort what belongs to ports by the parameters of a forward; `cache` takes all that are not named, as one dict."""
-    named = {name: by_port[name] for name in inspect.signature(module.forward).parameters if name in by_port}
+    """Give a forward what belongs to ports: by their names, in their order; last, as `cache`, all that it names not."""
+    parameters = inspect.signature(module.forward).parameters
+    named = {name: entry for name, entry in by_port.items() if name in parameters}
     rest = {name: entry for name, entry in by_port.items() if name not in named}
     return named | ({"cache": rest} if rest else {})
 
