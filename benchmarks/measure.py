@@ -19,7 +19,8 @@ import json, os, subprocess, sys
 process = subprocess.Popen(sys.argv[2:])
 _, status, usage = os.wait4(process.pid, 0)
 with open(sys.argv[1], "w") as report:
-    json.dump({"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss * 1024}, report)
+    json.dump({"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss * 1024,
+               "cpu": usage.ru_utime + usage.ru_stime}, report)
 """
 
 
@@ -28,6 +29,7 @@ class Measured:
     """What a command took and printed."""
 
     seconds: float
+    cpu_seconds: float  # of all its threads: what it would take on a core of its own, where a machine is shared
     peak_rss_bytes: int
     stdout: str
 
@@ -42,4 +44,4 @@ def measure(command: Sequence[str]) -> Measured:
         end = json.load(report)
     if end["code"]:
         raise subprocess.CalledProcessError(end["code"], command, done.stdout)
-    return Measured(seconds, end["peak"], done.stdout)
+    return Measured(seconds, end["cpu"], end["peak"], done.stdout)

@@ -91,6 +91,7 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from export.artifact import ExportConfig, PartReport, export  # brings torch: only once the arguments make sense
+    from export.node_report import summary
 
     parts = parts or parts_of(Variant.of(sources.checkpoint))
     config = ExportConfig(parts, args.dtype, args.attention, loras, sources.single_files)
@@ -108,6 +109,8 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
                 f"{part.graph_bytes / 1e6:5.2f} MB graph, {weights}",
                 file=sys.stdout,
             )
+            if blocks := summary(part.nodes_traced, part.nodes_exported):
+                bar.write(f"{'':<19} {blocks}", file=sys.stdout)
 
         made = export(sources.checkpoint, args.out, config, done)
     state = "up to date" if made.up_to_date else f"exported in {made.seconds:.1f} s"

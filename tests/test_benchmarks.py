@@ -72,6 +72,7 @@ def test_the_peak_of_a_small_command_is_its_own_and_not_that_of_who_started_it()
     run = measure([sys.executable, "-c", "print('done')"])
     assert run.stdout == "done\n"
     assert run.peak_rss_bytes < 60_000_000 < len(held)
+    assert 0 < run.cpu_seconds < 10
     larger = measure([sys.executable, "-c", "held = b'x' * 200_000_000"])
     assert larger.peak_rss_bytes > 200_000_000
 
