@@ -1,4 +1,4 @@
-"""Command line: python -m benchmarks cpu | export | gallery | plan | quantize; each prints a table, or one JSON object with --json."""
+"""Command line: python -m benchmarks NAME; each prints a table, or one JSON object with --json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cpu_int8, export_cost, gallery, plan_validation, quantize_cost
+from benchmarks import cpu_int8, export_cost, export_parity, gallery, plan_validation, quantize_cost
 from kit.cli import report
 
-BENCHMARKS: dict[str, Any] = {"cpu": cpu_int8, "export": export_cost, "gallery": gallery, "plan": plan_validation, "quantize": quantize_cost}
+BENCHMARKS: dict[str, Any] = {
+    "cpu": cpu_int8,
+    "export": export_cost,
+    "gallery": gallery,
+    "parity": export_parity,
+    "plan": plan_validation,
+    "quantize": quantize_cost,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
