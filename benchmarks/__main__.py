@@ -1,4 +1,4 @@
-"""Command line: python -m benchmarks export | gallery | plan; each prints a table, or one JSON object with --json."""
+"""Command line: python -m benchmarks NAME [options]; each prints a table, or one JSON object with --json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import export_cost, gallery, plan_validation
+from benchmarks import export_cost, export_parity, gallery, plan_validation
 from kit.cli import report
 
-BENCHMARKS: dict[str, Any] = {"export": export_cost, "gallery": gallery, "plan": plan_validation}
+BENCHMARKS: dict[str, Any] = {
+    "export": export_cost,
+    "parity": export_parity,
+    "gallery": gallery,
+    "plan": plan_validation,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

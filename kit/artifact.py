@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -119,10 +120,19 @@ def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
             os.rename(temporary, out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UsageError(f"cannot write {out}: {error.strerror} ({error.filename})") from error
+        raise UsageError(_cannot_write(out, temporary, error)) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _cannot_write(out: Path, temporary: Path, error: OSError) -> str:
+    """Say in one sentence why an artifact could not be written; files are named as they would stand in it."""
+    names = [Path(os.fsdecode(name)) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)]
+    inside = [name.relative_to(temporary) for name in names if name.is_relative_to(temporary)]
+    where = f" ({(inside or names)[0]})" if names else ""
+    remedy = "; free some space or choose another --out" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"cannot write {out}: {error.strerror}{where}{remedy}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import export_cost, machine, residency, sparse
+from benchmarks.measure import measure
 from kit.tensors import read_folder, read_header
 from kit.variants import VARIANTS, Variant
 
@@ -59,6 +62,20 @@ def test_new_bytes_are_those_that_are_no_links(tmp_path: Path) -> None:
     (out / "graph").write_bytes(b"0" * 30)
     os.link(out / "graph", out / "again")
     assert export_cost._new_bytes(out) == 30
+
+
+def test_the_peak_of_a_small_command_is_its_own_and_not_that_of_who_started_it() -> None:
+    held = bytearray(os.urandom(1 << 20) * 300)  # 300 MB, touched
+    run = measure([sys.executable, "-c", "print('done')"])
+    assert run.stdout == "done\n"
+    assert run.peak_rss_bytes < 60_000_000 < len(held)
+    larger = measure([sys.executable, "-c", "held = b'x' * 200_000_000"])
+    assert larger.peak_rss_bytes > 200_000_000
+
+
+def test_a_command_that_fails_is_told() -> None:
+    with pytest.raises(subprocess.CalledProcessError, match="returned non-zero exit status 3"):
+        measure([sys.executable, "-c", "import sys; sys.exit(3)"])
 
 
 def test_a_result_stands_beside_machine_versions_commit_and_date() -> None:

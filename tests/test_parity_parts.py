@@ -15,6 +15,7 @@ import torch
 
 from export.artifact import ExportConfig, export
 from export.attention import Attention
+from export.parts import PARTS
 from kit import tiny
 from kit.ports import PartName
 from kit.variants import Family
@@ -62,7 +63,7 @@ def pipeline(family: Family) -> Any:
 def session(artifact: Path, part: PartName, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    return ort.InferenceSession(artifact / part / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(artifact / PARTS[part].graph, options, providers=["CPUExecutionProvider"])
 
 
 def run(artifact: Path, part: PartName, feeds: Feeds, threads: int = 1) -> Array:
