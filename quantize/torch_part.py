@@ -43,11 +43,11 @@ class TorchPart:
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        given = {port.name: self._tensor(port.name, inputs[port.name]) for port in self.ports.inputs}
+        given = {port.name: self.tensor(port.name, inputs[port.name]) for port in self.ports.inputs}
         output = self.module(**given)
         return {self.ports.outputs[0].name: output.float().cpu().numpy()}
 
-    def _tensor(self, name: str, array: Array) -> Tensor:
+    def tensor(self, name: str, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
         wide = name in ("timestep", "guidance") or not tensor.is_floating_point()
         return tensor if wide else tensor.to(self.dtype)
