@@ -24,6 +24,7 @@ COMMANDS = {
     "merge": ("merge_command", "merge calibration records of one checkpoint"),
     "apply": ("apply_command", "quantize an artifact by a recipe"),
     "report": ("report_command", "tell which share of an artifact really runs quantized"),
+    "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
     "gate": ("gate_command", "compare a quantized artifact's pictures with those of its reference"),
 }
 
