@@ -8,13 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cpu_int8, export_cost, export_parity, gallery, plan_validation, quantize_cost
+from benchmarks import (
+    cpu_int8,
+    export_cost,
+    export_parity,
+    gallery,
+    outliers,
+    plan_validation,
+    quantize_cost,
+)
 from kit.cli import report
 
 BENCHMARKS: dict[str, Any] = {
     "cpu": cpu_int8,
     "export": export_cost,
     "gallery": gallery,
+    "outliers": outliers,
     "parity": export_parity,
     "plan": plan_validation,
     "quantize": quantize_cost,

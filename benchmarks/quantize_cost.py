@@ -60,9 +60,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for recipe in recipes:
             rounds[recipe].append(_quantize(artifact, args.work / recipe, recipe, record, source))
             shutil.rmtree(args.work / recipe)
-    facts: dict[str, Any] = {"source_bytes": source.stat().st_size, "rounds": rounds, "median": {}, "machine": describe()}
+    facts: dict[str, Any] = {
+        "source_bytes": source.stat().st_size,
+        "rounds": rounds,
+        "median": {},
+        "machine": describe(),
+    }
     ratios = {
-        recipe: [b["seconds"] and a["seconds"] / b["seconds"] for a, b in zip(rounds["cp"], rounds[recipe], strict=True)]
+        recipe: [
+            b["seconds"] and a["seconds"] / b["seconds"] for a, b in zip(rounds["cp"], rounds[recipe], strict=True)
+        ]
         for recipe in recipes
     }
     for name, found in rounds.items():

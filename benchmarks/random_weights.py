@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def write(variant: Variant, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _fill(stream, tensor: StoredTensor, normal, start: int) -> None:  # type: ignore[no-untyped-def]
+def _fill(stream: BinaryIO, tensor: StoredTensor, normal: Any, start: int) -> None:
     count = math.prod(tensor.shape)
     if tensor.dtype != "BF16":
         return  # a counter of the batch norm
@@ -50,7 +51,7 @@ def _fill(stream, tensor: StoredTensor, normal, start: int) -> None:  # type: ig
         count, start = count - len(piece), 0
 
 
-def _bf16(values):  # type: ignore[no-untyped-def]
+def _bf16(values: Any) -> Any:
     import ml_dtypes
 
     return values.astype(ml_dtypes.bfloat16)

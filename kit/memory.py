@@ -52,7 +52,7 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
     """Return the widest moment of a part for a shape."""
     size = recipe.compute_bytes
     match part:
-        case "transformer":
+        case "transformer" | "transformer_extract" | "transformer_cached":
             sequence = variant.tokens(shape.width, shape.height) + shape.reference_tokens + variant.text_tokens
             return transformer_activation_bytes(variant, recipe, sequence, rows(variant, shape.batch))
         case "text_encoder":

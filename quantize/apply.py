@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from export.artifact import COPIED, GRAPH
+from export.artifact import COPIED
 from kit.artifact import (
     MANIFEST,
     Manifest,
@@ -29,7 +29,7 @@ from kit.artifact import (
 )
 from kit.errors import Flux2Error, UsageError
 from kit.gpus import Gpu
-from kit.ports import PartName
+from kit.ports import KV_PARTS, PartName
 from quantize.fold import fold_modulation, norm_weight
 from quantize.linears import Linear, find_linears, stored
 from quantize.recipes import RECIPES, SCHEMES, Recipe
@@ -70,6 +70,7 @@ class ApplyReport:
     up_to_date: bool
     seconds: float
     parts: tuple[PartReport, ...] = field(default=())
+    left_out: tuple[PartName, ...] = ()  # parts of the source that the result does not have
 
     def facts(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -126,9 +127,15 @@ def apply(
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is the artifact that is to be quantized; choose another folder")
     check_recipe(manifest, recipe, record, gpu)
+    if recipe.rules:  # the cache's graphs read reference pictures, of which no calibration knows yet
+        parts = {part: found for part, found in manifest.parts.items() if part not in KV_PARTS}
+        left_out = tuple(part for part in manifest.parts if part in KV_PARTS)
+        manifest = replace(manifest, parts=parts)
+    else:
+        left_out = ()
     graphs = {part: ir.load(source / manifest.part(part).graph) for part in manifest.parts}
     plans = {
-        part: plan(graphs[part], source / part, part, manifest, recipe, record)
+        part: plan(graphs[part], _home(source, manifest, part), part, manifest, recipe, record)
         for part in manifest.parts
         if part in QUANTIZED_PARTS
     }
@@ -139,18 +146,27 @@ def apply(
     with building(out) as folder:
         for part in manifest.parts:
             if part in plans and plans[part].changes:
-                reports.append(_quantize(part, graphs[part], plans[part], manifest, source, folder, start))
+                home = _home(source, manifest, part)
+                made = _quantize(part, graphs[part], plans[part], manifest, home, folder / home.name, start)
+                reports.append(made)
                 done(reports[-1])
             else:
-                for file in sorted((source / part).iterdir()):
-                    link_or_copy(file, folder / part / file.name)
+                home = _home(source, manifest, part)
+                for file in sorted(home.iterdir()):
+                    if not (folder / home.name / file.name).exists():  # graphs of the same weights share a folder
+                        link_or_copy(file, folder / home.name / file.name)
         for name in COPIED:
             if (source / name).is_dir():
                 shutil.copytree(source / name, folder / name)
             elif (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         write_manifest(folder, planned)
-    return ApplyReport(out, recipe.name, False, time.perf_counter() - begin, tuple(reports))
+    return ApplyReport(out, recipe.name, False, time.perf_counter() - begin, tuple(reports), left_out)
+
+
+def _home(folder: Path, manifest: Manifest, part: PartName) -> Path:
+    """Return the folder in which a part's graph and weights lie."""
+    return (folder / manifest.part(part).graph).parent
 
 
 def plan(
@@ -282,7 +298,7 @@ def _quantize(
     folder: Path,
     start: Callable[[PartName, int], Progress],
 ) -> PartReport:
-    """Write the weights and the graph of one part."""
+    """Write weights and graph of one part, from the folder where they lie to a new one."""
     begin = time.perf_counter()
     compute = COMPUTE[manifest.compute]
     linears = {linear.name: linear for change in plan.changes for linear in change.linears}
@@ -292,10 +308,10 @@ def _quantize(
     jobs: list[Job] = [change.job for change in plan.changes]
     for value in left:
         assert isinstance(value.const_value, ir.ExternalTensor)
-        jobs.append(Kept(stored(value.const_value, source / part), factors.get(value.name)))
-    (folder / part).mkdir()
+        jobs.append(Kept(stored(value.const_value, source), factors.get(value.name)))
+    folder.mkdir(parents=True)
     total = sum(job.source_bytes for job in jobs)
-    written = write(jobs, folder / part / FILE, start(part, total))
+    written = write(jobs, folder / FILE, start(part, total))
     rewrite(model, plan.changes, written, compute)
     for value in left:
         place, old = written[value.name or ""], value.const_value
@@ -309,7 +325,7 @@ def _quantize(
             name=value.name or "",
             base_dir="",
         )
-    ir.save(model, folder / part / GRAPH)
+    ir.save(model, folder / Path(manifest.part(part).graph).name)
     counts: Counter[str] = Counter()
     for change in plan.changes:
         counts[_name_of(change)] += len(change.linears)
@@ -320,7 +336,7 @@ def _quantize(
         schemes=dict(counts),
         smoothed=sum(smoothing.alpha is not None for smoothing in plan.smoothings.values()),
         source_bytes=total,
-        written_bytes=(folder / part / FILE).stat().st_size,
+        written_bytes=(folder / FILE).stat().st_size,
     )
 
 

@@ -118,7 +118,7 @@ def _weight(value: ir.Value | None) -> tuple[tuple[int, int] | None, str | None]
 def _word(dtype: ir.DataType | None) -> str:
     return {ir.DataType.FLOAT8E4M3FN: "fp8", ir.DataType.INT8: "int8", ir.DataType.INT4: "int4"}.get(
         dtype,
-        str(dtype),  # type: ignore[call-overload]
+        str(dtype),
     )
 
 
