@@ -10,7 +10,7 @@ from kit.artifact import Manifest
 from kit.cuda_device import Machine
 from kit.gpus import gpu
 from kit.ports import PartName
-from kit.profiles import Profile
+from kit.profiles import REFERENCE_TOKENS, Profile
 from kit.recipes import recipe
 
 OLDEST, NEWEST = (10, 13), (11, 99)  # where weights are fed by address, up to the last major version that is known
@@ -58,17 +58,19 @@ def _builds(
     """Put every profile to the planner's question; the disk is asked about all parts at once."""
     parts: tuple[PartName, ...] = tuple(dict.fromkeys(plan.part for plan in plans))
     copies = max((sum(plan.part == part for plan in plans) for part in parts), default=1)
+    asked = options.sizing.references * REFERENCE_TOKENS
     for plan in plans:
         for profile in plan.profiles:
             low, high = _tokens(profile)
+            references = min(asked, high - low) if plan.part == "transformer" else 0
             batch = profile.axes["batch"].high
             yield feasible.Build(
                 variant=manifest.variant,
                 recipe=recipe(manifest.recipe).name,
                 gpu=gpu(options.gpu),
                 min_tokens=low,
-                max_tokens=min(high, feasible.MAX_TOKENS) if plan.part == "transformer" else high,
-                reference_tokens=max(0, high - feasible.MAX_TOKENS) if plan.part == "transformer" else 0,
+                max_tokens=high - references,
+                reference_tokens=references,
                 batch=max(1, batch // (2 if manifest.variant.guidance == "cfg" else 1)),
                 parts=(plan.part,),
                 weight_streaming=options.weights == "stream",
