@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.engine.options import PlannedPlan
 
     request = check(args.artifact, _options(args), args.out)
-    for plan in request.plans:
-        for profile in plan.profiles:
-            print(f"{plan.file:<32} {profile}")
     if args.check:
+        for plan in request.plans:
+            for profile in plan.profiles:
+                print(f"{plan.file:<32} {profile}")
         print(f"nothing speaks against building this for {args.gpu}")
         return {"plans": _facts(request.plans), "gpu": args.gpu, "checked": True}
     machine = check_machine(request)
