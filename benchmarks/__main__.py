@@ -1,4 +1,4 @@
-"""Command line: python -m benchmarks export | gallery | plan; each prints a table, or one JSON object with --json."""
+"""Command line: python -m benchmarks NAME; each prints a table, or one JSON object with --json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import export_cost, gallery, plan_validation
+from benchmarks import (
+    cpu_int8,
+    export_cost,
+    export_parity,
+    gallery,
+    outliers,
+    plan_validation,
+    quantize_cost,
+)
 from kit.cli import report
 
-BENCHMARKS: dict[str, Any] = {"export": export_cost, "gallery": gallery, "plan": plan_validation}
+BENCHMARKS: dict[str, Any] = {
+    "cpu": cpu_int8,
+    "export": export_cost,
+    "gallery": gallery,
+    "outliers": outliers,
+    "parity": export_parity,
+    "plan": plan_validation,
+    "quantize": quantize_cost,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

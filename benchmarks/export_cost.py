@@ -1,12 +1,13 @@
 """What an export at full size costs: seconds, peak memory, new bytes on disk, bytes of weights read.
 
-    python -m benchmarks export --variants klein-4b,dev [--naive] [--json]
+    python -m benchmarks export --variants klein-4b,dev [--naive klein-4b [--naive-blocks 2+8]] [--json]
 
 Checkpoints are sparse files of true names and shapes (see sparse.py). Each export runs in a process of its own, whose
-peak memory the kernel tells. What was read of the weight files is what lies of them in the page cache afterwards,
-beyond the pages of their headers.
+peak memory the kernel tells, and is then linted for every version of TensorRT. What was read of the weight files is
+what lies of them in the page cache afterwards, beyond the pages of their headers.
 
-`--naive` runs the usual way beside it: build the module with memory behind it and hand it to torch.onnx.export.
+`--naive` runs the usual way beside it: load the module and hand it to torch.onnx.export. That holds all weights in
+memory and writes them again; `--naive-blocks` keeps so many of the blocks for both sides, where that is too much.
 """
 
 from __future__ import annotations
@@ -14,26 +15,30 @@ from __future__ import annotations
 import argparse
 import json
 import mmap
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, residency, sparse
+from benchmarks.export_parity import SMALL_DECODER, with_blocks
+from benchmarks.measure import measure
+from export import node_report
+from export.operators import VERSIONS
+from kit.checkpoint import PART_FOLDERS
+from kit.ports import ALL_PARTS
 from kit.variants import Variant
 
+SMALL = "-small-decoder"
 _NAIVE = """
 import sys, torch
 from pathlib import Path
 from diffusers import Flux2Transformer2DModel
 folder, out = map(Path, sys.argv[1:])
 torch.set_default_dtype(torch.bfloat16)
-model = Flux2Transformer2DModel.from_config(Flux2Transformer2DModel.load_config(folder)).eval()
+model = Flux2Transformer2DModel.from_pretrained(folder, dtype=torch.bfloat16)
 class Plain(torch.nn.Module):
     def __init__(self): super().__init__(); self.model = model
     def forward(self, hidden, text, time, image_ids, text_ids):
@@ -42,102 +47,109 @@ joint = model.config.joint_attention_dim
 ids = lambda n: torch.zeros(1, n, 4, dtype=torch.int64)
 args = (torch.zeros(1, 24, 128), torch.zeros(1, 512, joint), torch.zeros(1), ids(24), ids(512))
 with torch.no_grad():
-    torch.onnx.export(Plain(), args, out / "model.onnx", dynamo=True, opset_version=20, verbose=False)
+    torch.onnx.export(Plain().eval(), args, out / "model.onnx", dynamo=True, opset_version=20, verbose=False)
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--variants", default="klein-4b,dev", help="comma-separated; default: klein-4b,dev")
-    parser.add_argument("--parts", default="text_encoder,transformer,vae_encoder,vae_decoder")
+    parser.add_argument(
+        "--variants",
+        default="klein-4b,dev",
+        help=f"comma-separated, each with {SMALL!r} behind it or not; default: %(default)s",
+    )
+    parser.add_argument("--parts", help="default: all that a variant has")
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--naive", metavar="VARIANT", help="also export this variant's transformer the usual way")
+    parser.add_argument("--naive-blocks", metavar="DOUBLE+SINGLE", help="so many of its blocks, at their real width")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark; returns what stands in benchmarks/results/export.json."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="flux2-bench-") as scratch:
-        for name in args.variants.split(","):
-            rows.append(_ours(Variant.named(name), args, Path(scratch)))
+        for name in filter(None, args.variants.split(",")):
+            rows.append(_ours(name, _variant(name), args.parts, args.dtype, Path(scratch)))
         if args.naive:
-            variant = Variant.named(args.naive)
-            only = argparse.Namespace(**{**vars(args), "parts": "transformer"})
-            rows.append(_ours(variant, only, Path(scratch)))
-            rows.append(_naive(variant, Path(scratch)))
+            variant, what = Variant.named(args.naive), args.naive
+            if args.naive_blocks:
+                variant, what = with_blocks(variant, args.naive_blocks), f"{what} of {args.naive_blocks} blocks"
+            rows.append(_ours(what, variant, "transformer", "bf16", Path(scratch)))
+            rows.append(_naive(what, variant, Path(scratch)))
     return {"benchmark": "export", "machine": machine.describe(), "rows": rows}
+
+
+def _variant(name: str) -> Variant:
+    """Look a variant up; with the word for it behind its name it gets the published small decoder."""
+    variant = Variant.named(name.removesuffix(SMALL))
+    return (
+        replace(variant, vae=replace(variant.vae, decoder_channels=SMALL_DECODER)) if name.endswith(SMALL) else variant
+    )
 
 
 def table(facts: dict[str, Any]) -> str:
     """Render the rows for people."""
-    lines = [f"{'what':<52} {'s':>7} {'peak MB':>8} {'new MB':>9} {'read of weights':>18}"]
+    lines = [f"{'what':<72} {'s':>7} {'CPU s':>7} {'peak MB':>8} {'new MB':>9} {'read of weights':>18}"]
     for row in facts["rows"]:
-        read = (
-            "-"
-            if row["weight_bytes_read"] is None
-            else f"{row['weight_bytes_read'] / 1e6:.1f} of {row['weight_bytes'] / 1e9:.1f} GB"
-        )
+        size, read = f"{row['weight_bytes'] / 1e9:.1f} GB", row["weight_bytes_read"]
+        read = f"all of {size}" if read is None else f"{read / 1e6:.2f} MB of {size}"
         lines.append(
-            f"{row['what']:<52} {row['seconds']:>7.1f} {row['peak_rss_bytes'] / 1e6:>8.0f} "
+            f"{row['what']:<72} {row['seconds']:>7.1f} {row['cpu_seconds']:>7.1f} {row['peak_rss_bytes'] / 1e6:>8.0f} "
             f"{row['new_bytes'] / 1e6:>9.1f} {read:>18}"
         )
+    parts = {part["part"]: part for row in facts["rows"] for part in row.get("parts", ())}
+    for name, part in parts.items():
+        if part["nodes_exported"]:
+            lines += ["", f"{name}, nodes of one block: traced -> exported"]
+            lines.append(node_report.table(part["nodes_traced"], part["nodes_exported"]))
     return "\n".join(lines)
 
 
-def _ours(variant: Variant, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def _ours(name: str, variant: Variant, parts: str | None, dtype: str, scratch: Path) -> dict[str, Any]:
     checkpoint = sparse.write(variant, scratch / "checkpoint")
-    weights = sorted(checkpoint.rglob("*.safetensors"))
+    folders = {PART_FOLDERS[part] for part in ALL_PARTS if parts is None or part in parts.split(",")}
+    weights = sorted(path for folder in folders for path in (checkpoint / folder).glob("*.safetensors"))
     for path in weights:
         residency.drop(path)
     before = {path: residency.resident_bytes(path) for path in weights}
-    options = ["--parts", args.parts, "--dtype", args.dtype]
+    options = ["--dtype", dtype, *(["--parts", parts] if parts else [])]
     out = scratch / "artifact"
     command = [sys.executable, "-m", "export", "onnx", str(checkpoint), "--out", str(out), *options, "--json"]
-    seconds, peak, text = _measure(command)
+    run = measure(command)
     read = sum(residency.resident_bytes(path) - before[path] for path in weights)
     headers = sum(_header_bytes(path) for path in weights)
+    made = json.loads(run.stdout.splitlines()[-1])["parts"]
+    measure([sys.executable, "-m", "export", "lint", str(out)])  # fails where a version of TensorRT would refuse a node
     row = {
-        "what": f"{variant.name}: {args.parts.replace(',', ' + ')}, {args.dtype}",
-        "seconds": round(seconds, 1),
-        "peak_rss_bytes": peak,
+        "what": f"{name}: {' + '.join(part['part'] for part in made) if parts else 'all parts'}, {dtype}",
+        "seconds": round(run.seconds, 1),
+        "cpu_seconds": round(run.cpu_seconds, 1),
+        "peak_rss_bytes": run.peak_rss_bytes,
         "new_bytes": _new_bytes(out),
         "weight_bytes": sum(path.stat().st_size for path in weights),
         "weight_bytes_read": max(0, read - headers),
         "files": len(weights),
-        "parts": json.loads(text.splitlines()[-1])["parts"],
+        "lint": f"accepted by TensorRT {', '.join(VERSIONS)}",
+        "parts": made,
     }
     _remove(out, checkpoint)
     return row
 
 
-def _naive(variant: Variant, scratch: Path) -> dict[str, Any]:
+def _naive(name: str, variant: Variant, scratch: Path) -> dict[str, Any]:
     checkpoint, out = sparse.write(variant, scratch / "checkpoint"), scratch / "naive"
     out.mkdir()
-    seconds, peak, _ = _measure([sys.executable, "-c", _NAIVE, str(checkpoint / "transformer"), str(out)])
+    run = measure([sys.executable, "-c", _NAIVE, str(checkpoint / "transformer"), str(out)])
     row = {
-        "what": f"{variant.name}: transformer, bf16, torch.onnx.export of the loaded module",
-        "seconds": round(seconds, 1),
-        "peak_rss_bytes": peak,
+        "what": f"{name}: transformer, bf16, torch.onnx.export of the loaded module",
+        "seconds": round(run.seconds, 1),
+        "cpu_seconds": round(run.cpu_seconds, 1),
+        "peak_rss_bytes": run.peak_rss_bytes,
         "new_bytes": _new_bytes(out),
-        "weight_bytes": None,
+        "weight_bytes": sum(path.stat().st_size for path in (checkpoint / "transformer").glob("*.safetensors")),
         "weight_bytes_read": None,
     }
     _remove(out, checkpoint)
     return row
-
-
-def _measure(command: Sequence[str]) -> tuple[float, int, str]:
-    """Run a command; returns its seconds, its peak resident bytes and its stdout; its stderr goes on."""
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, text)
-    return seconds, usage.ru_maxrss * 1024, text
 
 
 def _header_bytes(path: Path) -> int:

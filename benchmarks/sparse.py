@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kit import tiny
+from kit.tensors import ITEM_BYTES
 from kit.variants import Variant
 
-DTYPE, ITEM_BYTES = "BF16", 2
 # The largest shard that save_pretrained writes: diffusers 10 GB; transformers 5 GB when these checkpoints were saved.
 SHARD_BYTES: Mapping[str, int] = {"transformer": 10 * 10**9, "text_encoder": 5 * 10**9, "vae": 10 * 10**9}
 STEMS: Mapping[str, str] = {
@@ -103,8 +103,8 @@ def write_shards(shapes: Shapes, folder: Path, stem: str, shard_bytes: int) -> l
     return paths
 
 
-def _nbytes(shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * ITEM_BYTES
+def _nbytes(shape: tuple[int, ...], dtype: str = "BF16") -> int:
+    return math.prod(shape) * ITEM_BYTES[dtype]
 
 
 def _split(shapes: Shapes, shard_bytes: int) -> Iterator[Shapes]:
@@ -117,13 +117,13 @@ def _split(shapes: Shapes, shard_bytes: int) -> Iterator[Shapes]:
     yield shard
 
 
-def write_sparse(shapes: Shapes, path: Path) -> Path:
+def write_sparse(shapes: Shapes, path: Path, dtype: str = "BF16") -> Path:
     """Write one safetensors file: a true header, and a hole where the weights would be."""
     header: dict[str, Any] = {}
     end = 0
     for name, shape in shapes.items():
-        header[name] = {"dtype": DTYPE, "shape": list(shape), "data_offsets": [end, end + _nbytes(shape)]}
-        end += _nbytes(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + _nbytes(shape, dtype)]}
+        end += _nbytes(shape, dtype)
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
     with path.open("wb") as stream:

@@ -12,7 +12,8 @@ from export.engine.command import add_engine
 from export.operators import VERSIONS, parse_versions
 from kit.cli import report
 from kit.errors import CheckFailed, UsageError
-from kit.ports import PARTS, Compute, PartName
+from kit.ports import ALL_PARTS, PARTS, Compute, PartName, parts_of
+from kit.variants import Variant
 
 CHECKPOINT_HELP = "a folder in diffusers layout, a hub id, a variant, `sample`, or a single file with --config"
 
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
     """Add what `export onnx` takes beside the checkpoint and the place of the artifact."""
-    onnx.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="default: %(default)s")
+    onnx.add_argument("--parts", metavar="A,B", help=f"of {', '.join(ALL_PARTS)}; default: all that the variant has")
     onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="what the graphs compute in")
     onnx.add_argument(
         "--attention",
@@ -75,24 +76,26 @@ def parse_parts(text: str) -> tuple[PartName, ...]:
     """Read "a,b" as parts, in the order of the pipeline; raises UsageError for an unknown one."""
     wanted = [word.strip() for word in text.split(",") if word.strip()]
     for word in wanted:
-        if word not in PARTS:
-            raise UsageError(f"unknown part {word!r}; there are: {', '.join(PARTS)}")
+        if word not in ALL_PARTS:
+            raise UsageError(f"unknown part {word!r}; there are: {', '.join(ALL_PARTS)}")
     if not wanted:
-        raise UsageError(f"--parts names no part; there are: {', '.join(PARTS)}")
-    return tuple(part for part in PARTS if part in wanted)
+        raise UsageError(f"--parts names no part; there are: {', '.join(ALL_PARTS)}")
+    return tuple(part for part in ALL_PARTS if part in wanted)
 
 
 def _onnx(args: argparse.Namespace) -> dict[str, Any]:
-    parts = parse_parts(args.parts)
+    parts = None if args.parts is None else parse_parts(args.parts)
     from export.lora.terms import Lora
     from export.sources import find_sources
 
     loras = tuple(Lora.parse(text) for text in args.lora)
-    sources = find_sources(args.checkpoint, parts, args.config, args.transformer, args.vae)
+    sources = find_sources(args.checkpoint, parts or PARTS, args.config, args.transformer, args.vae)
     from tqdm import tqdm
 
     from export.artifact import ExportConfig, PartReport, export  # brings torch: only once the arguments make sense
+    from export.node_report import summary
 
+    parts = parts or parts_of(Variant.of(sources.checkpoint))
     config = ExportConfig(parts, args.dtype, args.attention, loras, sources.single_files)
     with tqdm(total=len(parts), desc="export", unit="part", disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -104,10 +107,12 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
                 weights += f", {part.derived_bytes / 1e6:.1f} MB written anew"
             bar.update()
             bar.write(
-                f"{part.part:<13} {part.seconds:6.1f} s  {part.nodes:>5} nodes  "
+                f"{part.part:<19} {part.seconds:6.1f} s  {part.nodes:>5} nodes  "
                 f"{part.graph_bytes / 1e6:5.2f} MB graph, {weights}",
                 file=sys.stdout,
             )
+            if blocks := summary(part.nodes_traced, part.nodes_exported):
+                bar.write(f"{'':<19} {blocks}", file=sys.stdout)
 
         made = export(sources.checkpoint, args.out, config, done)
     state = "up to date" if made.up_to_date else f"exported in {made.seconds:.1f} s"
@@ -129,7 +134,7 @@ def _lint(args: argparse.Namespace) -> dict[str, Any]:
         print(finding, file=sys.stderr)
     for part, count in nodes.items():
         mine = sum(finding.graph == part for finding in findings)
-        print(f"{part:<13} {count:>5} nodes  {f'{mine} findings' if mine else 'accepted'}")
+        print(f"{part:<19} {count:>5} nodes  {f'{mine} findings' if mine else 'accepted'}")
     if findings:
         raise CheckFailed(f"{args.artifact}: TensorRT would refuse {len(findings)} nodes; the lines above say which")
     return {"artifact": str(args.artifact), "nodes": nodes, "tensorrt": args.tensorrt.split(",")}

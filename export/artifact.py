@@ -22,6 +22,7 @@ from export.lora.terms import Lora
 from export.node_report import Counts, count_nodes
 from export.parts import PARTS as SOURCES
 from export.passes import simplify
+from export.single_file import has_decoder_alone, sizes_of_vae
 from export.trace import OPSET, FakePart
 from export.weights import Binding, attach, find
 from kit.artifact import (
@@ -36,11 +37,10 @@ from kit.artifact import (
     write_manifest,
 )
 from kit.errors import Flux2Error, UsageError
-from kit.ports import PARTS, Compute, PartName
+from kit.ports import Compute, PartName, parts_of
 from kit.variants import Variant
 
 logger = logging.getLogger(__name__)
-GRAPH = "model.onnx"
 COPIED = ("model_index.json", "scheduler", "tokenizer")  # json and text that the server needs; never a weight
 COPIED_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -50,7 +50,7 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 class ExportConfig:
     """What to export and how."""
 
-    parts: tuple[PartName, ...] = PARTS
+    parts: tuple[PartName, ...] | None = None  # None: all that the variant has
     dtype: Compute = "fp32"
     attention: Attention = "matmul"
     loras: tuple[Lora, ...] = ()
@@ -102,36 +102,45 @@ def export(
     """
     begin = time.perf_counter()
     variant = Variant.of(checkpoint)
+    if vae_file := config.single_files.get("vae"):
+        variant = replace(variant, vae=sizes_of_vae(vae_file, variant.vae))
+    parts = _chosen(config.parts, variant)
     plan = Manifest(
         kind="onnx",
         variant=variant,
         compute=config.dtype,
         recipe=config.dtype,
         options={"opset": OPSET, "attention": config.attention},
-        source=_source(checkpoint, config),
+        source=_source(checkpoint, config, parts),
         parts={},
         versions=tool_versions(*TOOLS) | {"export": _code_digest()},
     )
-    fakes = {part: FakePart(part, variant, config.dtype, config.attention) for part in config.parts}
-    bindings = {
-        part: find(part, variant, checkpoint, fake.shapes(), config.single_files.get(SOURCES[part].folder))
-        for part, fake in fakes.items()
-    }
+    fakes = {part: FakePart(part, variant, config.dtype, config.attention) for part in parts}
+    bindings: dict[str, Binding] = {}  # by the folder in which the weights will stand
+    for part, fake in fakes.items():
+        if SOURCES[part].home not in bindings:
+            single_file = config.single_files.get(SOURCES[part].folder)
+            bindings[SOURCES[part].home] = find(part, variant, checkpoint, fake.shapes(), single_file)
     if config.loras:
-        if "transformer" not in config.parts:
+        if "transformer" not in bindings:
             raise UsageError("--lora changes the transformer, which --parts leaves out")
         bindings["transformer"] = merge(bindings["transformer"], config.loras, variant.transformer)
     plan = replace(
         plan,
         source={**plan.source, **_stamps(bindings)},
-        parts={part: PartRecord(f"{part}/{GRAPH}", fake.ports) for part, fake in fakes.items()},
+        parts={part: PartRecord(SOURCES[part].graph, fake.ports) for part, fake in fakes.items()},
     )
     if is_current(out, plan, bindings):
         return ExportReport(out, variant.name, True, time.perf_counter() - begin)
     reports = []
     with building(out) as folder:
+        placed: dict[str, Weights] = {}
         for part, fake in fakes.items():
-            reports.append(_export_part(fake, bindings[part], folder / part))
+            started = time.perf_counter()
+            home = SOURCES[part].home
+            weights = placed[home].shared() if home in placed else _place(bindings[home], folder / home)
+            placed[home] = weights
+            reports.append(_export_part(fake, weights, folder, started))
             progress(reports[-1])
         for source in _texts(checkpoint):
             target = folder / source.relative_to(checkpoint)
@@ -150,7 +159,16 @@ def _write_system_message(path: Path) -> None:
     path.write_text(SYSTEM_MESSAGE)
 
 
-def is_current(out: Path, plan: Manifest, bindings: Mapping[PartName, Binding]) -> bool:
+def _chosen(parts: tuple[PartName, ...] | None, variant: Variant) -> tuple[PartName, ...]:
+    """Return the parts to export; raises UsageError for one that the variant does not have."""
+    known = parts_of(variant)
+    for part in parts or ():
+        if part not in known:
+            raise UsageError(f"{variant.name} has no {part}; it has: {', '.join(known)}")
+    return parts or known
+
+
+def is_current(out: Path, plan: Manifest, bindings: Mapping[str, Binding]) -> bool:
     """Tell whether the artifact at `out` is what the plan would make.
 
     A digest of a weight file covers its header only, so the weights themselves are compared by identity: the file in
@@ -166,7 +184,7 @@ def is_current(out: Path, plan: Manifest, bindings: Mapping[PartName, Binding]) 
     if replace(found, files={}) != plan:
         return False
     return all(
-        _same_weights(file, out / part / file.name) for part, binding in bindings.items() for file in binding.files
+        _same_weights(file, out / home / file.name) for home, binding in bindings.items() for file in binding.files
     )
 
 
@@ -179,28 +197,47 @@ def _same_weights(source: Path, target: Path) -> bool:
     return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 
-def _export_part(fake: FakePart, binding: Binding, folder: Path) -> PartReport:
-    """Trace one part, point it at its weights, write its graph and put the weight files beside it."""
-    begin = time.perf_counter()
+@dataclass(frozen=True)
+class Weights:
+    """Weights that stand in a folder of the artifact, and what it took to put them there."""
+
+    binding: Binding
+    linked_bytes: int
+    copied_bytes: int
+    derived_bytes: int
+
+    def shared(self) -> Weights:
+        """Return the same weights for another graph of the folder, which costs nothing."""
+        return Weights(self.binding, 0, 0, 0)
+
+
+def _place(binding: Binding, folder: Path) -> Weights:
+    """Put the weight files of a graph into its folder, and write what is no byte range of them."""
+    folder.mkdir()
+    moved: Counter[str] = Counter()
+    settled = binding.settle(folder)
+    for file in binding.files:
+        moved[link_or_copy(file, folder / file.name)] += file.stat().st_size
+    derived = sum(tensor.nbytes for tensor in binding.derived.values())
+    return Weights(settled, moved["linked"], moved["copied"], derived)
+
+
+def _export_part(fake: FakePart, weights: Weights, folder: Path, begin: float) -> PartReport:
+    """Trace one part, point it at its weights and write its graph."""
     model = fake.trace()
     traced = count_nodes(model)
     simplify(model)
-    folder.mkdir()
-    settled = binding.settle(folder)
-    attach(model, settled)
-    graph = folder / GRAPH
+    attach(model, weights.binding)
+    graph = folder / SOURCES[fake.part].graph
     ir.save(model, graph)
-    moved: Counter[str] = Counter()
-    for file in binding.files:
-        moved[link_or_copy(file, folder / file.name)] += file.stat().st_size
     return PartReport(
         part=fake.part,
         seconds=time.perf_counter() - begin,
         nodes=len(model.graph),
         graph_bytes=graph.stat().st_size,
-        linked_bytes=moved["linked"],
-        copied_bytes=moved["copied"],
-        derived_bytes=sum(tensor.nbytes for tensor in binding.derived.values()),
+        linked_bytes=weights.linked_bytes,
+        copied_bytes=weights.copied_bytes,
+        derived_bytes=weights.derived_bytes,
         nodes_traced=traced,
         nodes_exported=count_nodes(model),
     )
@@ -214,14 +251,14 @@ def _texts(checkpoint: Path) -> list[Path]:
     return sorted(files)
 
 
-def _source(checkpoint: Path, config: ExportConfig) -> dict[str, Any]:
+def _source(checkpoint: Path, config: ExportConfig, parts: tuple[PartName, ...]) -> dict[str, Any]:
     """Digest what an export reads of a checkpoint: configs and texts by content, weights by header."""
-    folders = sorted({SOURCES[part].folder for part in config.parts})
+    folders = sorted({SOURCES[part].folder for part in parts})
     singles = {folder: file for folder, file in config.single_files.items() if folder in folders}
     files = set(_texts(checkpoint))
     for folder in folders:
         files.update(checkpoint.glob(f"{folder}/*.json"))
-        if folder not in singles:
+        if folder not in singles or (folder == "vae" and has_decoder_alone(singles[folder])):
             files.update(checkpoint.glob(f"{folder}/*.safetensors"))
     source: dict[str, Any] = {
         "checkpoint": checkpoint.name,
@@ -234,7 +271,7 @@ def _source(checkpoint: Path, config: ExportConfig) -> dict[str, Any]:
     return source
 
 
-def _stamps(bindings: Mapping[PartName, Binding]) -> dict[str, Any]:
+def _stamps(bindings: Mapping[str, Binding]) -> dict[str, Any]:
     """Note time stamps of the files from which weights were computed or scales read: none of those need be linked."""
     files = {tensor.source.file for binding in bindings.values() for tensor in binding.derived.values()}
     files |= {scale.file for binding in bindings.values() for scale in binding.scales.values()}

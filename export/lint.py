@@ -13,7 +13,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from export.lint_rules import EIGHT_BIT, QUANTIZED, RULES, Complaint
+from export.lint_quantized import QUANTIZED_RULES
+from export.lint_rules import EIGHT_BIT, QUANTIZED, RULES, Complaint, Rule
 from export.operators import OPSETS, VERSIONS, Operator, TensorRT, release, table
 from kit.artifact import verify
 
@@ -30,6 +31,8 @@ TYPE_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.UINT8: "UINT8",
     ir.DataType.BOOL: "BOOL",
 }
+_ALL_RULES: Mapping[str, tuple[Rule, ...]] = {**RULES, **QUANTIZED_RULES}
+_MAIN = {"Where": "T"}  # the type variable that the table speaks of, where it is not that of the first input
 _Q_DQ = ("QuantizeLinear", "DequantizeLinear")  # their operands have rules of their own
 
 
@@ -98,7 +101,7 @@ def _complaints(node: ir.Node, versions: tuple[TensorRT, ...]) -> Iterator[tuple
         yield (f"the operator came with TensorRT {since}", _instead(node.op_type)), older
     for complaint in _types(node, row):
         yield complaint, versions
-    for rule in RULES.get(node.op_type, ()):
+    for rule in _ALL_RULES.get(node.op_type, ()):
         for complaint in rule(node):
             yield complaint, versions
 
@@ -125,7 +128,13 @@ def _types(node: ir.Node, row: Operator) -> Iterator[Complaint]:
             yield f"{value.name} is {value.dtype} outside QuantizeLinear and DequantizeLinear", "dequantize it first"
         elif not (value.dtype == ir.DataType.UINT8 and value.is_graph_input()):
             yield f"{value.name} is {value.dtype}; TensorRT has UINT8 as an input of the graph only", "cast it first"
-    for value in _main_operands(node):
+    operands = _operands(node)
+    for values in operands.values():
+        types = {value.dtype: value for value in values if value.dtype is not None}
+        if len(types) > 1:
+            mixed = " and ".join(f"{value.name} is {dtype}" for dtype, value in types.items())
+            yield f"{mixed}; a strongly typed network takes one type", "cast one of them"
+    for value in operands.get(_MAIN.get(node.op_type) or next(iter(operands), ""), []):
         name = TYPE_NAMES.get(value.dtype, str(value.dtype)) if value.dtype is not None else None
         if name is None or value.dtype in QUANTIZED or value.dtype == ir.DataType.DOUBLE:
             continue
@@ -136,16 +145,17 @@ def _types(node: ir.Node, row: Operator) -> Iterator[Complaint]:
             yield f"{output.name} is UINT8; TensorRT has UINT8 as an output of the graph only", "keep it wider"
 
 
-def _main_operands(node: ir.Node) -> list[ir.Value]:
-    """Return the operands of the type variable that the operator's first input has."""
+def _operands(node: ir.Node) -> dict[str, list[ir.Value]]:
+    """Sort what a node reads by the type variables of its operator, the first input's first; outputs where it reads
+    nothing. Inputs that may each have a type of their own are left out.
+    """
     version = node.graph.opset_imports[""] if node.graph is not None and node.graph.opset_imports else None
     schema = onnx.defs.get_schema(node.op_type, version or onnx.defs.onnx_opset_version(), "")
     if not schema.inputs:
-        return [value for value in node.outputs if value is not None]
-    main = schema.inputs[0].type_str
-    chosen = []
+        return {"": [value for value in node.outputs if value is not None]}
+    sorted_values: dict[str, list[ir.Value]] = {}
     for index, value in enumerate(node.inputs):
         formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-        if value is not None and formal.type_str == main:
-            chosen.append(value)
-    return chosen
+        if value is not None and formal.is_homogeneous:
+            sorted_values.setdefault(formal.type_str, []).append(value)
+    return sorted_values

@@ -1,14 +1,13 @@
 """Restrictions of TensorRT's parser that can be decided from a graph, one small rule each.
 
-A rule takes a node and yields what is wrong with it and what to do. Rules come from operators.md (see operators.py) and
-from TensorRT's documented handling of QuantizeLinear and DequantizeLinear.
+A rule takes a node and yields what is wrong with it and what to do. Rules come from operators.md (see operators.py);
+those about quantization stand in lint_quantized.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 Complaint = tuple[str, str]  # what is wrong, what to do
@@ -36,7 +35,13 @@ def number(node: ir.Node, name: str, default: float) -> float:
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    return value is not None and (value.const_value is not None or value.is_initializer())
+    """Tell whether a value is known when the engine is built: an initializer, a Constant, or a Cast of one."""
+    if value is None:
+        return False
+    node = value.producer()
+    if node is not None and node.op_type == "Cast":
+        return is_constant(node.inputs[0])
+    return value.const_value is not None or value.is_initializer() or (node is not None and node.op_type == "Constant")
 
 
 def constant(index: int, name: str) -> Rule:
@@ -119,62 +124,6 @@ def ones(name: str) -> Rule:
     return rule
 
 
-def quantize(node: ir.Node) -> Iterator[Complaint]:
-    """QuantizeLinear stands on an activation: one scale, read by DequantizeLinear alone."""
-    yield from _scale_and_zero(node)
-    scale, output = operand(node, 1), node.outputs[0]
-    several = scale is not None and scale.shape is not None and any(size != 1 for size in scale.shape)
-    if several and not is_constant(operand(node, 0)):
-        yield "an activation has more than one scale", "quantize activations per tensor"
-    if output.dtype is not None and output.dtype not in EIGHT_BIT:
-        yield f"quantizes to {output.dtype}; TensorRT has INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
-    if output.is_graph_output() or any(use.node.op_type != "DequantizeLinear" for use in output.uses()):
-        yield "its output goes to something else than DequantizeLinear", "put a DequantizeLinear behind it"
-
-
-def dequantize(node: ir.Node) -> Iterator[Complaint]:
-    """DequantizeLinear follows a QuantizeLinear or a quantized weight, and gives the compute type."""
-    yield from _scale_and_zero(node)
-    value, output = operand(node, 0), node.outputs[0]
-    if value is not None and not is_constant(value):
-        before = value.producer()
-        if before is None or before.op_type != "QuantizeLinear":
-            yield "its input is neither a QuantizeLinear nor an initializer", "remove what stands between"
-    if value is not None and value.dtype is not None and value.dtype not in EIGHT_BIT:
-        yield f"dequantizes {value.dtype}; TensorRT has INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
-    if output.dtype is not None and output.dtype not in FLOATS:
-        yield f"gives {output.dtype}", "dequantize to FP32, FP16 or BF16"
-
-
-def _scale_and_zero(node: ir.Node) -> Iterator[Complaint]:
-    value, scale, zero = (operand(node, i) for i in range(3))
-    if scale is None or not is_constant(scale):
-        yield "its scale is not an initializer", "export scales as constants"
-        return
-    if scale.dtype not in FLOATS:
-        yield f"its scale is {scale.dtype}", "store scales as FP32"
-    if scale.const_value is not None:
-        numbers = scale.const_value.numpy().astype(np.float64)
-        if not np.isfinite(numbers).all() or (numbers <= 0).any():
-            yield "its scale is not strictly positive", "calibrate again; an amax of zero or NaN gives such a scale"
-    block = int(number(node, "block_size", 0))
-    many = scale.shape is not None and len(scale.shape) == 1 and scale.shape[0] != 1
-    if many and not block and value is not None and value.shape is not None:
-        axis = int(number(node, "axis", 1))
-        if not -len(value.shape) <= axis < len(value.shape):
-            yield f"axis {axis} is outside the {len(value.shape)} dimensions of its input", "set axis"
-        elif isinstance(value.shape[axis], int) and value.shape[axis] != scale.shape[0]:
-            yield (
-                f"has {scale.shape[0]} scales for the {value.shape[axis]} entries of axis {axis}",
-                "give every entry of the axis a scale",
-            )
-    if zero is not None:
-        if not is_constant(zero):
-            yield "its zero point is computed", "export it as a constant, or leave it out"
-        elif zero.const_value is not None and zero.const_value.numpy().astype(np.float32).any():
-            yield "its zero point is not zero", "quantize symmetrically"
-
-
 REDUCES = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 RULES: Mapping[str, tuple[Rule, ...]] = {
     **{f"Reduce{name}": (constant(1, "axes"),) for name in REDUCES},
@@ -192,6 +141,4 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "ScatterND": (no_reduction,),
     "TopK": (top_k,),
     "RotaryEmbedding": (position_ids,),
-    "QuantizeLinear": (quantize,),
-    "DequantizeLinear": (dequantize,),
 }

@@ -38,6 +38,13 @@ def count_nodes(model: ir.Model) -> Counts:
     return {kind: dict(sorted(blocks[max(blocks)].items())) for kind, blocks in found.items()}
 
 
+def summary(before: Counts, after: Counts) -> str:
+    """Say how many nodes a block of each kind had when it was traced, and has; "" for a model without blocks."""
+    return ", ".join(
+        f"{kind} block {sum(before.get(kind, {}).values())} -> {sum(ops.values())} nodes" for kind, ops in after.items()
+    )
+
+
 def table(before: Counts, after: Counts) -> str:
     """Set two counts side by side, a line for every operator under a line for every kind of block."""
     lines = []

@@ -1,4 +1,4 @@
-"""The four parts of an artifact: which module traces them, and which tensors of the checkpoint belong to them."""
+"""The parts of an artifact: which module traces them, and which tensors of the checkpoint belong to them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from export.attention import Attention
+from export.kv_graphs import CachedGraph, ExtractGraph
 from export.text_encoder_graph import TextEncoderGraph
 from export.transformer_graph import TransformerGraph
 from export.vae_graphs import VaeDecoderGraph, VaeEncoderGraph
@@ -18,6 +19,7 @@ from kit.variants import Variant
 
 MODULE = "model."  # the attribute under which every graph module holds the checkpoint's modules
 EMBEDDING = "embed_tokens.weight"
+NOTHING = r"(?!)"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Part:
     folder: str  # of the checkpoint, where its weights lie
     build: Callable[[Variant, Attention], nn.Module]
     unneeded: str  # pattern of tensors that lie in the folder and rightly stay out of the graph
+    graph: str  # its place in an artifact; graphs of the same weights lie in one folder, which then holds them once
+
+    @property
+    def home(self) -> str:
+        """Return the folder of an artifact in which graph and weights lie."""
+        return self.graph.partition("/")[0]
 
 
 PARTS: Mapping[PartName, Part] = {
@@ -35,19 +43,37 @@ PARTS: Mapping[PartName, Part] = {
         lambda variant, attention: TextEncoderGraph(variant.text_encoder, attention),
         r"layers\.\d+\..*|norm\.weight|(.*\.)?lm_head\.weight|(.*\.)?rotary_emb\.inv_freq"
         r"|(.*\.)?(vision_tower|multi_modal_projector)\..*",
+        "text_encoder/model.onnx",
     ),
     "transformer": Part(
-        "transformer", lambda variant, attention: TransformerGraph(variant.transformer, attention), r"(?!)"
+        "transformer",
+        lambda variant, attention: TransformerGraph(variant.transformer, attention),
+        NOTHING,
+        "transformer/model.onnx",
+    ),
+    "transformer_extract": Part(
+        "transformer",
+        lambda variant, attention: ExtractGraph(variant.transformer, attention),
+        NOTHING,
+        "transformer/model_extract.onnx",
+    ),
+    "transformer_cached": Part(
+        "transformer",
+        lambda variant, attention: CachedGraph(variant.transformer, attention),
+        NOTHING,
+        "transformer/model_cached.onnx",
     ),
     "vae_encoder": Part(
         "vae",
         lambda variant, attention: VaeEncoderGraph(variant.vae, attention),
         r"bn\.num_batches_tracked|decoder\..*|post_quant_conv\..*",
+        "vae_encoder/model.onnx",
     ),
     "vae_decoder": Part(
         "vae",
         lambda variant, attention: VaeDecoderGraph(variant.vae, attention),
         r"bn\.num_batches_tracked|encoder\..*|quant_conv\..*",
+        "vae_decoder/model.onnx",
     ),
 }
 

@@ -17,7 +17,7 @@ from export.names import Target, bfl_linears, bfl_norms
 from export.values import read_all
 from kit.errors import CheckpointError
 from kit.tensors import StoredTensor, read_header
-from kit.variants import Transformer, Variant
+from kit.variants import Transformer, Vae, Variant
 
 FP8 = "F8_E4M3"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "first_stage_model.", "vae.")
@@ -38,7 +38,7 @@ def read_single_file(folder: str, file: Path, variant: Variant) -> Weights:
     Raises CheckpointError, naming file and tensor, for files that are truncated or of a format that cannot be read.
     """
     stored = {_bare(name): tensor for name, tensor in read_header(file).items()}
-    return _transformer(file, stored, variant.transformer) if folder == "transformer" else _vae(stored, variant)
+    return _transformer(file, stored, variant.transformer) if folder == "transformer" else Weights(_vae(stored))
 
 
 def _bare(name: str) -> str:
@@ -116,18 +116,37 @@ _VAE_RULES: tuple[tuple[str, str], ...] = (
 )
 
 
-def _vae(stored: Mapping[str, StoredTensor], variant: Variant) -> Weights:
+def _vae(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Rename the tensors of a VAE; blocks of the decoder count the other way round, 1x1 convolutions become linears."""
-    last = len(variant.vae.decoder_channels) - 1
+    blocks = {int(match[1]) for name in stored if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
     tensors = {}
     for name, tensor in stored.items():
         found = name
         for pattern, replacement in _VAE_RULES:
             found = re.sub(f"^{pattern}$", replacement, found)
         if name.startswith("decoder.up."):
-            found = re.sub(r"up_blocks\.(\d+)", lambda match: f"up_blocks.{last - int(match[1])}", found)
+            found = re.sub(r"up_blocks\.(\d+)", lambda match: f"up_blocks.{max(blocks) - int(match[1])}", found)
         shape = tensor.shape
         if re.fullmatch(r".*\.attentions\.0\.to_.*\.weight", found) and shape[2:] == (1, 1):
             shape = shape[:2]
         tensors[found] = replace(tensor, name=found, shape=shape)
-    return Weights(tensors)
+    return tensors
+
+
+def sizes_of_vae(file: Path, sizes: Vae) -> Vae:
+    """Return the sizes of the VAE in a single file: the published small decoder differs from the checkpoint's config.
+
+    The widths of the decoder's blocks are read from their first convolutions; a file that does not have them all keeps
+    what the config says, and is later refused by the name of what is missing.
+    """
+    tensors = _vae({_bare(name): tensor for name, tensor in read_header(file).items()})
+    count = len(sizes.decoder_channels)
+    firsts = [tensors.get(f"decoder.up_blocks.{i}.resnets.0.conv1.weight") for i in range(count)]
+    widths = [tensor.shape[0] for tensor in reversed(firsts) if tensor is not None and tensor.shape]
+    return replace(sizes, decoder_channels=tuple(widths)) if len(widths) == count else sizes
+
+
+def has_decoder_alone(file: Path) -> bool:
+    """Tell whether a VAE's file leaves the encoder to the checkpoint, as the published small decoder's does."""
+    names = [_bare(name) for name in read_header(file)]
+    return any(n.startswith("decoder.") for n in names) and not any(n.startswith("encoder.") for n in names)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.single_file import has_decoder_alone
 from kit.checkpoint import PART_FOLDERS, resolve
 from kit.errors import UsageError
 from kit.ports import PartName
@@ -55,4 +56,5 @@ def find_sources(
             raise UsageError(f"--{name} {file} is not a file")
         if name not in needed:
             raise UsageError(f"{file} replaces the {name}, which --parts leaves out")
-    return Sources(resolve(folder, tuple(sorted(needed - set(files)))), files)
+    replaced = {name for name, file in files.items() if name != "vae" or not has_decoder_alone(file)}
+    return Sources(resolve(folder, tuple(sorted(needed - replaced))), files)

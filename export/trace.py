@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ TORCH_TYPES: Mapping[Dtype, torch.dtype] = {
     "u8": torch.uint8,
 }
 # Sizes of the example: all different and none of them 1, so that no axis is taken for another or for a constant.
-EXAMPLE = {"batch": 2, "image_tokens": 24, "latent_height": 4, "latent_width": 6}
+EXAMPLE = {"batch": 2, "image_tokens": 24, "ref_tokens": 20, "latent_height": 4, "latent_width": 6}
 
 
 class FakePart:
@@ -64,7 +65,13 @@ class FakePart:
                 port.name: {i: _axis(word, axes) for i, word in enumerate(port.dims) if isinstance(word, str)}
                 for port in self.ports.inputs
             }
-            program = torch.export.export(self.module, (), kwargs=example, dynamic_shapes=dynamic, strict=False)
+            program = torch.export.export(
+                self.module,
+                (),
+                kwargs=_by_parameter(self.module, example),
+                dynamic_shapes=_by_parameter(self.module, dynamic),
+                strict=False,
+            )
             model = translate(program)
         for name, value in model.graph.initializers.items():
             value.const_value = None
@@ -96,6 +103,14 @@ def translate(program: torch.export.ExportedProgram) -> ir.Model:
     version_converter.convert_version(model, OPSET)
     assert model.opset_imports[""] == OPSET
     return model
+
+
+def _by_parameter(module: nn.Module, by_port: dict[str, Any]) -> dict[str, Any]:
+    """Give a forward what belongs to ports: by their names, in their order; last, as `cache`, all that it names not."""
+    parameters = inspect.signature(module.forward).parameters
+    named = {name: entry for name, entry in by_port.items() if name in parameters}
+    rest = {name: entry for name, entry in by_port.items() if name not in named}
+    return named | ({"cache": rest} if rest else {})
 
 
 def _axis(word: str, axes: dict[str, Any]) -> Any:

@@ -8,7 +8,9 @@ all blocks (modulation, angles) is computed once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -26,12 +28,13 @@ from kit.errors import CheckpointError
 from kit.variants import Transformer
 
 Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
+Memory = tuple[Tensor, Tensor]  # rotated keys and values of reference tokens, each [B, H, R, D]
 Modulation = tuple[Tensor, Tensor, Tensor]  # shift, 1 + scale, gate, each [B, 1, dim]
 MAX_PERIOD = 10_000  # of the sinusoidal embedding of timestep and guidance
 
 
-class TransformerGraph(nn.Module):
-    """The transformer from packed latents, text and ids to a velocity."""
+class TransformerModule(nn.Module):
+    """What all graphs of the transformer share: the modules of diffusers, and the pieces that blocks are made of."""
 
     time_frequencies: Tensor
     rope_turns: Tensor
@@ -59,47 +62,15 @@ class TransformerGraph(nn.Module):
             eps=sizes.eps,
             guidance_embeds=sizes.guidance_embeds,
         ).eval()
-        for double in self.model.transformer_blocks:  # their modules and names, our forward
-            double.forward = partial(self.double_block, double)
-        for single in self.model.single_transformer_blocks:
-            single.forward = partial(self.single_block, single)
         hold_constant(self, "time_frequencies", time_frequencies(sizes.time_channels))
         hold_constant(self, "rope_turns", turns_per_id(sizes.rope_theta, sizes.rope_axes[0]))
 
-    def forward(
-        self,
-        hidden_states: Tensor,  # [B, S, 128]
-        encoder_hidden_states: Tensor,  # [B, T, 3H]
-        timestep: Tensor,  # [B], 0 to 1
-        img_ids: Tensor,  # [B, S, 4]
-        txt_ids: Tensor,  # [B, T, 4]
-        guidance: Tensor | None = None,  # [B], the plain scale
-    ) -> Tensor:
-        model = self.model
-        compute = hidden_states.dtype
-        rows = timestep.shape[0]
-        time = self.embed(timestep, model.time_guidance_embed.timestep_embedder, compute)  # [2B, dim]
-        if guidance is not None:
-            time = time + self.embed(guidance, model.time_guidance_embed.guidance_embedder, compute)
-        image_mods = modulations(model.double_stream_modulation_img(time)[:rows], 2)
-        text_mods = modulations(model.double_stream_modulation_txt(time)[:rows], 2)
-        (single_mod,) = modulations(model.single_stream_modulation(time)[:rows], 1)
-        out_mod = model.norm_out.linear(nn.functional.silu(time))[:rows]
-
-        image = model.x_embedder(hidden_states)  # [B, S, dim]
-        text = model.context_embedder(encoder_hidden_states)  # [B, T, dim]
-        rope = rope_of_pairs(angles(torch.cat([txt_ids, img_ids], dim=1), self.rope_turns))  # [B, T + S, 1, head_dim]
-        ropes = scaled(rope, self.sizes.head_dim**-0.5), rope
-        for double in model.transformer_blocks:
-            image, text = double(image, text, image_mods, text_mods, ropes)
-        joint = torch.cat([text, image], dim=1)  # [B, T + S, dim]
-        for single in model.single_transformer_blocks:
-            joint = single(joint, single_mod, ropes)
-        image = joint[:, text.shape[1] :]
-
-        scale, shift = out_mod.unsqueeze(1).chunk(2, dim=-1)
-        velocity: Tensor = model.proj_out(model.norm_out.norm(image) * (1 + scale) + shift)
-        return velocity
+    def use(self, double_block: Callable[..., Any], single_block: Callable[..., Any]) -> None:
+        """Let the blocks of diffusers keep their modules and names, and run these functions of (block, ...)."""
+        for double in self.model.transformer_blocks:
+            double.forward = partial(double_block, double)
+        for single in self.model.single_transformer_blocks:
+            single.forward = partial(single_block, single)
 
     def embed(self, value: Tensor, embedder: Any, compute: torch.dtype) -> Tensor:
         """Embed a number per row: x1000 in the compute type as diffusers does, sinusoids in fp32, cosines first.
@@ -114,6 +85,83 @@ class TransformerGraph(nn.Module):
         embedded: Tensor = embedder.linear_2(nn.functional.silu(embedder.linear_1(as_type(waves, compute))))
         return embedded
 
+    def ropes(self, ids: Tensor) -> Ropes:
+        """Return the rotations of queries, with the scale of attention, and of keys at position ids [B, S, 4]."""
+        rope = rope_of_pairs(angles(ids, self.rope_turns))  # [B, S, 1, head_dim]
+        return scaled(rope, self.sizes.head_dim**-0.5), rope
+
+    def split(self, x: Tensor) -> Tensor:
+        """Split [B, S, H * D] into heads [B, S, H, D]."""
+        return split_axis(x, -1, self.sizes.heads, self.sizes.head_dim)
+
+    def split_norm(self, x: Tensor, norm: nn.RMSNorm) -> Tensor:
+        """Split [B, S, H * D] into normalised heads [B, S, H, D], fp32."""
+        return rms_norm(norm.weight, self.split(x), self.sizes.eps)
+
+    def rotate(self, x: Tensor, rope: Rope, dtype: torch.dtype) -> Tensor:
+        """Rotate fp32 heads [B, S, H, D] and return them as attention wants them, [B, H, S, D]."""
+        return as_type(rotate_pairs(x, rope), dtype).transpose(1, 2)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with queries [B, H, S, D], keys and values [B, H, K, D]; returns [B, S, H * D]."""
+        return join_axes(attend(self.attention, query, key, value).transpose(1, 2), 2, 3)
+
+
+class TransformerGraph(TransformerModule):
+    """The transformer from packed latents, text and ids to a velocity."""
+
+    def __init__(self, sizes: Transformer, attention: Attention) -> None:
+        super().__init__(sizes, attention)
+        self.use(self.double_block, self.single_block)
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, S, 128]
+        encoder_hidden_states: Tensor,  # [B, T, 3H]
+        timestep: Tensor,  # [B], 0 to 1
+        img_ids: Tensor,  # [B, S, 4]
+        txt_ids: Tensor,  # [B, T, 4]
+        guidance: Tensor | None = None,  # [B], the plain scale
+    ) -> Tensor:
+        return self.velocity(hidden_states, encoder_hidden_states, timestep, img_ids, txt_ids, guidance)
+
+    def velocity(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        img_ids: Tensor,
+        txt_ids: Tensor,
+        guidance: Tensor | None = None,
+        memories: Iterable[Memory] = (),
+    ) -> Tensor:
+        """Compute a velocity [B, S, 128]; with `memories`, one for each block, everything attends to those too."""
+        model = self.model
+        compute = hidden_states.dtype
+        rows = timestep.shape[0]
+        time = self.embed(timestep, model.time_guidance_embed.timestep_embedder, compute)  # [2B, dim]
+        if guidance is not None:
+            time = time + self.embed(guidance, model.time_guidance_embed.guidance_embedder, compute)
+        image_mods = modulations(model.double_stream_modulation_img(time)[:rows], 2)
+        text_mods = modulations(model.double_stream_modulation_txt(time)[:rows], 2)
+        (single_mod,) = modulations(model.single_stream_modulation(time)[:rows], 1)
+        out_mod = model.norm_out.linear(nn.functional.silu(time))[:rows]
+
+        image = model.x_embedder(hidden_states)  # [B, S, dim]
+        text = model.context_embedder(encoder_hidden_states)  # [B, T, dim]
+        ropes = self.ropes(torch.cat([txt_ids, img_ids], dim=1))
+        memory = chain(memories, repeat(None))
+        for double in model.transformer_blocks:
+            image, text = double(image, text, image_mods, text_mods, ropes, next(memory))
+        joint = torch.cat([text, image], dim=1)  # [B, T + S, dim]
+        for single in model.single_transformer_blocks:
+            joint = single(joint, single_mod, ropes, next(memory))
+        image = joint[:, text.shape[1] :]
+
+        scale, shift = out_mod.unsqueeze(1).chunk(2, dim=-1)
+        velocity: Tensor = model.proj_out(model.norm_out.norm(image) * (1 + scale) + shift)
+        return velocity
+
     def double_block(
         self,
         block: Flux2TransformerBlock,
@@ -122,6 +170,7 @@ class TransformerGraph(nn.Module):
         image_mods: list[Modulation],
         text_mods: list[Modulation],
         ropes: Ropes,
+        memory: Memory | None,
     ) -> tuple[Tensor, Tensor]:
         """Let both streams attend to each other, each with its own weights, then go through their feed-forwards."""
         attn = block.attn
@@ -132,7 +181,7 @@ class TransformerGraph(nn.Module):
         query = self.split_norm(attn.add_q_proj(c), attn.norm_added_q), self.split_norm(attn.to_q(x), attn.norm_q)
         key = self.split_norm(attn.add_k_proj(c), attn.norm_added_k), self.split_norm(attn.to_k(x), attn.norm_k)
         value = self.split(attn.add_v_proj(c)), self.split(attn.to_v(x))
-        mixed = self.attend(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), ropes)
+        mixed = self.mix(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), ropes, memory)
         tokens = text.shape[1]
         image = image + gate * attn.to_out[0](mixed[:, tokens:])
         text = text + text_gate * attn.to_add_out(mixed[:, :tokens])
@@ -143,32 +192,33 @@ class TransformerGraph(nn.Module):
         text = text + text_gate * block.ff_context(block.norm2_context(text) * text_scale + text_shift)
         return image, text
 
-    def single_block(self, block: Flux2SingleTransformerBlock, joint: Tensor, mod: Modulation, ropes: Ropes) -> Tensor:
+    def single_block(
+        self,
+        block: Flux2SingleTransformerBlock,
+        joint: Tensor,
+        mod: Modulation,
+        ropes: Ropes,
+        memory: Memory | None,
+    ) -> Tensor:
         """Attention and feed-forward side by side, with one projection in and one out."""
         attn = block.attn
         shift, scale, gate = mod
         dim, mlp = attn.inner_dim, attn.mlp_hidden_dim
         projected = attn.to_qkv_mlp_proj(block.norm(joint) * scale + shift)
         q, k, v, up, down = projected.split([dim, dim, dim, mlp, mlp], dim=-1)
-        mixed = self.attend(self.split_norm(q, attn.norm_q), self.split_norm(k, attn.norm_k), self.split(v), ropes)
+        query, key = self.split_norm(q, attn.norm_q), self.split_norm(k, attn.norm_k)
+        mixed = self.mix(query, key, self.split(v), ropes, memory)
         out: Tensor = attn.to_out(torch.cat([mixed, nn.functional.silu(up) * down], dim=-1))
         return joint + gate * out
 
-    def split(self, x: Tensor) -> Tensor:
-        """Split [B, S, H * D] into heads [B, S, H, D]."""
-        return split_axis(x, -1, self.sizes.heads, self.sizes.head_dim)
-
-    def split_norm(self, x: Tensor, norm: nn.RMSNorm) -> Tensor:
-        """Split [B, S, H * D] into normalised heads [B, S, H, D], fp32."""
-        return rms_norm(norm.weight, self.split(x), self.sizes.eps)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, ropes: Ropes) -> Tensor:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, ropes: Ropes, memory: Memory | None) -> Tensor:
         """Rotate fp32 queries and keys [B, S, H, D] and attend; returns [B, S, H * D] in the type of `value`."""
         query_rope, key_rope = ropes
-        query = as_type(rotate_pairs(query, query_rope), value.dtype).transpose(1, 2)  # [B, H, S, D]
-        key = as_type(rotate_pairs(key, key_rope), value.dtype).transpose(1, 2)
-        mixed = attend(self.attention, query, key, value.transpose(1, 2)).transpose(1, 2)  # [B, S, H, D]
-        return join_axes(mixed, 2, 3)
+        query, key = self.rotate(query, query_rope, value.dtype), self.rotate(key, key_rope, value.dtype)
+        value = value.transpose(1, 2)  # [B, H, S, D]
+        if memory is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip((key, value), memory, strict=True))
+        return self.attend(query, key, value)
 
 
 def modulations(mod: Tensor, sets: int) -> list[Modulation]:

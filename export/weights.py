@@ -11,7 +11,7 @@ import onnx_ir as ir
 from export import derived
 from export.derived import Derived
 from export.parts import MODULE, PARTS, is_unneeded, source_names
-from export.single_file import FP8, Weights, read_single_file
+from export.single_file import FP8, Weights, has_decoder_alone, read_single_file
 from export.tied_heads import restore_embedding
 from export.values import read_all
 from kit.errors import CheckpointError
@@ -60,13 +60,17 @@ def find(
 ) -> Binding:
     """Find every tensor of a part, given the shapes that the graph module expects.
 
-    `single_file` is a file that is read in place of the part's folder. Raises CheckpointError, naming tensor and place,
-    when one is missing, mis-shaped, of a type that no graph can hold, or unknown: an unknown tensor means that the
-    checkpoint is not the model that its config describes.
+    `single_file` is a file that is read in place of the part's folder; where it is a VAE's decoder alone, the folder
+    still gives what it lacks. Raises CheckpointError, naming tensor and place, when one is missing, mis-shaped, of a
+    type that no graph can hold, or unknown: an unknown tensor means that the checkpoint is not the model that its
+    config describes.
     """
     folder = single_file or checkpoint / PARTS[part].folder
     read = read_single_file(PARTS[part].folder, folder, variant) if single_file else Weights(read_folder(folder))
     stored = read.tensors
+    if single_file and PARTS[part].folder == "vae" and has_decoder_alone(single_file):
+        rest = read_folder(checkpoint / "vae")
+        stored = {n: t for n, t in rest.items() if not n.startswith(("decoder.", "post_quant_conv."))} | dict(stored)
     if part == "text_encoder":
         stored = restore_embedding(stored, checkpoint / PARTS[part].folder / "config.json")
     names = source_names(part, stored)

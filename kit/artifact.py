@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -89,15 +90,17 @@ def tool_versions(*packages: str) -> dict[str, str]:
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
+def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
     """Give a temporary folder to fill; rename it to `out` when the block ends well, remove it when it does not.
 
-    An older artifact at `out` is replaced; any other non-empty folder is refused. The block itself must call
-    `write_manifest` last. Raises UsageError for a path that cannot be written.
+    `proof` is the file by which a finished folder is known. An older one at `out` is replaced; any other non-empty
+    folder is refused. The block itself must write that file last (an artifact's with `write_manifest`). Raises
+    UsageError for a path that cannot be written.
     """
     out = out.absolute()
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an artifact; choose another --out or remove it")
+    if out.exists() and not (out / proof).is_file() and (not out.is_dir() or any(out.iterdir())):
+        what = "is not an artifact" if proof == MANIFEST else f"has no {proof}"
+        raise UsageError(f"{out} exists and {what}; choose another --out or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -106,8 +109,8 @@ def building(out: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
-        if not (temporary / MANIFEST).is_file():
-            raise AssertionError("an artifact was built without a manifest")
+        if not (temporary / proof).is_file():
+            raise AssertionError(f"a folder was built without its {proof}")
         if out.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
             os.rename(out, retired / "artifact")
@@ -117,10 +120,19 @@ def building(out: Path) -> Iterator[Path]:
             os.rename(temporary, out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UsageError(f"cannot write {out}: {error.strerror} ({error.filename})") from error
+        raise UsageError(_cannot_write(out, temporary, error)) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _cannot_write(out: Path, temporary: Path, error: OSError) -> str:
+    """Say in one sentence why an artifact could not be written; files are named as they would stand in it."""
+    names = [Path(os.fsdecode(name)) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)]
+    inside = [name.relative_to(temporary) for name in names if name.is_relative_to(temporary)]
+    where = f" ({(inside or names)[0]})" if names else ""
+    remedy = "; free some space or choose another --out" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"cannot write {out}: {error.strerror}{where}{remedy}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

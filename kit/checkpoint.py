@@ -27,6 +27,8 @@ PUBLISHED: Mapping[str, str] = {
 PART_FOLDERS: Mapping[PartName, str] = {
     "text_encoder": "text_encoder",
     "transformer": "transformer",
+    "transformer_extract": "transformer",
+    "transformer_cached": "transformer",
     "vae_encoder": "vae",
     "vae_decoder": "vae",
 }

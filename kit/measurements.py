@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from kit.gpus import Generation
 from kit.recipes import RecipeName, recipe
 
 Stack = Literal["eager", "fused", "tensorrt"]
+EIGHT_BITS = "8 bits"
 Scope = Literal["step", "picture"]  # one transformer pass | text encoder, all steps and VAE
 
 
@@ -41,7 +43,7 @@ class Measurement:
     @property
     def cell(self) -> tuple[Generation, str]:
         """Name what the split is stratified by."""
-        return board(self.gpu).generation, "8 bits" if recipe(self.recipe).math in ("fp8", "int8") else "16 bits"
+        return board(self.gpu).generation, EIGHT_BITS if recipe(self.recipe).math in ("fp8", "int8") else "16 bits"
 
 
 def load() -> dict[str, Any]:
@@ -54,6 +56,12 @@ def load() -> dict[str, Any]:
 def measurements() -> tuple[Measurement, ...]:
     """Return all points, in the order of the file."""
     return tuple(Measurement(**point) for point in load()["points"])
+
+
+@cache
+def measured_cells() -> frozenset[tuple[Generation, str]]:
+    """Return the cells of which any point tells."""
+    return frozenset(p.cell for p in measurements())
 
 
 def split(points: Sequence[Measurement]) -> tuple[tuple[Measurement, ...], tuple[Measurement, ...]]:

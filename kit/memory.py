@@ -52,7 +52,7 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
     """Return the widest moment of a part for a shape."""
     size = recipe.compute_bytes
     match part:
-        case "transformer":
+        case "transformer" | "transformer_extract" | "transformer_cached":
             sequence = variant.tokens(shape.width, shape.height) + shape.reference_tokens + variant.text_tokens
             return transformer_activation_bytes(variant, recipe, sequence, rows(variant, shape.batch))
         case "text_encoder":
@@ -63,7 +63,7 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
             channels = variant.vae.decoder_channels if part == "vae_decoder" else variant.vae.channels
             convolutions = _CONV_COPIES * shape.pixels * channels[1] * size  # the second level upsampled to full size
             latent = shape.pixels // 64
-            return shape.batch * max(convolutions, _SCORE_COPIES * latent**2 * size)
+            return max(convolutions, _SCORE_COPIES * latent**2 * size)  # pictures are decoded one by one
 
 
 def transformer_activation_bytes(variant: Variant, recipe: Recipe, sequence: int, batch_rows: int) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from kit.variants import Variant
+from kit.variants import Transformer, Variant
 
 Dtype = Literal["fp32", "bf16", "i64", "u8"]
 Compute = Literal["fp32", "bf16"]
-PartName = Literal["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
-PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
+PartName = Literal[
+    "text_encoder", "transformer", "transformer_extract", "transformer_cached", "vae_encoder", "vae_decoder"
+]
+PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")  # that every variant has
+KV_PARTS: tuple[PartName, ...] = ("transformer_extract", "transformer_cached")  # that klein-kv has besides
+ALL_PARTS: tuple[PartName, ...] = get_args(PartName)  # in the order of the pipeline
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Ports:
     outputs: tuple[Port, ...]
 
 
+def parts_of(variant: Variant) -> tuple[PartName, ...]:
+    """Return the parts that a variant has, in the order of the pipeline."""
+    return tuple(part for part in ALL_PARTS if part in PARTS or variant.family == "klein-kv")
+
+
 def split_axis(axis: str) -> tuple[int, str]:
     """Split "16*width" into (16, "width") and "width" into (1, "width")."""
     factor, star, name = axis.rpartition("*")
@@ -52,30 +61,42 @@ def ports(part: PartName, variant: Variant, compute: Compute) -> Ports:
     """Return the ports of a part.
 
     Activations have the compute type; timestep and guidance are always fp32 (the graph rounds them to the compute type
-    where diffusers does), ids are int64 and pictures leave as uint8 [B, H, W, 3].
+    where diffusers does), ids are int64 and pictures leave as uint8 [B, H, W, 3]. What `transformer_extract` gives,
+    `transformer_cached` takes under the same names at every step: by block, rotated keys and values of the reference
+    tokens.
     """
     text = variant.text_tokens
     dim = variant.transformer.joint_dim
     channels = variant.transformer.channels
     latents: tuple[str | int, ...] = ("batch", channels, "latent_height", "latent_width")
+    tokens: tuple[str | int, ...] = ("batch", "image_tokens", channels)
     match part:
         case "text_encoder":
             return Ports(
                 inputs=(Port("input_ids", "i64", ("batch", text)), Port("attention_mask", "i64", ("batch", text))),
                 outputs=(Port("prompt_embeds", compute, ("batch", text, dim)),),
             )
-        case "transformer":
+        case "transformer" | "transformer_cached":
             guidance = (Port("guidance", "fp32", ("batch",)),) if variant.transformer.guidance_embeds else ()
             return Ports(
                 inputs=(
-                    Port("hidden_states", compute, ("batch", "image_tokens", channels)),
+                    Port("hidden_states", compute, tokens),
                     Port("encoder_hidden_states", compute, ("batch", text, dim)),
                     Port("timestep", "fp32", ("batch",)),
                     *guidance,
                     Port("img_ids", "i64", ("batch", "image_tokens", 4)),
                     Port("txt_ids", "i64", ("batch", text, 4)),
+                    *(_cache(variant.transformer, compute) if part == "transformer_cached" else ()),
                 ),
-                outputs=(Port("velocity", compute, ("batch", "image_tokens", channels)),),
+                outputs=(Port("velocity", compute, tokens),),
+            )
+        case "transformer_extract":
+            return Ports(
+                inputs=(
+                    Port("ref_hidden_states", compute, ("batch", "ref_tokens", channels)),
+                    Port("ref_ids", "i64", ("batch", "ref_tokens", 4)),
+                ),
+                outputs=_cache(variant.transformer, compute),
             )
         case "vae_encoder":
             return Ports(
@@ -87,3 +108,10 @@ def ports(part: PartName, variant: Variant, compute: Compute) -> Ports:
                 inputs=(Port("latents", compute, latents),),
                 outputs=(Port("image", "u8", ("batch", "16*latent_height", "16*latent_width", 3)),),
             )
+
+
+def _cache(sizes: Transformer, compute: Compute) -> tuple[Port, ...]:
+    """Return the ports of all keys and values, those of double blocks before those of single blocks."""
+    dims = ("batch", sizes.heads, "ref_tokens", sizes.head_dim)
+    blocks = range(sizes.double_blocks + sizes.single_blocks)
+    return tuple(Port(f"ref_{kind}_{i}", compute, dims) for i in blocks for kind in ("key", "value"))

@@ -36,7 +36,7 @@ RECIPES: Mapping[RecipeName, Recipe] = {
         Recipe("fp8", "bf16", "fp8", 8, "FP8 (E4M3) weights and activations"),
         Recipe("int8", "bf16", "int8", 8, "INT8 weights and activations (SmoothQuant)"),
         Recipe("int8-weights", "bf16", "bf16", 8, "INT8 weights, bf16 products"),
-        Recipe("int4-weights", "bf16", "bf16", 4.25, "INT4 weights with one bf16 scale per 64, bf16 products"),
+        Recipe("int4-weights", "bf16", "bf16", 4.5, "INT4 weights with one fp32 scale per 64, bf16 products"),
     )
 }
 

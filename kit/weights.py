@@ -30,7 +30,7 @@ class Weights:
 def weights(part: PartName, variant: Variant) -> Weights:
     """Count the weights of a part as exported: the text encoder ends at its last tap and has no head."""
     match part:
-        case "transformer":
+        case "transformer" | "transformer_extract" | "transformer_cached":
             return _transformer(variant.transformer)
         case "text_encoder":
             return _text_encoder(variant.text_encoder)

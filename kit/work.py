@@ -33,7 +33,7 @@ def work(part: PartName, variant: Variant, recipe: Recipe, shape: Shape) -> Work
     """Return the work of one pass of a part for a batch of pictures."""
     size, stored = recipe.compute_bytes, float(weights(part, variant).bytes(recipe))
     match part:
-        case "transformer":
+        case "transformer" | "transformer_extract" | "transformer_cached":
             sizes, tokens = variant.transformer, variant.tokens(shape.width, shape.height)
             count = rows(variant, shape.batch)
             one = flops.transformer(sizes, tokens, variant.text_tokens, shape.reference_tokens)

@@ -159,6 +159,8 @@ def _checked(prompts: Iterator[Prompt], spec: str) -> tuple[Prompt, ...]:
     for prompt in prompts:
         if not prompt.text.strip():
             raise UsageError(f"--prompts {spec}: {prompt.id} has an empty text")
+        if prompt.reads and not prompt.reads.strip():
+            raise UsageError(f"--prompts {spec}: {prompt.id} should read nothing but spaces")
         if prompt.id in ids:
             raise UsageError(f"--prompts {spec}: the id {prompt.id!r} stands there twice")
         if prompt.text in texts:

@@ -122,9 +122,9 @@ def read_recipe(path: Path) -> Recipe:
         extra = ", ".join(sorted(set(raw) - known)) if isinstance(raw, dict) else "no object"
         raise UsageError(f"recipe {path}: unknown key {extra}; there are: {', '.join(sorted(known))}")
     base = raw.get("base")
-    if base not in RECIPES:
+    if not isinstance(base, str) or base not in RECIPES:
         raise UsageError(f"recipe {path}: base {base!r} is no recipe; there are: {', '.join(RECIPES)}")
-    rules = tuple(_rule(path, rule) for rule in raw.get("rules", ()))
+    rules = tuple(_rule(path, rule) for rule in _typed(path, {"rules": [], **raw}, "rules", list))
     recipe = replace(RECIPES[base], name=str(raw.get("name", path.stem)), rules=(*rules, *RECIPES[base].rules))
     if "smooth" in raw:
         recipe = replace(recipe, smooth=_typed(path, raw, "smooth", bool))
@@ -152,6 +152,6 @@ def _rule(path: Path, raw: Any) -> Rule:
         raise UsageError(f"recipe {path}: a rule has part, layers and scheme, not {raw!r}")
     if raw["part"] not in ("transformer", "text_encoder"):
         raise UsageError(f"recipe {path}: part {raw['part']!r} cannot be quantized; transformer and text_encoder can")
-    if raw["scheme"] != KEEP and raw["scheme"] not in SCHEMES:
+    if raw["scheme"] not in (KEEP, *SCHEMES):
         raise UsageError(f"recipe {path}: unknown scheme {raw['scheme']!r}; there are: {KEEP}, {', '.join(SCHEMES)}")
     return Rule(raw["part"], str(raw["layers"]), raw["scheme"])

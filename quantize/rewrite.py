@@ -3,17 +3,20 @@
     x -> Q -> DQ -> MatMul <- DQ <- codes [K, N]
 
 Nothing stands between a DQ and its MatMul (TensorRT's rule, and ONNX Runtime's). Weights are stored as codes and have a
-DQ alone. Activations have one scale per tensor; layers that read the same activation share its Q and DQ, so that a
-runtime can merge them. Scales are fp32 whatever the graph computes in (opset 23); `output_dtype` of the DQ is the
-graph's compute type, and that is all in which the fp32 and bf16 forms differ.
+DQ alone; activations have one scale per tensor. Layers that read the same activation become one product whose result is
+split: one Q, one large GEMM, and ONNX Runtime (1.32) does not fuse products whose DQs stand behind a shared Q. Scales
+are fp32 whatever the graph computes in (opset 23); `output_dtype` of the DQ is the graph's compute type, and that is
+all in which the fp32 and bf16 forms differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -31,38 +34,40 @@ CODES: Mapping[Number, ir.DataType] = {
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one linear layer."""
+    """What happens to one linear layer, or to several that read the same activation."""
 
-    linear: Linear
+    linears: tuple[Linear, ...]
     scheme: Scheme
     job: Quantized
-    scale: float | None  # of the activation, per tensor; None where only the weight is quantized
+    scale: float | None  # of the activation, per tensor; None where only the weights are quantized
+
+    @property
+    def name(self) -> str:
+        """Name it after its first layer."""
+        return self.linears[0].name
+
+    @property
+    def activation(self) -> ir.Value:
+        return self.linears[0].activation
 
 
-def rewrite(model: ir.Model, changes: list[Change], written: Mapping[str, StoredTensor]) -> bool:
-    """Quantize linear layers of a graph in place; `written` tells where the codes and scales lie.
+def rewrite(model: ir.Model, changes: list[Change], written: Mapping[str, StoredTensor], compute: ir.DataType) -> bool:
+    """Quantize linear layers of a graph in place; `written` tells where codes and scales lie, `compute` what DQs give.
 
-    Raises ValueError, naming the node, where two layers give one activation two scales.
+    Raises ValueError, naming the layer, where layers of one change read two activations.
     """
-    quantizers: dict[tuple[str, Number], tuple[ir.Value, float]] = {}
     for change in changes:
-        if change.scale is not None:
-            assert change.scheme.activations is not None
-            key = (change.linear.activation.name or "", change.scheme.activations)
-            if key not in quantizers:
-                quantizers[key] = _quantize(model, change.linear, change.scheme.activations, change.scale), change.scale
-            elif quantizers[key][1] != change.scale:
-                raise ValueError(
-                    f"{change.linear.name}: its input has scale {quantizers[key][1]} from another layer, "
-                    f"not {change.scale}"
-                )
+        if any(linear.activation is not change.activation for linear in change.linears):
+            raise ValueError(f"{change.name}: layers that read different activations cannot be one product")
     for change in changes:
-        node = change.linear.node
-        weight = _dequantize_weight(model, change, written)
-        if change.scale is not None:
-            assert change.scheme.activations is not None
-            node.replace_input_with(0, quantizers[change.linear.activation.name or "", change.scheme.activations][0])
-        node.replace_input_with(1, weight)
+        weight = _dequantize_weight(model, change, written, compute)
+        x = change.activation if change.scale is None else _quantize(model, change, compute)
+        first = change.linears[0].node
+        if len(change.linears) == 1:
+            first.replace_input_with(0, x)
+            first.replace_input_with(1, weight)
+        else:
+            _fuse(model, change, x, weight, compute)
     RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -70,44 +75,56 @@ def rewrite(model: ir.Model, changes: list[Change], written: Mapping[str, Stored
     return bool(changes)
 
 
-def compute_type(linear: Linear) -> ir.DataType:
-    """Return the type in which a linear layer computes."""
-    dtype = linear.node.outputs[0].dtype or linear.activation.dtype
-    assert dtype is not None, f"{linear.name}: no type"
-    return dtype
-
-
-def _quantize(model: ir.Model, linear: Linear, number: Number, scale: float) -> ir.Value:
-    """Put Q and DQ behind an activation and return what the DQ gives."""
-    x = linear.activation
-    name = f"{linear.name}/input"
-    factor = _constant(model, f"{name}_scale", np.float32(scale), ir.DataType.FLOAT)
-    zero = _constant(model, f"{name}_zero_point", np.zeros((), CODES[number].numpy()), CODES[number])
-    quantize = ir.node("QuantizeLinear", [x, factor, zero], name=f"{linear.name}/QuantizeLinear")
-    codes = _describe(quantize.outputs[0], f"{quantize.name}:0", CODES[number], x.shape)
-    attributes = {"output_dtype": int(compute_type(linear))}
-    dequantize = ir.node(
-        "DequantizeLinear", [codes, factor, zero], attributes, name=f"{linear.name}/DequantizeLinear_input"
+def _fuse(model: ir.Model, change: Change, x: ir.Value, weight: ir.Value, compute: ir.DataType) -> None:
+    """Put one product in the place of several, and a Split behind it."""
+    first = change.linears[0].node
+    outputs = sum(linear.outputs for linear in change.linears)
+    product = ir.node("MatMul", [x, weight], name=f"{change.name}+{len(change.linears) - 1}/MatMul")
+    shape = None if x.shape is None else ir.Shape([*x.shape[:-1], outputs])
+    fused = _describe(product.outputs[0], f"{product.name}:0", compute, shape)
+    sizes = np.array([linear.outputs for linear in change.linears], np.int64)
+    constant = _constant(model, f"{change.name}/split_sizes", sizes, ir.DataType.INT64)
+    split = ir.node(
+        "Split", [fused, constant], {"axis": -1}, num_outputs=len(sizes), name=product.name.replace("MatMul", "Split")
     )
-    output = _describe(dequantize.outputs[0], f"{dequantize.name}:0", compute_type(linear), x.shape)
-    model.graph.insert_before(linear.node, [quantize, dequantize])
-    return output
+    model.graph.insert_before(first, [product, split])
+    for linear, made in zip(change.linears, split.outputs, strict=True):
+        old = linear.node.outputs[0]
+        _describe(made, f"{linear.name}/Split:0", compute, old.shape)
+        ir.convenience.replace_all_uses_with(old, made)
 
 
-def _dequantize_weight(model: ir.Model, change: Change, written: Mapping[str, StoredTensor]) -> ir.Value:
+def _quantize(model: ir.Model, change: Change, compute: ir.DataType) -> ir.Value:
+    """Put Q and DQ behind an activation and return what the DQ gives."""
+    number, x, name = change.scheme.activations, change.activation, change.name
+    assert number is not None
+    scale = _constant(model, f"{name}/input_scale", np.array(change.scale, np.float32), ir.DataType.FLOAT)
+    zero = _constant(model, f"{number}_zero_point", np.zeros((), CODES[number].numpy()), CODES[number])
+    quantize = ir.node("QuantizeLinear", [x, scale, zero], name=f"{name}/QuantizeLinear")
+    codes = _describe(quantize.outputs[0], f"{quantize.name}:0", CODES[number], x.shape)
+    attributes = {"output_dtype": int(compute)}
+    dequantize = ir.node("DequantizeLinear", [codes, scale, zero], attributes, name=f"{name}/DequantizeLinear_input")
+    model.graph.insert_before(change.linears[0].node, [quantize, dequantize])
+    return _describe(dequantize.outputs[0], f"{dequantize.name}:0", compute, x.shape)
+
+
+def _dequantize_weight(
+    model: ir.Model, change: Change, written: Mapping[str, StoredTensor], compute: ir.DataType
+) -> ir.Value:
     """Register codes and scales of a weight, put a DQ behind them and return what it gives."""
-    linear, scheme = change.linear, change.scheme
-    shape = (linear.inputs, linear.outputs)
+    scheme = change.scheme
+    outputs, inputs = change.job.shape
+    shape = (inputs, outputs)
     codes = _external(model, written[change.job.codes_name], CODES[scheme.weights], shape)
     scales = _external(model, written[change.job.scales_name], ir.DataType.FLOAT, change.job.scales_shape)
-    attributes: dict[str, int] = {"output_dtype": int(compute_type(linear))}
+    attributes: dict[str, int] = {"output_dtype": int(compute)}
     if scheme.granularity == "channel":
         attributes["axis"] = 1
     if scheme.granularity == "block":
         attributes |= {"axis": 0, "block_size": scheme.block}
-    node = ir.node("DequantizeLinear", [codes, scales], attributes, name=f"{linear.name}/DequantizeLinear_weight")
-    output = _describe(node.outputs[0], f"{node.name}:0", compute_type(linear), ir.Shape(shape))
-    model.graph.insert_before(linear.node, node)
+    node = ir.node("DequantizeLinear", [codes, scales], attributes, name=f"{change.name}/DequantizeLinear_weight")
+    output = _describe(node.outputs[0], f"{node.name}:0", compute, ir.Shape(shape))
+    model.graph.insert_before(change.linears[0].node, node)
     return output
 
 
@@ -126,9 +143,11 @@ def _external(model: ir.Model, tensor: StoredTensor, dtype: ir.DataType, shape: 
     return value
 
 
-def _constant(model: ir.Model, name: str, value: object, dtype: ir.DataType) -> ir.Value:
-    made = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(()))
-    made.const_value = ir.Tensor(np.asarray(value), dtype=dtype, name=name)
+def _constant(model: ir.Model, name: str, value: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    made = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(value.shape))
+    made.const_value = ir.Tensor(value, dtype=dtype, name=name)
     model.graph.register_initializer(made)
     return made
 

@@ -22,9 +22,14 @@ class NotFinite(ValueError):
     """A weight holds NaN or an infinity."""
 
 
-def amax(values: Tensor, dim: int | None = None) -> Tensor:
-    """Return the largest magnitude, of all values or along `dim`; raises NotFinite for NaN and infinity."""
-    largest = torch.linalg.vector_norm(values, float("inf"), dim=dim)
+def amax(values: Tensor, dim: int | None = None, scratch: Tensor | None = None) -> Tensor:
+    """Return the largest magnitude, of all values or along `dim`; raises NotFinite for NaN and infinity.
+
+    `scratch`, of at least as many values, takes the magnitudes: fresh memory costs more than the arithmetic.
+    """
+    # abs and amax are together many times as fast as torch's infinity norm
+    magnitudes = values.abs() if scratch is None else torch.abs(values, out=scratch[: values.numel()].view_as(values))
+    largest = magnitudes.amax() if dim is None else magnitudes.amax(dim)
     if not torch.isfinite(largest).all():
         raise NotFinite("holds NaN or an infinity")
     return largest
@@ -37,8 +42,11 @@ def scale_of(largest: Tensor, number: Number) -> Tensor:
 
 
 def encode(values: Tensor, scale: Tensor, number: Number) -> Tensor:
-    """Divide by the scale (which broadcasts) and round to codes: float8_e4m3fn, or int8, int4 in int8."""
-    codes = values * scale.reciprocal()
+    """Divide by the scale (which broadcasts) and round to codes: float8_e4m3fn, or int8, int4 in int8.
+
+    `values` are overwritten.
+    """
+    codes = values.mul_(scale.reciprocal())
     codes.clamp_(-LARGEST[number], LARGEST[number])
     if number == "fp8":
         return codes.to(torch.float8_e4m3fn)
@@ -51,6 +59,6 @@ def decode(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Pack int4 codes [..., N] held in int8 into bytes [..., N / 2], the first of two in the low half as ONNX has it."""
+    """Pack int4 codes [..., N] held in int8 into bytes [..., N / 2], the first in the low half as ONNX has it."""
     pairs = codes.view(*codes.shape[:-1], -1, 2).to(torch.uint8)
     return (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)

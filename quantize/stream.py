@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +25,7 @@ from kit.tensors import ITEM_BYTES, StoredTensor, read_header
 from quantize.recipes import Scheme
 from quantize.scales import NotFinite, amax, encode, pack_int4, scale_of
 
-CHUNK_VALUES = 1 << 20  # of a weight in fp32 at once: what the cores' own caches hold
+CHUNK_VALUES = 1 << 19  # of a weight in fp32 at once: what the cores' own caches hold
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 Progress = Callable[[int], None]  # told of bytes of the source that are done
 
@@ -72,7 +74,7 @@ class Kept:
 
     def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
         if self.factors is not None:
-            values = _read(self.source, 0, self.source.shape[0]).to(torch.float32) * self.factors
+            values = read_rows(self.source, 0, self.source.shape[0]) * self.factors
             yield self.source.name, 0, _bytes(values.to(TORCH_TYPES[self.source.dtype]))
             progress(self.source.nbytes)
             return
@@ -87,29 +89,41 @@ class Kept:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight [N, K] that becomes codes [K, N], as ONNX's MatMul wants it, and fp32 scales.
+    """Weights [N_i, K] that become one matrix of codes [K, N], as ONNX's MatMul wants it, and fp32 scales.
 
-    Scales are a scalar per tensor, [N] per channel, [K / block, N] per block. Codes of int4 are packed two to a byte
-    along N. `columns` [K] and `rows` [N] multiply the weight before it is quantized (SmoothQuant).
+    More than one where layers read the same activation: one product serves them all. Scales are a scalar per tensor,
+    [N] per channel, [K / block, N] per block. Codes of int4 are packed two to a byte along N. `columns` [K] and `rows`
+    [N] multiply the weights before they are quantized (SmoothQuant), `scales` those of sources stored in FP8.
     """
 
-    source: StoredTensor
+    sources: tuple[StoredTensor, ...]
     scheme: Scheme
-    scale: float = 1.0  # of a source in FP8
+    scales: tuple[float, ...]
     columns: Tensor | None = None
     rows: Tensor | None = None
 
     @property
+    def name(self) -> str:
+        """Name what comes of it after the first of its sources."""
+        name = self.sources[0].name
+        return name if len(self.sources) == 1 else f"{name}+{len(self.sources) - 1}"
+
+    @property
     def codes_name(self) -> str:
-        return f"{self.source.name}.{self.scheme.weights}"
+        return f"{self.name}.{self.scheme.weights}"
 
     @property
     def scales_name(self) -> str:
-        return f"{self.source.name}.scale"
+        return f"{self.name}.scale"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N, K."""
+        return sum(source.shape[0] for source in self.sources), self.sources[0].shape[1]
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
-        n, k = self.source.shape
+        n, k = self.shape
         match self.scheme.granularity:
             case "tensor":
                 return ()
@@ -120,7 +134,7 @@ class Quantized:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        n, k = self.source.shape
+        n, k = self.shape
         match self.scheme.weights:
             case "fp8":
                 codes = Slot(self.codes_name, "F8_E4M3", (k, n))
@@ -132,66 +146,125 @@ class Quantized:
 
     @property
     def source_bytes(self) -> int:
-        return self.source.nbytes
+        return sum(source.nbytes for source in self.sources)
 
     def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
-        n, k = self.source.shape
-        whole = self._tensor_scale() if self.scheme.granularity == "tensor" else None
+        n, k = self.shape
         scales = torch.empty(self.scales_shape)
         fp8 = self.scheme.weights == "fp8"
         codes = torch.empty((k, n), dtype=torch.uint8 if fp8 else torch.int8)
-        for begin, end, values in self._rows():
-            try:
-                if whole is not None:
-                    made = encode(values, whole, self.scheme.weights)
-                elif self.scheme.granularity == "channel":
-                    scale = scale_of(amax(values, 1), self.scheme.weights)
-                    scales[begin:end] = scale
-                    made = encode(values, scale[:, None], self.scheme.weights)
-                else:
-                    blocks = values.view(end - begin, k // self.scheme.block, self.scheme.block)
-                    scale = scale_of(amax(blocks, 2), self.scheme.weights)
-                    scales[:, begin:end] = scale.T
-                    made = encode(blocks, scale[:, :, None], self.scheme.weights).view(end - begin, k)
-            except NotFinite as error:
-                raise self._not_finite(error) from None
-            codes[:, begin:end] = (made.view(torch.uint8) if fp8 else made).T
-            progress((end - begin) * k * ITEM_BYTES[self.source.dtype])
-        if whole is not None:
-            scales.copy_(whole)
+        with _workers() as workers:
+            if self.scheme.granularity == "tensor":  # its scale takes a reading of its own
+                largest = torch.stack(list(workers.map(self._amax, self._pieces()))).max()
+                scales.copy_(scale_of(largest, self.scheme.weights))
+
+            def encode_piece(piece: _Piece) -> int:
+                made = self._encode(piece, scales)
+                codes[:, piece.begin : piece.end] = (made.view(torch.uint8) if fp8 else made).t().contiguous()
+                return (piece.end - piece.begin) * k * ITEM_BYTES[piece.source.dtype]
+
+            for done in workers.map(encode_piece, self._pieces()):
+                progress(done)
         yield self.codes_name, 0, _bytes(pack_int4(codes) if self.scheme.weights == "int4" else codes)
         yield self.scales_name, 0, _bytes(scales)
 
-    def _tensor_scale(self) -> Tensor:
-        """Return the scale of the whole tensor, which takes a reading of its own."""
+    def _amax(self, piece: _Piece) -> Tensor:
         try:
-            largest = torch.stack([amax(values) for _, _, values in self._rows()]).max()
+            return amax(self._values(piece), scratch=_workspace.magnitudes)
         except NotFinite as error:
-            raise self._not_finite(error) from None
-        return scale_of(largest, self.scheme.weights)
+            raise _not_finite(piece.source, error) from None
 
-    def _not_finite(self, error: NotFinite) -> ArtifactError:
-        return ArtifactError(f"{self.source.file}: tensor {self.source.name!r} {error}; it cannot be quantized")
+    def _encode(self, piece: _Piece, scales: Tensor) -> Tensor:
+        """Return the codes [rows, K] of a piece; its scales go to their place in `scales` unless they stand there."""
+        values, number = self._values(piece), self.scheme.weights
+        rows, k = values.shape
+        try:
+            match self.scheme.granularity:
+                case "tensor":
+                    return encode(values, scales, number)
+                case "channel":
+                    scale = scale_of(amax(values, 1, _workspace.magnitudes), number)
+                    scales[piece.begin : piece.end] = scale
+                    return encode(values, scale[:, None], number)
+                case "block":
+                    blocks = values.view(rows, k // self.scheme.block, self.scheme.block)
+                    scale = scale_of(amax(blocks, 2, _workspace.magnitudes), number)
+                    scales[:, piece.begin : piece.end] = scale.T
+                    return encode(blocks, scale[:, :, None], number).view(rows, k)
+        except NotFinite as error:
+            raise _not_finite(piece.source, error) from None
 
-    def _rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the weight a few rows at a time, in fp32, scaled and smoothed."""
-        n, k = self.source.shape
-        step = max(1, CHUNK_VALUES // k)
-        for begin in range(0, n, step):
-            end = min(begin + step, n)
-            values = _read(self.source, begin, end).to(torch.float32)
-            if self.scale != 1.0:
-                values *= self.scale
-            if self.columns is not None:
-                values *= self.columns
-            if self.rows is not None:
-                values *= self.rows[begin:end, None]
-            yield begin, end, values
+    def _pieces(self) -> Iterator[_Piece]:
+        """Cut the weights into a few rows each."""
+        offset = 0
+        for source, scale in zip(self.sources, self.scales, strict=True):
+            n, k = source.shape
+            step = max(1, CHUNK_VALUES // k)
+            for first in range(0, n, step):
+                last = min(first + step, n)
+                yield _Piece(source, scale, first, last, offset + first)
+            offset += n
+
+    def _values(self, piece: _Piece) -> Tensor:
+        """Read a piece in fp32, scaled and smoothed; the memory is the thread's own and holds until its next piece."""
+        values = _read(piece.source, piece.first, piece.last, _workspace)
+        if piece.scale != 1.0:
+            values *= piece.scale
+        if self.columns is not None:
+            values *= self.columns
+        if self.rows is not None:
+            values *= self.rows[piece.begin : piece.end, None]
+        return values
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows `first` to `last` of one source; they begin at row `begin` of the joint matrix."""
+
+    source: StoredTensor
+    scale: float
+    first: int
+    last: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.last - self.first
+
+
+class _Workspace(threading.local):
+    """Memory that each thread uses again for every piece: fresh memory costs more than the arithmetic on it."""
+
+    raw = bytearray()
+    floats = torch.empty(0)
+    magnitudes = torch.empty(0)
+
+
+_workspace = _Workspace()
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Give a thread for each core, in which torch's own operators keep to that one thread.
+
+    Operators that are spread over all cores wait for the slowest of them, thousands of times a second; pieces do not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _not_finite(source: StoredTensor, error: NotFinite) -> ArtifactError:
+    return ArtifactError(f"{source.file}: tensor {source.name!r} {error}; it cannot be quantized")
 
 
 def read_rows(source: StoredTensor, begin: int, end: int) -> Tensor:
     """Read rows `begin` to `end` of a stored tensor as fp32."""
-    return _read(source, begin, end).to(torch.float32)
+    return _read(source, begin, end, _Workspace())
 
 
 def write(jobs: Sequence[Job], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
@@ -228,19 +301,26 @@ def _put(descriptor: int, piece: memoryview, offset: int) -> None:
         piece, offset = piece[done:], offset + done
 
 
-def _read(source: StoredTensor, begin: int, end: int) -> Tensor:
+def _read(source: StoredTensor, begin: int, end: int, space: _Workspace) -> Tensor:
     row_bytes = source.nbytes // source.shape[0]
-    raw = bytearray((end - begin) * row_bytes)
+    wanted = (end - begin) * row_bytes
+    if len(space.raw) < wanted:
+        space.raw = bytearray(wanted)
     with source.file.open("rb", buffering=0) as stream:
         stream.seek(source.offset + begin * row_bytes)
-        view = memoryview(raw)
+        view = memoryview(space.raw)[:wanted]
         while view:
             count = stream.readinto(view)
             if not count:
                 raise ArtifactError(f"{source.file}: ends within tensor {source.name!r}; the file is truncated")
             view = view[count:]
-    return torch.frombuffer(raw, dtype=TORCH_TYPES[source.dtype]).view(end - begin, *source.shape[1:])
+    dtype = TORCH_TYPES[source.dtype]
+    stored = torch.frombuffer(space.raw, dtype=dtype, count=wanted // dtype.itemsize)
+    if len(space.floats) < len(stored):
+        space.floats, space.magnitudes = torch.empty(len(stored)), torch.empty(len(stored))
+    values = space.floats[: len(stored)].view(end - begin, *source.shape[1:])
+    return values.copy_(stored.view(values.shape))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data.cast("B")

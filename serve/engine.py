@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,17 @@ class Engine(Protocol):
         ...
 
 
+def session_options(threads: int = 0) -> Any:
+    """Return the options of every ONNX Runtime session of the kit; 0 threads are one for each core."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
 class OrtEngine:
     """An exported graph in ONNX Runtime.
 
@@ -38,10 +49,7 @@ class OrtEngine:
     def __init__(self, graph: Path, ports: Ports, threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options = session_options(threads)
         if provider not in ort.get_available_providers():
             raise ArtifactError(
                 f"ONNX Runtime has no {provider} here; it has: {', '.join(ort.get_available_providers())}"

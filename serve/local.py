@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from kit.artifact import read_manifest
 from serve.denoise import Denoiser, Job, numpy_dtype
-from serve.engine import Array
+from serve.engine import Array, EngineError
 from serve.open_engine import open_parts
 from serve.prompts import PromptEncoder
 from serve.request import Limits, Request, check
+
+StepObserver = Callable[[Sequence[Job]], None]  # called after every step with the jobs that it advanced
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class LocalPipeline:
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
         self.vae_decoder = engines["vae_decoder"]
 
-    def paint(self, fields: Mapping[str, Any]) -> Painted:
+    def paint(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> Painted:
         """Paint one request from raw fields; raises RequestError as the server would."""
-        return self.paint_together([fields])[0]
+        return self.paint_together([fields], after_step)[0]
 
-    def paint_together(self, requests: Sequence[Mapping[str, Any]]) -> list[Painted]:
+    def paint_together(
+        self, requests: Sequence[Mapping[str, Any]], after_step: StepObserver | None = None
+    ) -> list[Painted]:
         """Paint several requests step by step in shared batches."""
         checked = [check(fields, self.variant, self.limits) for fields in requests]
         jobs = [self._start(request) for request in checked]
@@ -54,7 +58,9 @@ class LocalPipeline:
             self.denoiser.step(live)
             failed = next((job.error for job in live if job.error), None)
             if failed:
-                raise RuntimeError(failed)
+                raise EngineError(failed)
+            if after_step is not None:
+                after_step(live)
         return [Painted(self._decode(job), request.seed) for job, request in zip(jobs, checked, strict=True)]
 
     def _decode(self, job: Job) -> npt.NDArray[np.uint8]:

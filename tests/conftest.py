@@ -74,3 +74,32 @@ def server(deployment_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) ->
     """Run one real tritonserver with the tiny klein for all tests that need one."""
     with Server(deployment_of("klein"), log=tmp_path_factory.mktemp("server") / "triton.log") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def sample_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibrate the checkpoint that ships with the kit once, on four scenes."""
+    from quantize import prompt_set, record
+    from quantize.calibrate import Calibration, calibrate
+
+    path = tmp_path_factory.mktemp("records") / "sample.json"
+    record.write(calibrate(resolve("sample"), Calibration(prompt_set.load("sample:4"), dtype="fp32")), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def quantized_of(
+    sample_artifact: Path, sample_record: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Quantize the sample by a recipe once."""
+    from quantize import record
+    from quantize.apply import apply
+    from quantize.recipes import find_recipe
+
+    @cache
+    def make(recipe: str) -> Path:
+        out = tmp_path_factory.mktemp("quantized") / recipe
+        apply(sample_artifact, out, find_recipe(recipe), record.read(sample_record))
+        return out
+
+    return make

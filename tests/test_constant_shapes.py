@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.node_report import count_nodes, table
+from export.node_report import count_nodes, summary, table
 from export.passes.constant_shapes import constant_shapes
 from export.passes.name_nodes import SCOPES, module_path
 from tests.test_export_passes import chain, constant, graph_input, model_of, operators
@@ -84,3 +84,12 @@ def test_a_table_sets_both_counts_side_by_side() -> None:
         "  Abs                            1 ->    1",
         "  Cast                           2 ->    0",
     ]
+
+
+def test_a_summary_gives_the_sums_of_each_kind_of_block() -> None:
+    before, after = (
+        {"double": {"Add": 3, "Cast": 5}, "single": {"Add": 2}},
+        {"double": {"Add": 3}, "single": {"Add": 1}},
+    )
+    assert summary(before, after) == "double block 8 -> 3 nodes, single block 2 -> 1 nodes"
+    assert summary({}, {}) == ""

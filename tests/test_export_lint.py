@@ -18,7 +18,8 @@ from export.artifact import ExportConfig, export
 from export.lint import lint, lint_model
 from export.operators import TensorRT, parse_versions, release, table
 from kit.errors import UsageError
-from kit.variants import Family
+from kit.ports import parts_of
+from kit.variants import FAMILY_DEFAULTS, Family
 from tests.conftest import ByFamily
 
 F32, I8, U8, F64, I64 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8, TensorProto.DOUBLE, TensorProto.INT64
@@ -224,25 +225,11 @@ def test_an_operator_is_too_new_for_older_versions_only(op: str, model: ir.Model
     assert not lint_model(model, "part", ("11.x",))
 
 
-def test_a_quantized_linear_as_tensorrt_fuses_it_passes() -> None:
-    model = graph(
-        [
-            node("QuantizeLinear", "x,xs,zero", "q"),
-            node("DequantizeLinear", "q,xs,zero", "d"),
-            node("DequantizeLinear", "w,ws", "dw", axis=0),
-            node("Transpose", "dw", "t", perm=[1, 0]),
-            node("MatMul", "d,t"),
-        ],
-        {"xs": ONE, "zero": ZERO, "w": np.ones((6, 8), np.int8), "ws": np.full(6, 0.5, np.float32)},
-    )
-    assert rules(model, ("10.13", "10.16", "11.x")) == []
-
-
 @pytest.mark.parametrize("family", ["klein", "klein-base", "klein-kv", "dev"])
 def test_exported_graphs_pass_for_every_version(family: Family, artifact_of: ByFamily) -> None:
     findings, nodes = lint(artifact_of(family))
     assert [str(finding) for finding in findings] == []
-    assert set(nodes) == {"text_encoder", "transformer", "vae_encoder", "vae_decoder"}
+    assert tuple(nodes) == parts_of(FAMILY_DEFAULTS[family])
 
 
 def test_the_table_tells_support_types_and_age() -> None:

@@ -37,9 +37,9 @@ def test_too_large_a_batch_names_the_largest_that_fits() -> None:
     build = Build(DEV, "int4-weights", gpu("l4"), batch=8)
     message = refusal(build)
     assert message is not None
-    assert ": use batch 4 or" in message
-    assert refusal(replace(build, batch=4)) is None
-    assert needed_bytes(replace(build, batch=5)) > usable_bytes(build.gpu)
+    assert ": use batch 3 or" in message
+    assert refusal(replace(build, batch=3)) is None
+    assert needed_bytes(replace(build, batch=4)) > usable_bytes(build.gpu)
 
 
 def test_every_setting_that_a_refusal_names_works() -> None:

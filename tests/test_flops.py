@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MistralConfig, MistralModel, Qwen3Config, Qwen3Model
 
 from kit import flops
-from kit.variants import VARIANTS, TextEncoder, Transformer, Vae
+from kit.checkpoint import resolve
+from kit.recipes import RECIPES
+from kit.variants import VARIANTS, TextEncoder, Transformer, Vae, Variant
 from kit.weights import weights
 
 TEXT = 64
@@ -131,3 +133,14 @@ def test_a_picture_is_text_steps_and_decoding() -> None:
     assert flops.picture(VARIANTS["klein-4b"], 1024, 1024, 4) / 1e12 == pytest.approx(152.7, abs=0.1)
     assert flops.picture(VARIANTS["dev"], 1024, 1024, 50) / 1e12 == pytest.approx(14_158, rel=1e-3)
     assert flops.picture(VARIANTS["klein-base-4b"], 1024, 1024, 50) / 1e12 == pytest.approx(3_498, rel=1e-3)
+
+
+def test_the_bytes_of_the_sample_are_those_that_lie_on_the_disk() -> None:
+    folder = resolve("sample")
+    variant, bf16 = Variant.of(folder), RECIPES["bf16"]
+    stored = {
+        part: sum(p.stat().st_size for p in (folder / part).glob("*.safetensors")) for part in ("transformer", "vae")
+    }
+    assert weights("transformer", variant).bytes(bf16) == pytest.approx(stored["transformer"], rel=0.01)
+    both = sum(weights(part, variant).bytes(bf16) for part in ("vae_encoder", "vae_decoder"))
+    assert both == pytest.approx(stored["vae"], rel=0.02)

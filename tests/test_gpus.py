@@ -7,6 +7,7 @@ import pytest
 from kit.errors import UsageError
 from kit.gpus import GPUS, MIB, gpu, of_device
 from kit.recipes import RECIPES, recipe
+from quantize.recipes import SCHEMES
 
 
 def test_the_table_holds_the_eight_gpus_and_b200_as_a_preview() -> None:
@@ -55,6 +56,17 @@ def test_the_driver_name_and_memory_find_the_entry() -> None:
     assert of_device("NVIDIA L40S", 46068 * MIB) is gpu("l40s")
     assert of_device("NVIDIA L4", 23034 * MIB) is gpu("l4")
     assert of_device("Tesla T4", 15360 * MIB) is None
+
+
+def test_bits_per_weight_are_those_that_quantize_writes() -> None:
+    block = SCHEMES["int4-weights"].block
+    assert RECIPES["int4-weights"].weight_bits == 4 + 32 / block  # a scale is fp32
+    assert {name for name in RECIPES if RECIPES[name].weight_bits < 16} == {
+        "fp8",
+        "int8",
+        "int8-weights",
+        "int4-weights",
+    }
 
 
 def test_weight_only_recipes_multiply_in_bf16() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
@@ -17,13 +19,20 @@ from safetensors.torch import load_file
 from export import __main__ as command
 from export.artifact import ExportConfig, export
 from export.lora.terms import Lora
+from export.passes import simplify
+from export.trace import FakePart
+from export.weights import attach
 from kit import tiny
-from kit.artifact import verify
+from kit.artifact import link_or_copy, verify
+from kit.variants import Variant
 from tests.bfl import State, to_bfl, to_diffusers
 from tests.test_lora_merge import (
     HEADER,
+    OF_BFL,
+    OF_DIFFUSERS,
     Made,
     Style,
+    bind,
     linears,
     lokr,
     low_rank,
@@ -84,6 +93,40 @@ def test_the_graph_with_every_linear_adapted_equals_torch_with_the_deltas_added(
     export(checkpoint, tmp_path / "out", ExportConfig(("transformer",), loras=(lora,)))
     summed = {n: w + 0.05 * made.deltas[n.removesuffix(".weight")] if w.ndim == 2 else w for n, w in bfl.items()}
     assert_computes(tmp_path / "out", checkpoint, to_diffusers(summed))
+
+
+@pytest.fixture(scope="module")
+def traced(checkpoint: Path) -> onnx.ModelProto:
+    """Trace the transformer once; its weights are attached to a copy for every style."""
+    model = FakePart("transformer", Variant.of(checkpoint), "fp32", "matmul").trace()
+    simplify(model)
+    return ir.to_proto(model)
+
+
+@pytest.mark.parametrize("style", [*OF_DIFFUSERS, *(f"{name}, their names" for name in OF_BFL)])
+def test_the_graph_of_every_style_equals_torch_with_the_deltas_added(
+    checkpoint: Path, state: State, traced: onnx.ModelProto, tmp_path: Path, style: str
+) -> None:
+    """Every linear of the transformer is adapted, in the names and with the factors of one file style."""
+    of_bfl = style.endswith(", their names")
+    named = to_bfl(state) if of_bfl else state
+    made = (OF_BFL[style.removesuffix(", their names")] if of_bfl else OF_DIFFUSERS[style])(linears(named))
+    weight = 0.02
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    bound = bind(checkpoint, Lora(write(tmp_path, made), weight))
+    model = ir.from_proto(traced)
+    attach(model, bound.settle(folder))
+    ir.save(model, folder / "model.onnx")
+    for file in bound.files:
+        link_or_copy(file, folder / file.name)
+    summed = {
+        name: tensor + weight * made.deltas[module]
+        if (module := name.removesuffix(".weight")) in made.deltas
+        else tensor
+        for name, tensor in named.items()
+    }
+    assert_computes(tmp_path, checkpoint, to_diffusers(summed) if of_bfl else summed)
 
 
 class TestManifest:

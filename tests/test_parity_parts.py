@@ -15,6 +15,7 @@ import torch
 
 from export.artifact import ExportConfig, export
 from export.attention import Attention
+from export.parts import PARTS
 from kit import tiny
 from kit.ports import PartName
 from kit.variants import Family
@@ -62,7 +63,7 @@ def pipeline(family: Family) -> Any:
 def session(artifact: Path, part: PartName, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    return ort.InferenceSession(artifact / part / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(artifact / PARTS[part].graph, options, providers=["CPUExecutionProvider"])
 
 
 def run(artifact: Path, part: PartName, feeds: Feeds, threads: int = 1) -> Array:
@@ -238,3 +239,20 @@ class TestBatchInvariance:
     ) -> None:
         image = noise(4, 3, 16 * size[0], 16 * size[1]).numpy()
         self.check(artifact_of(family), "vae_encoder", {"image": image}, threads)
+
+
+def test_heads_of_real_width_and_their_four_axes(tmp_path: Path) -> None:
+    """Heads of 128 and rotary axes of 32 as published; `benchmarks parity` has the other widths too."""
+    made = tiny.Tiny(double_blocks=2, single_blocks=2, heads=4, head_dim=128, text_hidden=64, text_tokens=64, gain=1.0)
+    export(tiny.save(tmp_path / "checkpoint", made), tmp_path / "out", ExportConfig(("transformer",)))
+    feeds = {
+        "hidden_states": noise(2, 48, 128).numpy(),
+        "encoder_hidden_states": noise(2, 64, 192).numpy(),
+        "timestep": np.array([0.9, 0.3], np.float32),
+        "img_ids": torch.cartesian_prod(*map(torch.arange, (1, 6, 8, 1))).repeat(2, 1, 1).numpy(),
+        "txt_ids": torch.cartesian_prod(*map(torch.arange, (1, 1, 1, 64))).repeat(2, 1, 1).numpy(),
+    }
+    with torch.no_grad():
+        tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+        expected = tiny.pipeline(made).transformer(**tensors, return_dict=False)[0]
+    assert_close(run(tmp_path / "out", "transformer", feeds), expected)

@@ -89,6 +89,7 @@ def test_a_spec_that_names_nothing_is_refused(spec: str, match: str) -> None:
         ([{"id": "a", "category": "x", "txt": "b"}], "unknown key 'txt'; there are: id, category, text"),
         ([{"id": "a", "category": "x"}], "prompt 1: text is missing or empty"),
         ([{"id": "a", "category": "x", "text": "  "}], "a has an empty text"),
+        ([{"id": "a", "category": "x", "text": "b", "reads": " "}], "a should read nothing but spaces"),
         ([{"id": "a", "category": "x", "text": t} for t in "bc"], "the id 'a' stands there twice"),
         ([{"id": i, "category": "x", "text": "b"} for i in "ac"], "c repeats the text of a"),
         ([{"id": "a", "category": "x", "text": "b", "reads": "HI"}], "should read 'HI' in the unknown script ''"),

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.sample.__main__ import Progress, main
-from benchmarks.sample.evaluate import summary
 from kit.sample.draw import draw
 from kit.sample.judge import read
-from kit.sample.score import score
+from kit.sample.score import score, summary
 from kit.sample.world import parse
 
 PROMPT = "a red circle left of a blue square on a white background, with the word HELLO"

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from benchmarks.sample.evaluate import judge_drawings
-from kit.sample.draw import draw, first_column
+from kit.sample.draw import Style, draw, first_column
 from kit.sample.font import GLYPHS, glyph
 from kit.sample.judge import components, filled, read
 from kit.sample.score import perfect, score
 from kit.sample.world import (
+    BACKGROUNDS,
     COLOURS,
     HELD_OUT_WORDS,
     LAYOUTS,
     SHAPES,
     SIDE,
+    SIZES,
     UNSEEN_SHAPES,
     Scene,
     Thing,
@@ -136,3 +138,12 @@ def test_touching_corners_make_one_component_and_holes_are_filled() -> None:
     ring = np.ones((4, 4), bool)
     ring[1:3, 1:3] = False
     assert filled(ring).all()
+
+
+@pytest.mark.parametrize("style", ["filled", "outlined"])
+@pytest.mark.parametrize("shape", SHAPES + UNSEEN_SHAPES)
+def test_the_judge_tells_an_outline_of_every_shape_from_its_body(shape: str, style: Style) -> None:
+    for size in SIZES:
+        for background in BACKGROUNDS:
+            scene = Scene((Thing(shape, "red", size),), "", background)
+            assert [thing.style for thing in read(draw(scene, None, style)).things] == [style], (size, background)

@@ -14,9 +14,11 @@ import onnxruntime as ort
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
+from onnx import helper
 from safetensors.torch import load_file, save_file
 
 from export.artifact import ExportConfig, export
+from export.lint import lint
 from export.lora.merge import merge
 from export.lora.terms import Lora
 from export.values import read_all
@@ -158,6 +160,23 @@ class TestTransformer:
         feeds = feeds_of(runner)
         expected = reference(checkpoint, to_diffusers(dequantized(quantized)), feeds)
         assert np.abs(run(runner, feeds) - expected).max() <= 1e-4 * np.abs(expected).max()
+        findings, nodes = lint(tmp_path / "out")
+        assert [str(finding) for finding in findings] == []
+        assert nodes["transformer"] == len(graph.node)
+
+    def test_fp8_under_a_bf16_graph_is_dequantized_to_bf16_and_passes_the_linter(
+        self, checkpoint_of: ByFamily, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "flux2-fp8.safetensors"
+        save_file(fp8(to_bfl(load(checkpoint_of("klein")))), file)
+        config = ExportConfig(("transformer",), "bf16", single_files={"transformer": file})
+        export(checkpoint_of("klein"), tmp_path / "out", config)
+        findings, _ = lint(tmp_path / "out")
+        assert [str(finding) for finding in findings] == []
+        graph = onnx.load(tmp_path / "out" / "transformer" / "model.onnx", load_external_data=False).graph
+        nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+        assert len(nodes) == 2 * 12 + 3 * 2
+        assert {helper.get_node_attr_value(node, "output_dtype") for node in nodes} == {onnx.TensorProto.BFLOAT16}
 
     def test_an_adapter_on_fp8_is_added_to_what_it_stands_for_and_stored_in_bf16(
         self, checkpoint_of: ByFamily, tmp_path: Path
@@ -270,10 +289,10 @@ def test_a_vae_file_gives_the_same_pictures_to_the_bit(
 ) -> None:
     file = tmp_path / "ae.safetensors"
     save_file(vae_to_bfl(load(checkpoint_of("klein"), "vae")), file)
-    config = ExportConfig(("vae_encoder", "vae_decoder"), single_files={"vae": file})
-    made = export(checkpoint_of("klein"), tmp_path / "out", config)
+    parts: tuple[PartName, ...] = ("vae_encoder", "vae_decoder")
+    made = export(checkpoint_of("klein"), tmp_path / "out", ExportConfig(parts, single_files={"vae": file}))
     assert made.facts()["derived_bytes"] == 0
-    for part in config.parts:
+    for part in parts:
         ours, theirs = session(tmp_path / "out", part), session(artifact_of("klein"), part)
         assert np.array_equal(run(ours, feeds_of(theirs)), run(theirs, feeds_of(theirs)))
 

@@ -42,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="picture of the losses")
         made.add_argument("--record", type=Path, default=RESULTS / "sample_training.json", help="times of the stages")
         made.add_argument("--seed", type=int, default=recipe.seed)
+        if name == "train":
+            made.add_argument(
+                "--from",
+                dest="start",
+                type=Path,
+                metavar="CHECKPOINT",
+                help="go on from finished weights through the last stages: vae_sharp, denoiser_last and denoiser_hard",
+            )
     made = command("evaluate", "make pictures of held-out prompts and judge them; exit 1 when a target is missed")
     made.add_argument("--sample", type=Path, default=HOME, help="folder with checkpoint/ and loras/")
     made.add_argument("--out", type=Path, default=RESULTS / "sample_quality.json")
@@ -107,16 +115,21 @@ def _processor() -> str:
 def train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Run ``train`` or ``loras``."""
     from . import training
+    from .continuing import go_on
     from .curve import write_curve
+    from .trainer import Run
 
     recipe, progress = replace(Recipe(), seed=options.seed), Progress()
-    checkpoint = options.out / "checkpoint"
-    runs = []
-    if options.command == "train":
+    checkpoint, start = options.out / "checkpoint", getattr(options, "start", None)
+    runs, facts = list[Run](), dict[str, Any]()
+    if start:
+        runs += go_on(recipe, options.work, start, checkpoint, progress)
+        facts["from"] = training.digests(options.work / "start")
+    elif options.command == "train":
         runs += training.train_checkpoint(recipe, options.work, checkpoint, progress)
     runs += training.train_loras(recipe, options.work, checkpoint, options.out / "loras", progress)
     (options.out / "digests.json").write_text(json.dumps(training.digests(options.out), indent=1) + "\n")
-    facts = {"bytes": training.check_sizes(options.out), "stages": training.times(runs)} | circumstances(argv)
+    facts |= {"bytes": training.check_sizes(options.out), "stages": training.times(runs)} | circumstances(argv)
     if options.command == "train":
         write_curve(training.curves(runs), options.curve)
         options.record.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,18 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
-from torch.nn import functional
 
 from kit.sample.world import Scene, random_scene
 
 from .attention import plain_attention
 from .latents import Examples
 from .models import build_scheduler, half
-from .recipe import Recipe
+from .recipe import Recipe, Stage
 from .trainer import Report, Run, train
 
 STEPS = 4
+STAGES = ("denoiser", "denoiser_long", "denoiser_settle", "denoiser_finish", "denoiser_last", "denoiser_hard")
+TREMBLING, LAST = STAGES[:2], STAGES[4:]  # those on trembling drawings; those that a finished checkpoint goes on with
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:
@@ -52,7 +54,7 @@ def flow_loss(
     generator: torch.Generator,
     own: float = 0.8,
 ) -> Tensor:
-    """Return the mean squared error of the velocity ``noise - x0`` at ``x = (1 - s) x0 + s noise``."""
+    """Return the weighted mean squared error of the velocity ``noise - x0`` at ``x = (1 - s) x0 + s noise``."""
     where = data.tokens.device
     clean = data.tokens[rows]  # [B, S, 128]
     noise = torch.randn(clean.shape, generator=generator).to(where)
@@ -66,7 +68,9 @@ def flow_loss(
             img_ids=data.image_ids,
             txt_ids=data.text_ids,
         ).sample
-    return functional.mse_loss(velocity.float(), noise - clean)
+    error = (velocity.float() - (noise - clean)).square().mean(-1)  # [B, S]
+    loss: Tensor = (error if data.weights is None else error * data.weights[rows]).mean()
+    return loss
 
 
 def hard_rows(scenes: list[Scene]) -> Tensor:
@@ -92,6 +96,7 @@ def train_denoiser(
     recipe: Recipe,
     folder: Path,
     report: Report | None = None,
+    names: Sequence[str] = STAGES,
 ) -> list[Run]:
     """Train the transformer: two stages on trembling drawings, the others on settled ones, the last on hard ones.
 
@@ -101,25 +106,17 @@ def train_denoiser(
     sigmas = pipeline_sigmas(settled.tokens.shape[1])
     transformer.train()
     runs = []
-    stages = (
-        ("denoiser", recipe.denoiser, trembling, 0.0),
-        ("denoiser_long", recipe.denoiser_long, trembling, 0.0),
-        ("denoiser_settle", recipe.denoiser_settle, settled, 0.0),
-        ("denoiser_finish", recipe.denoiser_finish, settled, 0.0),
-        ("denoiser_last", recipe.denoiser_last, settled, 0.0),
-        ("denoiser_hard", recipe.denoiser_hard, settled, recipe.hard_share),
-    )
-    for index, ((name, stage, examples, hard_share), own_share) in enumerate(
-        zip(stages, recipe.own_levels, strict=True)
-    ):
+    for name in names:
+        stage: Stage = getattr(recipe, name)
+        index = STAGES.index(name)
 
         def loss_at(
             step: int,
             generator: torch.Generator,
             batch: int = stage.batch,
-            data: Examples = examples,
-            share: float = hard_share,
-            own: float = own_share,
+            data: Examples = trembling if name in TREMBLING else settled,
+            share: float = recipe.hard_share if name == STAGES[-1] else 0.0,
+            own: float = recipe.own_levels[index],
         ) -> Tensor:
             rows = mixed_rows(batch, len(data.tokens), hard, share, generator)
             return flow_loss(transformer, data, rows, sigmas, generator, own)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from kit.sample.draw import Style, draw
-from kit.sample.world import Scene
+from kit.sample.world import CELL, SIDE, SIZES, Scene
 
 from .models import half
 from .text_training import encode
@@ -27,6 +27,22 @@ class Examples:
     features: Tensor  # [N, T, 3H] of the prompts
     image_ids: Tensor  # [S, 4]
     text_ids: Tensor  # [T, 4]
+    weights: Tensor | None = None  # [N, S] how much an error at a token counts; without: the same everywhere
+
+
+def token_weights(scenes: list[Scene]) -> Tensor:
+    """Return weights [N, S] of mean one: tokens with a piece of a thing count more, those of a small thing most.
+
+    Two tokens in three are plain background; evenly weighed, the corners of a small cross hardly show in the mean.
+    """
+    side = SIDE // CELL
+    weights = torch.ones(len(scenes), side, side)
+    for weight, scene in zip(weights, scenes, strict=True):
+        for thing, (x, y) in zip(scene.things, scene.centres(), strict=True):
+            radius = SIZES[thing.size]
+            rows, columns = (slice(int(c - radius) // CELL, int(c + radius) // CELL + 1) for c in (y, x))
+            weight[rows, columns] = 1 + 4 * SIZES["small"] / radius
+    return (weights / weights.mean()).flatten(1)
 
 
 @torch.no_grad()

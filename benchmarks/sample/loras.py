@@ -16,7 +16,7 @@ from kit.sample.draw import Style
 from kit.sample.world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
 
 from .denoiser_training import flow_loss, pipeline_sigmas
-from .latents import examples, patches, prompt_features
+from .latents import examples, patches, prompt_features, token_weights
 from .models import device
 from .pipeline import load
 from .recipe import Recipe
@@ -52,6 +52,7 @@ def train_lora(
     scenes = lora_scenes(name, recipe.lora_scenes, recipe.seed + 40)
     latents = patches(pipe.vae, scenes, style=STYLES[name])
     data = examples(pipe.vae, prompt_features(pipe.text_encoder, pipe.tokenizer, scenes), latents)
+    data = replace(data, weights=token_weights(scenes).to(device()))
     transformer = pipe.transformer
     transformer.requires_grad_(False)
     torch.manual_seed(recipe.seed + 41)

@@ -16,6 +16,8 @@ from kit.sample.world import SIDE
 from .denoiser_training import STEPS
 from .models import build_scheduler, device
 
+FIRST_SEED = 1000  # of the measurements: picture i is made from seed FIRST_SEED + i
+
 
 def assemble(
     vae: AutoencoderKLFlux2,

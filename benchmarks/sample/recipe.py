@@ -48,6 +48,9 @@ class Recipe:
     vae_whole: Stage = field(default=Stage(160, 8, 2e-3, warmup=20, horizon=400))
     vae_polish: Stage = field(default=Stage(240, 8, 1.5e-3, warmup=20))
     polish_noise: float = 0.2  # as latent_noise, for the decoder alone: as much as the denoiser errs
+    vae_sharp: Stage = field(default=Stage(700, 8, 2e-3, warmup=20))  # the decoder alone, on what is hard
+    vae_faint: Stage = field(default=Stage(900, 8, 1.5e-3, warmup=20))  # the same where contrast is low
+    hard_pictures: int = 3000
     denoiser: Stage = field(default=Stage(533, 32, 2e-3, average=0.995, horizon=1200))
     denoiser_long: Stage = field(default=Stage(452, 48, 3e-3, warmup=30, average=0.995, horizon=1250))
     denoiser_settle: Stage = field(default=Stage(680, 32, 2.5e-3, warmup=30))

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .decoder_training import polish_decoder, sharpen_decoder
 from .denoiser_training import hard_rows, train_denoiser, training_scenes
-from .latents import examples, normalised, patches, prompt_features, set_statistics
+from .latents import examples, normalised, patches, prompt_features, set_statistics, token_weights
 from .loras import STYLES, train_lora
 from .models import build_text_encoder, build_transformer, build_vae, device
 from .pipeline import assemble, write
@@ -23,7 +24,7 @@ from .recipe import Recipe
 from .text_training import train_text
 from .tokenizer import build_tokenizer
 from .trainer import Report, Run
-from .vae_training import polish_decoder, train_vae
+from .vae_training import train_vae
 
 LIMIT = 16_000_000  # bytes that ship, checkpoint and LoRAs together
 LORA_LIMIT = 500_000
@@ -61,7 +62,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
     note.write_text(wanted)
 
 
-def _cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
+def cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Return a tensor from its file, or make it and keep it there."""
     if not path.exists():
         fresh = path.with_suffix(".part")
@@ -82,22 +83,29 @@ def train_checkpoint(recipe: Recipe, work: Path, out: Path, report: Report | Non
     for part in (encoder, vae):  # the transformer learns from these parts as they ship
         part.to(torch.bfloat16).to(torch.float32)
     scenes = training_scenes(recipe.scenes, recipe.seed + 20)
-    latents = _cached(work / "latents.safetensors", lambda: patches(vae, scenes, recipe.seed + 21).cpu()).to(device())
+    latents = cached(work / "latents.safetensors", lambda: patches(vae, scenes, recipe.seed + 21).cpu()).to(device())
     set_statistics(vae, latents)
-    features = _cached(work / "features.safetensors", lambda: prompt_features(encoder, tokenizer, scenes).cpu())
+    features = cached(work / "features.safetensors", lambda: prompt_features(encoder, tokenizer, scenes).cpu())
     trembling = examples(vae, features.to(device()), latents)
     still = scenes[: recipe.settled_scenes]
-    latents = _cached(work / "settled.safetensors", lambda: patches(vae, still).cpu()).to(device())
-    settled = replace(trembling, tokens=normalised(vae, latents))
+    latents = cached(work / "settled.safetensors", lambda: patches(vae, still).cpu()).to(device())
+    settled = replace(trembling, tokens=normalised(vae, latents), weights=token_weights(still).to(device()))
     runs += polish_decoder(vae, recipe, work, report)
+    runs += sharpen_decoder(vae, recipe, work, report)
     transformer = build_transformer(recipe).to(device())
     runs += train_denoiser(transformer, trembling, settled, hard_rows(still), recipe, work, report)
+    pipe = assemble(vae, encoder, tokenizer, transformer)
+    replace_checkpoint(lambda fresh: write(pipe, fresh), out)
+    return runs
+
+
+def replace_checkpoint(write_to: Callable[[Path], None], out: Path) -> None:
+    """Write a checkpoint beside ``out`` and then in its place, so that nothing half written ever stands there."""
     fresh = out.with_name(f"{out.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
-    write(assemble(vae, encoder, tokenizer, transformer), fresh)
+    write_to(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
-    return runs
 
 
 def train_loras(recipe: Recipe, work: Path, checkpoint: Path, out: Path, report: Report | None = None) -> list[Run]:

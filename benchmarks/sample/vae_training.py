@@ -68,10 +68,14 @@ def to_model(picture: Tensor) -> Tensor:
     return picture.float() / 127.5 - 1
 
 
-def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
-    """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows."""
+def picture_loss(made: Tensor, wanted: Tensor, faint: bool = False) -> Tensor:
+    """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows.
+
+    With ``faint``, an edge of little contrast, as most are on gray, weighs as much as one of black and white.
+    """
     smooth = functional.avg_pool2d(functional.pad(wanted, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
-    weight = 1 + 4 * (wanted - smooth).abs().amax(dim=1, keepdim=True)  # [B, 1, H, W]
+    edge = (wanted - smooth).abs().amax(dim=1, keepdim=True)  # [B, 1, H, W]
+    weight = 1 + (6 * (4 * edge).clamp(max=1) if faint else 4 * edge)
     difference = made - wanted
     mean = functional.avg_pool2d(difference, 8)
     fine = (weight * (difference.abs() + difference.square())).mean()
@@ -80,10 +84,13 @@ def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def vae_loss(
-    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float, generator: torch.Generator, learn_code: bool = True
+    vae: AutoencoderKLFlux2, wanted: Tensor, noise: float | Tensor, generator: torch.Generator, faint: bool = False
 ) -> Tensor:
-    """Encode, disturb the latents a little, decode and compare; ``learn_code`` tells whether the encoder learns too."""
-    with half(), torch.set_grad_enabled(learn_code):
+    """Encode, disturb the latents a little, decode and compare.
+
+    ``noise`` is one share of a channel's deviation for all pictures, or one for each, [B, 1, 1, 1].
+    """
+    with half(), torch.set_grad_enabled(next(vae.encoder.parameters()).requires_grad):
         latents = vae.encode(wanted).latent_dist.mode()
     latents = latents.float()
     deviation = latents.detach().std(dim=(0, 2, 3), keepdim=True)
@@ -91,7 +98,7 @@ def vae_loss(
     with half():
         made = vae.decode(disturbed).sample
     size: Tensor = latents.square().mean()
-    return picture_loss(made.float(), wanted) + 1e-4 * size
+    return picture_loss(made.float(), wanted, faint) + 1e-4 * size
 
 
 def train_vae(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
@@ -117,22 +124,3 @@ def train_vae(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Rep
         vae.quant_conv.bias[LATENTS:] = -6
     vae.eval()
     return runs
-
-
-def polish_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
-    """Train the decoder alone, under stronger noise: the code, and so what the transformer learns, stays as it is."""
-    eighth, seed = recipe.pictures // 8, recipe.seed + 12
-    drawn = torch.cat([pictures(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
-    where = next(vae.parameters()).device
-    vae.requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    vae.post_quant_conv.requires_grad_(True)
-
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(drawn), (recipe.vae_polish.batch,), generator=generator)
-        return vae_loss(vae, to_model(drawn[rows]).to(where), recipe.polish_noise, generator, learn_code=False)
-
-    vae.train()
-    run = train("vae_polish", recipe.vae_polish, vae, loss_at, folder, recipe.seed, report)
-    vae.eval().requires_grad_(True)
-    return [run]

@@ -13,13 +13,14 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .draw import Style, coverage, ink, letter_cell
+from .draw import OTHER_OUTLINE, OUTLINE, Style, coverage, ink, letter_cell
 from .font import GLYPHS
 from .world import BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, SIZES, UNSEEN_SHAPES, WORD_ROW
 
 FIELD = WORD_ROW * CELL  # rows above the word, where things stand
 SMALLEST = 40  # pixels; less is dirt
 WINDOW = 48  # side of the square in which shapes are compared
+HOLLOW = 0.66  # least share of an outline's hole that makes a thing an outline
 READABLE = 0.6  # least correlation of a letter's cell with its glyph
 Mask = NDArray[np.bool_]
 RGB = tuple[int, int, int]
@@ -121,7 +122,8 @@ def see_thing(mask: Mask, colour: str) -> Seen:
         if alike.max() > likeness:
             best, likeness = int(alike.argmax()), float(alike.max())
     shape, size = names[best]
-    style: Style = "outlined" if mask.sum() < 0.8 * body.sum() else "filled"
+    hole = OUTLINE.get(shape, OTHER_OUTLINE) ** 2  # share of the body that an outline of this shape leaves open
+    style: Style = "outlined" if body.sum() - mask.sum() > HOLLOW * hole * body.sum() else "filled"
     rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
     centre = ((columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2)
     return Seen(shape, colour, size, style, (float(centre[0]), float(centre[1])), round(likeness, 3))

@@ -81,3 +81,27 @@ def perfect(one: Score) -> bool:
     """Tell whether a picture shows the whole scene and nothing else."""
     counts = one.shapes == one.colours == one.sizes == one.things
     return counts and one.exact and one.position and one.background and one.word
+
+
+def summary(scenes: list[Scene], scores: list[Score]) -> dict[str, float | int]:
+    """Add scores up to shares."""
+    things = sum(one.things for one in scores)
+    worded = [one for scene, one in zip(scenes, scores, strict=True) if scene.word]
+    wordless = [one for scene, one in zip(scenes, scores, strict=True) if not scene.word]
+
+    def share(right: int, of: int) -> float:
+        return round(right / of, 4) if of else 1.0
+
+    return {
+        "pictures": len(scores),
+        "things": things,
+        "shapes": share(sum(one.shapes for one in scores), things),
+        "colours": share(sum(one.colours for one in scores), things),
+        "sizes": share(sum(one.sizes for one in scores), things),
+        "counts": share(sum(one.exact for one in scores), len(scores)),
+        "positions": share(sum(one.position for one in scores), len(scores)),
+        "backgrounds": share(sum(one.background for one in scores), len(scores)),
+        "words_asked": len(worded),
+        "words": share(sum(one.word for one in worded), len(worded)),
+        "no_word_where_none_was_asked": share(sum(one.word for one in wordless), len(wordless)),
+    }

@@ -1,0 +1,244 @@
+"""klein-4b in int8 on a CPU, beside diffusers: seconds of one transformer step, and memory of the whole pipeline.
+
+Weights are random, so pictures mean nothing here; times and memory do not depend on the values. Two measurements:
+
+- a ratio: a transformer of true width with a share of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
+  ONNX Runtime, the three in turn in one run, each in a process that stays; a step is linear in the blocks;
+- the whole klein-4b, all parts in int8 but for the VAE: one picture through the server's own step loop, with the peak
+  memory of its process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import random_weights
+from benchmarks.machine import describe
+from kit.variants import Variant
+
+SIDE, STEPS = 512, 4
+PROMPT = "a red fox in the snow, early morning light"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", type=Path, default=Path("build/cpu-int8"), help="45 GB of disk")
+    parser.add_argument("--double-blocks", type=int, default=1, help="of the transformer whose step is compared")
+    parser.add_argument("--single-blocks", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of the comparison; medians of ratios count")
+    parser.add_argument("--only", choices=("ratio", "whole"), help="one of the two measurements")
+    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul")
+    parser.add_argument("--worker", choices=("fp32", "bf16", "int8", "whole"), help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; a worker's own call answers one line for every line of its stdin."""
+    if args.worker == "whole":
+        return _paint(args.work / "whole-int8")
+    if args.worker:
+        _step_worker(args.work, args.worker)
+        return {}
+    facts: dict[str, Any] = {"side": SIDE, "steps": STEPS, "weights": "random", "machine": describe()}
+    if args.only != "whole":
+        facts["ratio"] = _ratio(args)
+    if args.only != "ratio":
+        facts["whole"] = _whole(args)
+    return facts
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Tell both measurements in lines."""
+    lines = []
+    if "ratio" in facts:
+        ratio = facts["ratio"]
+        lines.append(f"one step at {SIDE}x{SIDE}, {ratio['blocks']}, median of {len(ratio['rounds'])} turns:")
+        lines += [f"  {name:<22} {seconds:7.2f} s" for name, seconds in ratio["seconds"].items()]
+        lines.append(f"  int8 is {ratio['of_fp32']:.2f} times as fast as fp32, {ratio['of_bf16']:.2f} times as bf16")
+    if "whole" in facts:
+        whole = facts["whole"]
+        lines.append(
+            f"klein-4b whole, int8: {whole['steps_seconds']:.1f} s for {STEPS} steps, {whole['seconds']:.1f} s a "
+            f"picture, loaded in {whole['load_seconds']:.1f} s, peak memory {whole['peak_rss_gb']:.2f} GB"
+        )
+    return "\n".join(lines)
+
+
+def _prepare(variant: Variant, work: Path, name: str, parts: str, attention: str) -> Path:
+    """Export and quantize a checkpoint with random weights; returns the artifact."""
+    checkpoint = random_weights.write(variant, work / f"{name}-checkpoint")
+    artifact, record, out = work / f"{name}-onnx", work / f"{name}-calibration.json", work / f"{name}-int8"
+    every = ("--parts", parts) if parts else ()
+    _command("export", "onnx", str(checkpoint), "--out", str(artifact), "--attention", attention, *every)
+    if not record.is_file():
+        prompts = work / "prompt.txt"
+        prompts.write_text(PROMPT + "\n")
+        calibrated = ("--parts", parts) if parts else ()
+        size = ("--width", "256", "--height", "256", "--steps", "2")
+        where = ("--prompts", str(prompts), "--out", str(record))
+        _command("quantize", "calibrate", str(checkpoint), *where, *size, *calibrated)
+    _command("quantize", "apply", str(artifact), "--recipe", "int8", "--calibration", str(record), "--out", str(out))
+    return out
+
+
+def _command(*words: str) -> None:
+    print(f"python -m {' '.join(words)}", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", *words], stdout=sys.stderr, check=True)
+
+
+def blocks_alone(variant: Variant, double: int, single: int) -> Variant:
+    """Return a variant with some blocks of true width, and a text encoder so narrow that it costs nothing."""
+    text = replace(variant.text_encoder, hidden=64, layers=28, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
+    sizes = replace(variant.transformer, double_blocks=double, single_blocks=single, joint_dim=3 * text.hidden)
+    return replace(variant, transformer=sizes, text_encoder=text)
+
+
+def _worker(args: argparse.Namespace, kind: str) -> subprocess.Popen[str]:
+    words = ["cpu", "--work", str(args.work), "--worker", kind]
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def _ratio(args: argparse.Namespace) -> dict[str, Any]:
+    klein = Variant.named("klein-4b")
+    part = blocks_alone(klein, args.double_blocks, args.single_blocks)
+    _prepare(part, args.work, "step", "transformer", args.attention)
+    workers = {kind: _worker(args, kind) for kind in ("fp32", "bf16", "int8")}
+    rounds = []
+    try:
+        for worker in workers.values():
+            _ask(worker)  # loads and warms up
+        for _ in range(args.rounds):
+            rounds.append({kind: _ask(worker) for kind, worker in workers.items()})
+    finally:
+        for worker in workers.values():
+            worker.stdin.close() if worker.stdin else None
+            worker.wait(60)
+    names = {"fp32": "diffusers fp32", "bf16": "diffusers bf16", "int8": "ONNX Runtime int8"}
+    return {
+        "blocks": f"{args.double_blocks} double and {args.single_blocks} single blocks of klein-4b's width",
+        "rounds": rounds,
+        "seconds": {names[kind]: _median([turn[kind] for turn in rounds]) for kind in workers},
+        "of_fp32": _median([turn["fp32"] / turn["int8"] for turn in rounds]),
+        "of_bf16": _median([turn["bf16"] / turn["int8"] for turn in rounds]),
+        "attention": args.attention,
+    }
+
+
+def _ask(worker: subprocess.Popen[str]) -> float:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+    if not line:
+        raise RuntimeError("a worker ended; its message stands above")
+    return float(line)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _step_worker(work: Path, kind: str) -> None:
+    """Answer every line on stdin with the seconds of one step; the first answer comes after loading and a warm-up."""
+    step = _onnx_step(work) if kind == "int8" else _diffusers_step(work, kind)
+    warm = True
+    for _ in sys.stdin:
+        if warm:
+            step()
+            warm = False
+        begin = time.perf_counter()
+        step()
+        print(time.perf_counter() - begin, flush=True)
+
+
+def _arrays(joint_dim: int) -> dict[str, Any]:
+    import numpy as np
+
+    from serve.denoise import image_ids, text_ids
+
+    rng = np.random.default_rng(0)
+    side = SIDE // Variant.pixels_per_token
+    return {
+        "hidden_states": rng.standard_normal((1, side * side, 128), dtype=np.float32),
+        "encoder_hidden_states": rng.standard_normal((1, 512, joint_dim), dtype=np.float32),
+        "timestep": np.array([0.5], np.float32),
+        "img_ids": image_ids(side, side)[None],
+        "txt_ids": text_ids(512)[None],
+    }
+
+
+def _onnx_step(work: Path) -> Any:
+    from kit.artifact import read_manifest
+    from serve.engine import OrtEngine
+
+    folder = work / "step-int8"
+    part = read_manifest(folder).part("transformer")
+    engine = OrtEngine(folder / part.graph, part.ports)
+    arrays = _arrays(read_manifest(folder).variant.transformer.joint_dim)
+    return lambda: engine.run(arrays)
+
+
+def _diffusers_step(work: Path, kind: str) -> Any:
+    import torch
+    from diffusers import Flux2Transformer2DModel
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+    model = Flux2Transformer2DModel.from_pretrained(work / "step-checkpoint" / "transformer", torch_dtype=dtype).eval()
+    given = {name: torch.from_numpy(array) for name, array in _arrays(model.config.joint_attention_dim).items()}
+    inputs = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    inputs |= {"img_ids": given["img_ids"][0], "txt_ids": given["txt_ids"][0]}
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(**inputs)
+
+    return step
+
+
+def _whole(args: argparse.Namespace) -> dict[str, Any]:
+    _prepare(Variant.named("klein-4b"), args.work, "whole", "", args.attention)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "cpu", "--work", str(args.work), "--worker", "whole", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    facts: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return facts
+
+
+def _paint(folder: Path) -> dict[str, Any]:
+    """Paint one picture with a whole artifact in this process."""
+    from serve.local import LocalPipeline
+
+    begin = time.perf_counter()
+    pipeline = LocalPipeline(folder)
+    loaded = time.perf_counter()
+    job_seconds: list[float] = []
+    step = pipeline.denoiser.step
+
+    def timed(jobs: Any) -> None:
+        start = time.perf_counter()
+        step(jobs)
+        job_seconds.append(time.perf_counter() - start)
+
+    pipeline.denoiser.step = timed  # type: ignore[method-assign]
+    painted = pipeline.paint({"prompt": PROMPT, "seed": 1, "width": SIDE, "height": SIDE, "steps": STEPS})
+    seconds = time.perf_counter() - loaded
+    return {
+        "load_seconds": loaded - begin,
+        "seconds": seconds,
+        "step_seconds": job_seconds,
+        "steps_seconds": sum(job_seconds),
+        "pixels_deviation": float(painted.pixels.std()),
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }

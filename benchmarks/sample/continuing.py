@@ -1,0 +1,74 @@
+"""Train a finished checkpoint further: its decoder sharper, its transformer through the recipe's last stages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import Flux2KleinPipeline
+from safetensors.torch import load_file, save_file
+
+from .decoder_training import sharpen_decoder
+from .denoiser_training import LAST, hard_rows, train_denoiser, training_scenes
+from .latents import examples, patches, prompt_features, token_weights
+from .models import device
+from .pipeline import load
+from .recipe import Recipe
+from .trainer import Report, Run
+from .training import cached, claim, digests, replace_checkpoint
+
+
+def keep_start(start: Path, work: Path) -> Path:
+    """Copy the checkpoint into the work folder and return the copy: ``start`` may be where the result goes.
+
+    ValueError when the folder goes on from another one.
+    """
+    kept, made = work / "start", work / "made.json"
+    if not kept.exists():
+        load(start)  # says what is wrong before anything is written
+        shutil.copytree(start, work / "start.part", dirs_exist_ok=True)
+        (work / "start.part").rename(kept)
+    known = [digests(kept), json.loads(made.read_text()) if made.exists() else None]
+    if digests(start) not in known:
+        raise ValueError(f"{work} goes on from another checkpoint than {start}; remove it or choose another --work")
+    return kept
+
+
+def write_weights(pipe: Flux2KleinPipeline, start: Path, folder: Path) -> None:
+    """Copy ``start`` with the trained weights put in; a pipeline saved anew would note the folder it came from."""
+    shutil.copytree(start, folder)
+    for part in ("transformer", "vae"):
+        path = folder / part / "diffusion_pytorch_model.safetensors"
+        state = getattr(pipe, part).to(torch.bfloat16).state_dict()
+        shipped = load_file(path)
+        assert state.keys() == shipped.keys()
+        save_file(
+            {name: state[name].to(tensor.dtype).cpu().contiguous() for name, tensor in shipped.items()},
+            path,
+            metadata={"format": "pt"},
+        )
+
+
+def go_on(recipe: Recipe, work: Path, start: Path, out: Path, report: Report | None = None) -> list[Run]:
+    """Sharpen the decoder and train the transformer of ``start`` through the last stages; write the result to ``out``.
+
+    Text encoder and picture encoder stay as they are, byte for byte: they fix what the transformer reads and writes.
+    """
+    claim(work, recipe)
+    kept = keep_start(start, work)
+    pipe = load(kept)
+    scenes = training_scenes(recipe.scenes, recipe.seed + 20)[: recipe.settled_scenes]
+    latents = cached(work / "settled.safetensors", lambda: patches(pipe.vae, scenes).cpu()).to(device())
+    features = cached(
+        work / "features.safetensors", lambda: prompt_features(pipe.text_encoder, pipe.tokenizer, scenes).cpu()
+    )
+    settled = replace(examples(pipe.vae, features.to(device()), latents), weights=token_weights(scenes).to(device()))
+    runs = sharpen_decoder(pipe.vae, recipe, work, report)
+    hard = hard_rows(scenes)
+    runs += train_denoiser(pipe.transformer, settled, settled, hard, recipe, work, report, names=LAST)
+    replace_checkpoint(lambda fresh: write_weights(pipe, kept, fresh), out)
+    (work / "made.json").write_text(json.dumps(digests(out)))
+    return runs

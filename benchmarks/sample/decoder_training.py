@@ -1,0 +1,86 @@
+"""Train the decoder alone: the code, and so what the transformer has learned or will learn, stays as it is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+
+from kit.sample.draw import draw
+from kit.sample.world import BACKGROUNDS, SHAPES, SIDE, UNSEEN_SHAPES, Scene, Thing, random_scene
+
+from .recipe import Recipe
+from .trainer import Report, Run, train
+from .vae_training import STYLES, Pictures, crowds, pictures, to_model, vae_loss
+
+# A cross has corners that point inwards, a star has ten corners: a soft decoder makes a diamond or a circle of both.
+OFTEN = (*SHAPES, *UNSEEN_SHAPES, "cross", "cross", "star", "star")
+FAINT = ("gray", "gray", "gray", "brown", "white", "black")  # the decoder blurs where contrast is low
+
+
+def polish_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
+    """Teach the decoder to forgive what the transformer will get wrong: stronger noise than it met before."""
+    eighth, seed = recipe.pictures // 8, recipe.seed + 12
+    drawn = torch.cat([pictures(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(drawn), (recipe.vae_polish.batch,), generator=generator)
+        wanted = to_model(drawn[rows]).to(next(vae.parameters()).device)
+        return vae_loss(vae, wanted, recipe.polish_noise, generator)
+
+    open_decoder(vae)
+    run = train("vae_polish", recipe.vae_polish, vae, loss_at, folder, recipe.seed, report)
+    vae.eval().requires_grad_(True)
+    return [run]
+
+
+def sharpen_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
+    """Teach the decoder small shapes, inward corners and outlines, then the same on the backgrounds of low contrast.
+
+    The noise goes from none to that of the polish, so that it learns to be sharp and to forgive.
+    """
+    stages = (("vae_sharp", recipe.vae_sharp, tuple(BACKGROUNDS)), ("vae_faint", recipe.vae_faint, FAINT))
+    runs = []
+    open_decoder(vae)
+    for index, (name, stage, backgrounds) in enumerate(stages):
+        drawn = hard_pictures(recipe.hard_pictures, recipe.seed + 13 + index, backgrounds)
+
+        def loss_at(
+            step: int,
+            generator: torch.Generator,
+            drawn: Pictures = drawn,
+            batch: int = stage.batch,
+            faint: bool = backgrounds is FAINT,
+        ) -> Tensor:
+            rows = torch.randint(len(drawn), (batch,), generator=generator)
+            noise = recipe.polish_noise * torch.rand(len(rows), 1, 1, 1, generator=generator)
+            where = next(vae.parameters()).device
+            return vae_loss(vae, to_model(drawn[rows]).to(where), noise.to(where), generator, faint)
+
+        runs.append(train(name, stage, vae, loss_at, folder, recipe.seed + index, report))
+    vae.eval().requires_grad_(True)
+    return runs
+
+
+def open_decoder(vae: AutoencoderKLFlux2) -> None:
+    """Let the decoder learn and nothing else."""
+    vae.train().requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+
+
+def hard_pictures(count: int, seed: int, backgrounds: Sequence[str]) -> Pictures:
+    """Draw scenes with more crosses, stars and small things than the world has, four in ten of them in outlines."""
+    rng = random.Random(seed)
+
+    def harder(scene: Scene) -> Scene:
+        things = (Thing(rng.choice(OFTEN), thing.colour, rng.choice(("small", thing.size))) for thing in scene.things)
+        return Scene(tuple(things), scene.layout, rng.choice(backgrounds), scene.word)
+
+    drawn = [draw(harder(random_scene(rng)), rng, rng.choice((*STYLES, "outlined"))) for _ in range(count)]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()

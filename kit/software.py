@@ -1,0 +1,54 @@
+"""Which packages are installed, told by their metadata and files: nothing heavy is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "safetensors")
+TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+SERVER = "nvidia-pytriton"
+OTHERS = ("torchao", "tritonclient", "numpy")
+# A provider is there when its library lies in the package; the CPU's is part of the package itself.
+PROVIDERS: Mapping[str, str] = {
+    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
+    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
+    "OpenVINOExecutionProvider": "libonnxruntime_providers_openvino.so",
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that the kit can use, those that are installed."""
+    found = {}
+    for name in (*EXPORT, *TENSORRT, *RUNTIMES, SERVER, *OTHERS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def providers() -> tuple[str, ...]:
+    """Return ONNX Runtime's execution providers, those whose libraries are installed, in its order of preference."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return ()
+    folder = Path(spec.origin).parent / "capi"
+    return (*(name for name, library in PROVIDERS.items() if (folder / library).is_file()), "CPUExecutionProvider")
+
+
+def tritonserver(installed: Mapping[str, str]) -> str | None:
+    """Say where a tritonserver would come from: PATH, or the package that brings one; None when there is none."""
+    on_path = shutil.which("tritonserver")
+    if on_path:
+        return on_path
+    return f"of {SERVER} {installed[SERVER]}" if SERVER in installed else None
+
+
+def tensorrt(installed: Mapping[str, str]) -> str | None:
+    """Return name and version of the TensorRT wheel; None when there is none."""
+    return next((f"{name} {installed[name]}" for name in TENSORRT if name in installed), None)

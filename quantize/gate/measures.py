@@ -1,0 +1,81 @@
+"""Which measures can be taken here and now, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantize.gate import similarity
+from quantize.gate.drawing import Drawing, Measure
+from quantize.gate.metrics import Score
+from quantize.prompt_set import Prompt
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is drawn, and what lies on this machine to measure it with."""
+
+    prompts: Sequence[Prompt]
+    width: int
+    height: int
+    clip: Path | None = None  # a folder with a CLIP model
+
+
+def _likeness(_: Scope) -> Measure:
+    def measure(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]:
+        return {
+            "psnr": Score(similarity.psnr(reference.pixels, candidate.pixels)),
+            "ssim": Score(similarity.ssim(reference.pixels, candidate.pixels)),
+            "flip": Score(similarity.flip(reference.pixels, candidate.pixels)),
+            "latent_cosine": Score(min(similarity.cosines(reference.latents, candidate.latents))),
+        }
+
+    return measure
+
+
+def _lpips(_: Scope) -> Measure | str:
+    from quantize.gate.learned import lpips_measure
+
+    return lpips_measure()
+
+
+def _clip(scope: Scope) -> Measure | str:
+    from quantize.gate.learned import clip_measure
+
+    return clip_measure(scope.clip)
+
+
+def _reading(scope: Scope) -> Measure | str:
+    from quantize.gate.reading import reading_measure
+
+    return reading_measure(scope.prompts)
+
+
+def _judge(scope: Scope) -> Measure | str:
+    from quantize.gate.judging import judge_measure
+
+    return judge_measure(scope.prompts, scope.width, scope.height)
+
+
+# metrics -> what measures them, or says in a sentence why it cannot
+FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
+    ("psnr", "ssim", "flip", "latent_cosine"): _likeness,
+    ("lpips",): _lpips,
+    ("clip_change",): _clip,
+    ("text_change", "text_exact_change"): _reading,
+    ("judge_change", "judge_exact_change"): _judge,
+}
+
+
+def available(scope: Scope) -> tuple[list[Measure], dict[str, str]]:
+    """Return the measures that can be taken, and for every other metric the reason why not."""
+    measures: list[Measure] = []
+    reasons: dict[str, str] = {}
+    for names, factory in FACTORIES.items():
+        made = factory(scope)
+        if isinstance(made, str):
+            reasons |= dict.fromkeys(names, made)
+        else:
+            measures.append(made)
+    return measures, reasons

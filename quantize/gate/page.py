@@ -1,0 +1,124 @@
+"""One page of pictures side by side with their difference maps; it loads nothing but the PNG files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from quantize.gate.drawing import SIDES, Pair
+from quantize.gate.report import HEAD, Report, steps_table, table, told, verdict
+from quantize.gate.similarity import flip_map
+
+PAGE = "index.html"
+PICTURES = "pictures"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; }
+.kept { color: #0a6b2d; } .broken { color: #b00020; font-weight: 600; }
+article { margin: 2rem 0; } article div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; }
+figure { margin: 0; } figcaption, small { color: #555; font-size: 13px; }
+img { width: 100%; display: block; } img.small { image-rendering: pixelated; }
+.scale { height: .8rem; width: 16rem;
+  background: linear-gradient(90deg, #000004, #3b0f70, #8c2981, #de4968, #fe9f6d, #fcfdbf); }
+"""
+
+
+def chosen(report: Report, count: int) -> list[Pair]:
+    """Choose pairs to show, the most different first: the worst of each metric, then by FLIP the worst and a spread.
+
+    Of the places that are left after the worst of each metric, half go to the worst by FLIP and half are spread evenly
+    over the rest.
+    """
+    ranked = sorted(report.pairs, key=lambda pair: -pair.scores["flip"].value)
+    picked = dict.fromkeys(row.worst.number for row in report.rows.values() if row.lost)
+    rest = [pair.number for pair in ranked if pair.number not in picked]
+    left = max(0, count - len(picked))
+    if left >= len(rest):
+        places = list(range(len(rest)))
+    else:
+        worst = (left + 1) // 2
+        places = [*range(worst), *np.linspace(worst, len(rest) - 1, left - worst).round().astype(int).tolist()]
+    kept = {*list(picked)[:count], *(rest[place] for place in places)}
+    return [pair for pair in ranked if pair.number in kept]
+
+
+def keep_pictures(folder: Path, pairs: Sequence[Pair], shown: Sequence[Pair]) -> None:
+    """Draw the difference maps of the pairs that are shown and remove the pictures of all others."""
+    kept = {pair.number for pair in shown}
+    for pair in pairs:
+        paths = [folder / pair.picture(side) for side in SIDES]
+        if pair.number in kept:
+            reference, candidate = (np.asarray(Image.open(path)) for path in paths)
+            Image.fromarray(flip_map(reference, candidate)).save(folder / map_of(pair))
+        else:
+            for path in paths:
+                path.unlink()
+
+
+def map_of(pair: Pair) -> str:
+    """Name the file of a pair's difference map."""
+    return f"{pair.number:05d}-difference.png"
+
+
+def page(report: Report, shown: Sequence[Pair]) -> str:
+    """Write the page; every text that came from outside is escaped."""
+    setting = report.setting
+    title = f"{setting['candidate']['name']} against {setting['reference']['name']}"
+    state = "kept" if report.kept else "broken"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="{state}">{verdict(report)}</p>',
+        f"<p>{escape(told(report))}</p>",
+        _list([f"Broken: {fault}" for fault in report.faults] + [f"Warning: {said}" for said in report.warnings]),
+        _table(HEAD, table(report)),
+        "<h2>Cosine of the latents after each step</h2>",
+        _table(("step", "mean", "95 % interval"), steps_table(report)),
+        _list(f"not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()),
+        "<h2>Pictures</h2>",
+        f"<p>{len(shown)} of {len(report.pairs)} pairs, the most different first: the worst of each metric, the worst "
+        "by FLIP, and others spread evenly over the rest. The third picture is FLIP per pixel, from 0 at the left to 1 "
+        "at the right:</p>",
+        '<div class="scale"></div>',
+        *(_article(pair, report) for pair in shown),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def _article(pair: Pair, report: Report) -> str:
+    kind = ' class="small"' if report.setting["canvas"]["width"] < 256 else ""
+    worst = [name for name, row in report.rows.items() if row.lost and row.worst is pair]
+    names = zip((*SIDES, "difference"), (*(pair.picture(side) for side in SIDES), map_of(pair)), strict=True)
+    figures = "".join(
+        f'<figure><img{kind} loading="lazy" src="{PICTURES}/{name}" alt="{side}">'
+        f"<figcaption>{side}</figcaption></figure>"
+        for side, name in names
+    )
+    scores = ", ".join(f"{name} {score.value:.4g}" for name, score in pair.scores.items())
+    return (
+        f"<article><p>{escape(pair.prompt.text)}<br><small>{escape(pair.prompt.id)}, seed {pair.seed}: {escape(scores)}"
+        f"{escape('; the worst by ' + ', '.join(worst)) if worst else ''}</small></p><div>{figures}</div></article>"
+    )
+
+
+def _list(items: Iterable[str]) -> str:
+    lines = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return f"<ul>{lines}</ul>" if lines else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Iterable[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}{_class(cell)}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def _class(cell: str) -> str:
+    return f' class="{cell}"' if cell in ("kept", "broken") else ""

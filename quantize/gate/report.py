@@ -1,0 +1,207 @@
+"""What a gate found: a verdict over intervals, as JSON for machines and Markdown for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from quantize.gate.contract import Contract
+from quantize.gate.drawing import Pair
+from quantize.gate.intervals import Interval, interval
+from quantize.gate.metrics import METRICS, Metric
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric over all pairs: its interval, its levels where it is a change, and its worst pair."""
+
+    metric: Metric
+    found: Interval
+    levels: tuple[float, float] | None
+    worst: Pair
+
+    @property
+    def worst_value(self) -> float:
+        return self.worst.scores[self.metric.name].value
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether any pair is worse than its reference; without levels, the worst pair always tells something."""
+        return self.levels is None or self.worst_value < 0
+
+    def shown(self, value: float) -> str:
+        return f"{value:.{self.metric.digits}f}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a gate found; `setting` says what was compared, on which prompts, with which versions."""
+
+    setting: Mapping[str, Any]
+    rows: Mapping[str, Row]
+    steps: Sequence[Interval]  # cosine of the latents after each step
+    unmeasured: Mapping[str, str]
+    contract: Contract
+    faults: Sequence[str]
+    warnings: Sequence[str]
+    pairs: Sequence[Pair]
+
+    @property
+    def kept(self) -> bool:
+        return not self.faults
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a machine wants to know; the pairs only in the report's file."""
+        return {
+            **self.setting,
+            "kept": self.kept,
+            "faults": list(self.faults),
+            "warnings": list(self.warnings),
+            "contract": asdict(self.contract),
+            "metrics": {name: _row_facts(row) for name, row in self.rows.items()},
+            "latent_cosine_by_step": [_interval_facts(step) for step in self.steps],
+            "not_measured": dict(self.unmeasured),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts and every pair."""
+        return {**self.facts(), "pairs": [_pair_facts(pair) for pair in self.pairs]}
+
+
+def summarize(
+    pairs: Sequence[Pair],
+    unmeasured: Mapping[str, str],
+    contract: Contract,
+    setting: Mapping[str, Any],
+    warnings: Sequence[str],
+) -> Report:
+    """Turn pairs into intervals and hold them to the contract."""
+    rows = {name: row for name, metric in METRICS.items() if (row := _row(metric, pairs)) is not None}
+    steps = [
+        interval(_by_prompt((pair, pair.cosines[step]) for pair in pairs)) for step in range(len(pairs[0].cosines))
+    ]
+    prompts = len({pair.prompt.id for pair in pairs})
+    faults = contract.faults({name: row.found for name, row in rows.items()}, unmeasured, prompts)
+    return Report(setting, rows, steps, unmeasured, contract, faults, warnings, pairs)
+
+
+def _row(metric: Metric, pairs: Sequence[Pair]) -> Row | None:
+    measured = [(pair, pair.scores[metric.name]) for pair in pairs if metric.name in pair.scores]
+    if not measured:
+        return None
+    sign = 1 if metric.better == "higher" else -1
+    levels = [score.levels for _, score in measured if score.levels is not None]
+    return Row(
+        metric,
+        interval(_by_prompt((pair, score.value) for pair, score in measured), metric.grain),
+        (fmean(level[0] for level in levels), fmean(level[1] for level in levels)) if levels else None,
+        min(measured, key=lambda one: sign * one[1].value)[0],
+    )
+
+
+def _by_prompt(values: Iterable[tuple[Pair, float]]) -> list[list[float]]:
+    grouped: dict[str, list[float]] = {}
+    for pair, value in values:
+        grouped.setdefault(pair.prompt.id, []).append(value)
+    return list(grouped.values())
+
+
+def to_markdown(report: Report) -> str:
+    """Write the report for people."""
+    setting = report.setting
+    lines = [f"# {setting['candidate']['name']} against {setting['reference']['name']}: {verdict(report)}", ""]
+    lines += [told(report), ""]
+    lines += [f"- Broken: {fault}" for fault in report.faults]
+    lines += [f"- Warning: {warning}" for warning in report.warnings]
+    lines += ["", *_table(HEAD, table(report)), "", "Change metrics: the levels behind them.", ""]
+    levels = [(row, *row.levels) for row in report.rows.values() if row.levels]
+    lines += _table(
+        ("metric", "reference", "candidate"), [(r.metric.name, r.shown(a), r.shown(b)) for r, a, b in levels]
+    )
+    lines += ["", "Cosine of the latents after each step.", ""]
+    lines += _table(("step", "mean", "95 % interval"), steps_table(report))
+    lines += ["", *(f"- not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()), ""]
+    lines += ["What the names mean:", ""]
+    lines += [
+        f"- {row.metric.name} ({row.metric.better} is better): {row.metric.about}" for row in report.rows.values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+HEAD = ("metric", "mean", "95 % interval", "bound", "", "worst", "of prompt, seed")
+
+
+def verdict(report: Report) -> str:
+    return "contract kept" if report.kept else "contract broken"
+
+
+def told(report: Report) -> str:
+    """Say in one sentence what was drawn and what it was held to."""
+    setting = report.setting
+    drawn, prompts, candidate = setting["canvas"], setting["prompts"], setting["candidate"]
+    seeds = f"{setting['seeds']} seed{'' if setting['seeds'] == 1 else 's'} each"
+    return (
+        f"{prompts['count']} prompts ({prompts['spec']}, digest {prompts['digest'][:12]}), {seeds}, "
+        f"{drawn['width']} x {drawn['height']} pixels, {drawn['steps']} steps, guidance {drawn['guidance']:g}; "
+        f"candidate {candidate['recipe']}, reference {setting['reference']['recipe']}, both computing in "
+        f"{candidate['compute']}; contract {report.contract.name}; {setting['date']}"
+    )
+
+
+def table(report: Report) -> list[tuple[str, ...]]:
+    """Return the rows under HEAD."""
+    bounds = {bound.metric: bound for bound in report.contract.bounds}
+    broken = {name for name, b in bounds.items() if name in report.rows and b.fault(report.rows[name].found)}
+    return [
+        (
+            name,
+            row.shown(row.found.mean),
+            f"{row.shown(row.found.low)} to {row.shown(row.found.high)}",
+            f"{bounds[name].side.replace('_', ' ')} {bounds[name].value:g}" if name in bounds else "",
+            "" if name not in bounds else "broken" if name in broken else "kept",
+            *(
+                (row.shown(row.worst_value), f"{row.worst.prompt.id}, {row.worst.seed}")
+                if row.lost
+                else ("none lost", "")
+            ),
+        )
+        for name, row in report.rows.items()
+    ]
+
+
+def steps_table(report: Report) -> list[tuple[str, ...]]:
+    return [
+        (str(number), f"{step.mean:.6f}", f"{step.low:.6f} to {step.high:.6f}")
+        for number, step in enumerate(report.steps, start=1)
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _interval_facts(found: Interval) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(found).items()}
+
+
+def _row_facts(row: Row) -> dict[str, Any]:
+    facts = _interval_facts(row.found)
+    if row.levels:
+        facts |= {"reference": round(row.levels[0], 6), "candidate": round(row.levels[1], 6)}
+    worst = {"value": round(row.worst_value, 6), "prompt": row.worst.prompt.id, "seed": row.worst.seed}
+    return {**facts, "worst": worst}
+
+
+def _pair_facts(pair: Pair) -> dict[str, Any]:
+    return {
+        "prompt": pair.prompt.id,
+        "category": pair.prompt.category,
+        "text": pair.prompt.text,
+        "seed": pair.seed,
+        **{name: round(score.value, 6) for name, score in pair.scores.items()},
+        "latent_cosine_by_step": [round(value, 6) for value in pair.cosines],
+    }

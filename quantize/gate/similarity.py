@@ -1,0 +1,53 @@
+"""How alike two pictures of one prompt and seed are: PSNR, SSIM, FLIP and the latents' cosine; no network needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+MOST_DB = 100.0  # of equal pictures, whose ratio is infinite; the least difference at 128 pixels a side gives 95 dB
+
+
+def psnr(reference: Pixels, candidate: Pixels) -> float:
+    """Return 10 log10(255^2 / mean squared error) in dB, at most MOST_DB."""
+    error = float(np.mean((reference.astype(np.float64) - candidate.astype(np.float64)) ** 2))
+    return MOST_DB if error == 0 else min(MOST_DB, 10 * float(np.log10(255.0**2 / error)))
+
+
+def ssim(reference: Pixels, candidate: Pixels) -> float:
+    """Return the mean structural similarity over the colour channels, with the settings of Wang et al. (2004)."""
+    import skimage.metrics
+
+    compare: Any = skimage.metrics.structural_similarity
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(compare(reference, candidate, channel_axis=2, data_range=255, **settings))
+
+
+def flip(reference: Pixels, candidate: Pixels) -> float:
+    """Return NVIDIA FLIP's mean (Andersson et al. 2020) as seen at 67 pixels per degree of visual angle."""
+    import flip_evaluator
+
+    _, mean, _ = flip_evaluator.evaluate(_unit(reference), _unit(candidate), "LDR", applyMagma=False)
+    return float(mean)
+
+
+def flip_map(reference: Pixels, candidate: Pixels) -> Pixels:
+    """Draw FLIP per pixel: black where no difference is seen, over violet and orange to pale yellow at 1."""
+    import flip_evaluator
+
+    coloured, _, _ = flip_evaluator.evaluate(_unit(reference), _unit(candidate), "LDR", computeMeanError=False)
+    return np.asarray((np.asarray(coloured) * 255).round(), dtype=np.uint8)
+
+
+def cosines(reference: npt.NDArray[np.generic], candidate: npt.NDArray[np.generic]) -> list[float]:
+    """Return the cosine of two trajectories [steps, values] at every step."""
+    ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return [float(value) for value in (ours * theirs).sum(axis=1) / lengths]
+
+
+def _unit(picture: Pixels) -> npt.NDArray[np.float32]:
+    return picture.astype(np.float32) / 255

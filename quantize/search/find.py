@@ -1,0 +1,120 @@
+"""The search from end to end: measure effects, climb the ladder, draw rungs, find the cheapest that is good enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from quantize.gate.contract import Bound
+from quantize.recipes import Rule
+from quantize.search.groups import Key, rules
+from quantize.search.ladder import Problem, Rung, climb, spread
+from quantize.search.order import Alone, others, pick, rank_correlation, squared_error
+from quantize.search.points import Measured, bisect
+from quantize.search.sensitivity import Effect, State
+
+Draw = Callable[[str, tuple[Rule, ...]], Measured]  # of a name and the rules that spare
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rung that was drawn."""
+
+    name: str  # of its recipe
+    rung: Rung
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found; `chosen` is None where no bound was given or no point short of the reference keeps it."""
+
+    problem: Problem
+    effects: dict[tuple[Key, State], Effect]
+    rungs: list[Rung]
+    points: list[Point]
+    chosen: Point | None
+    alone: list[Alone]
+
+    @property
+    def correlations(self) -> dict[str, float | None]:
+        """Return the rank correlations of what was predicted with what the pictures of single groups say."""
+        measured = [one.measured for one in self.alone]
+        return {
+            "predicted": rank_correlation([one.predicted for one in self.alone], measured),
+            "local": rank_correlation([one.local for one in self.alone], measured),
+        }
+
+
+@dataclass
+class Search:
+    """A ladder, and how its rungs are drawn."""
+
+    problem: Problem
+    effects: dict[tuple[Key, State], Effect]
+    base: str  # recipe
+    spare: str  # scheme, or "keep"
+    draw: Draw
+    points: int
+    bounds: Sequence[Bound]
+    alone: int = 0
+
+    def run(self) -> Found:
+        """Draw the points, bisect between those that keep and break the bounds, then draw groups alone."""
+        rungs = climb(self.problem)
+        drawn: dict[int, Point] = {}
+
+        def point(index: int) -> Point:
+            if index not in drawn:
+                name = f"{self.base}-spare-{len(rungs[index].spared)}"
+                drawn[index] = Point(name, rungs[index], self.draw(name, self._rules(rungs[index].set)))
+            return drawn[index]
+
+        def meets(index: int) -> bool:
+            return not point(index).measured.faults(self.bounds)
+
+        for index in spread(rungs, self.points):
+            point(index)
+        chosen = None
+        last = len(rungs) - 1
+        if self.bounds:
+            keeping = [index for index in sorted(drawn) if meets(index)]
+            if keeping:
+                high = keeping[0]
+                low = max((index for index in drawn if index < high), default=-1)
+                chosen = bisect(low, high, meets)
+            if chosen == last and self.spare == "keep":
+                chosen = None  # nothing that this search could quantize is quantized there
+        return Found(
+            self.problem,
+            self.effects,
+            rungs,
+            [drawn[index] for index in sorted(drawn)],
+            None if chosen is None else drawn[chosen],
+            [self._alone(key) for key in (pick(self.problem, self.alone) if self.alone else ())],
+        )
+
+    def most_drawings(self) -> int:
+        """Return how many recipes may be drawn: the points, a bisection between two of them, and groups alone."""
+        rungs = 1 + sum(group.cost(self.problem.cost) > 0 for group in self.problem.groups.values())
+        points = min(self.points, rungs)
+        gap = rungs / max(1, points - 1)
+        return points + (math.ceil(math.log2(max(1, gap))) if self.bounds else 0) + min(self.alone, rungs - 1)
+
+    def _alone(self, key: Key) -> Alone:
+        spared = others(self.problem, key)
+        measured = self.draw(f"{self.base}-alone", rules(self.problem.groups, spared, self.spare))
+        return Alone(
+            key,
+            self.problem.predict(spared),
+            self.effects[key, self._state(key)].local,
+            squared_error(measured.metrics["psnr"].mean),
+        )
+
+    def _state(self, key: Key) -> State:
+        bare = (key, "unsmoothed") in self.effects and self.problem.unsmooths
+        return "unsmoothed" if bare else "quantized"
+
+    def _rules(self, spared: frozenset[Key]) -> tuple[Rule, ...]:
+        return rules(self.problem.groups, spared, self.spare)

@@ -1,0 +1,77 @@
+"""The Pareto front as a picture: quality over cost, and measured over predicted error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.errors import UsageError
+
+BLUE, RED, GREY = "#4c72b0", "#c44e52", "#888888"
+
+
+def check() -> None:
+    """Raise UsageError, before anything long runs, where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise UsageError("quantize search draws its result with matplotlib: pip install matplotlib") from None
+
+
+def draw(facts: Mapping[str, Any], path: Path) -> None:
+    """Draw what a search found, as its JSON has it."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    figure.suptitle(f"{facts['variant']}, recipe {facts['recipe']}: groups spared ({facts['spare']}) against pictures")
+    _front(axes[0], facts)
+    _prediction(axes[1], facts)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#eeeeee")
+        axis.set_axisbelow(True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _front(axis: Any, facts: Mapping[str, Any]) -> None:
+    points: Sequence[Mapping[str, Any]] = facts["points"]
+    costs = [100 * point["cost"] for point in points]
+    found = [point["metrics"]["psnr"] for point in points]
+    errors = [[one["mean"] - one["low"] for one in found], [one["high"] - one["mean"] for one in found]]
+    axis.errorbar(costs, [one["mean"] for one in found], yerr=errors, fmt="o-", color=BLUE, capsize=3, label="measured")
+    for cost, one, point in zip(costs, found, points, strict=True):
+        label = f"{len(point['spared'])} spared"
+        axis.annotate(label, (cost, one["mean"]), xytext=(6, -11), textcoords="offset points", fontsize=7, color=GREY)
+    chosen = facts["chosen"]
+    if chosen is not None:
+        point = next(one for one in points if one["name"] == chosen)
+        axis.plot([100 * point["cost"]], [point["metrics"]["psnr"]["mean"]], "o", color=RED, ms=10, label="chosen")
+    for bound in facts["bounds"]:
+        if bound["metric"] == "psnr":
+            axis.axhline(bound["value"], color=RED, linestyle="--", linewidth=1, label=f"asked: {bound['value']:g} dB")
+    axis.set_xlabel(f"{facts['cost']} spared, % of all quantized ones")
+    axis.set_ylabel("PSNR of the pictures, dB, mean and 95 % interval")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _prediction(axis: Any, facts: Mapping[str, Any]) -> None:
+    recipes = [
+        (p["predicted"], 10 ** (-p["metrics"]["psnr"]["mean"] / 10)) for p in facts["points"] if p["predicted"] > 0
+    ]
+    alone = [(one["predicted"], one["measured"]) for one in facts["alone"]]
+    for pairs, mark, label in ((recipes, "o", "recipes of the front"), (alone, "^", "one group quantized alone")):
+        if pairs:
+            axis.plot(*zip(*pairs, strict=True), mark, color=BLUE if mark == "o" else RED, label=label)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("predicted: relative squared error of the final latents")
+    axis.set_ylabel("measured: squared error of the pictures")
+    said = facts["rank_correlation"]["predicted"]
+    if said is not None:
+        axis.set_title(f"Spearman's rank correlation of the groups: {said:.2f}", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)

@@ -1,0 +1,110 @@
+"""Rungs of the ladder, made and drawn: each becomes an artifact by `apply`, and its pictures meet the reference's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantize.apply import QUANTIZED_PARTS, apply
+from quantize.gate.contract import Bound
+from quantize.gate.drawing import Canvas, Drawing, Measure, Paint, Side, compare, open_painter
+from quantize.gate.intervals import Interval, interval
+from quantize.gate.metrics import METRICS
+from quantize.prompt_set import Prompt
+from quantize.recipes import Rule, read_recipe, write_recipe
+from quantize.record import Record
+
+Tick = Callable[[str], None]  # told of every picture, and what it belongs to
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the pictures of one recipe say, and what its text encoder and transformer weigh."""
+
+    metrics: Mapping[str, Interval]
+    bytes: int
+
+    def faults(self, bounds: Sequence[Bound]) -> list[str]:
+        """Say how the bounds are broken; a bound must hold for the whole interval, as in the gate."""
+        return [fault for bound in bounds if (fault := bound.fault(self.metrics[bound.metric]))]
+
+
+@dataclass
+class Studio:
+    """Draws recipes of one artifact beside it; the reference's pictures are drawn once and then shown again."""
+
+    reference: Path
+    base: str  # recipe
+    record: Record | None
+    prompts: Sequence[Prompt]
+    seeds: int
+    canvas: Canvas
+    measures: Sequence[Measure]
+    scratch: Path
+    threads: int = 0
+    tick: Tick = lambda what: None
+    shown: dict[tuple[str, int], Drawing] = field(default_factory=dict)
+
+    def draw(self, name: str, rules: tuple[Rule, ...]) -> Measured:
+        """Apply a recipe, draw with it and measure; the artifact is removed, the recipe stays in `scratch`."""
+        file, candidate, pictures = self.scratch / f"{name}.json", self.scratch / name, self.scratch / "pictures"
+        write_recipe(file, self.base, name, rules)
+        apply(self.reference, candidate, read_recipe(file), self.record)
+        weights = sum(
+            path.stat().st_size for part in QUANTIZED_PARTS for path in (candidate / part).glob("*.safetensors")
+        )
+        painters: dict[Side, Callable[[], Paint]] = {
+            "reference": self._reference,
+            "candidate": lambda: open_painter(candidate, self.canvas, self.threads),
+        }
+        pictures.mkdir()
+        try:
+            pairs = compare(painters, self.prompts, self.seeds, self.measures, pictures, lambda side: self.tick(name))
+        finally:
+            shutil.rmtree(pictures)
+            shutil.rmtree(candidate)
+        found: dict[str, Interval] = {}
+        for metric in METRICS.values():
+            values: dict[str, list[float]] = {}
+            for pair in pairs:
+                if metric.name in pair.scores:
+                    values.setdefault(pair.prompt.id, []).append(pair.scores[metric.name].value)
+            if values:
+                found[metric.name] = interval(list(values.values()), metric.grain)
+        return Measured(found, weights)
+
+    def _reference(self) -> Paint:
+        painters: list[Paint] = []
+
+        def paint(prompt: str, seed: int) -> Drawing:
+            if (prompt, seed) not in self.shown:
+                if not painters:
+                    painters.append(open_painter(self.reference, self.canvas, self.threads))
+                self.shown[prompt, seed] = painters[0](prompt, seed)
+            return self.shown[prompt, seed]
+
+        return paint
+
+
+def bisect(low: int, high: int, meets: Callable[[int], bool]) -> int:
+    """Return the first rung that meets, given that `high` does and `low` does not, measuring those between."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        if meets(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def plain(measured: Measured) -> dict[str, Any]:
+    """Return it as plain data."""
+    return {
+        "metrics": {
+            name: {"mean": found.mean, "low": found.low, "high": found.high} for name, found in measured.metrics.items()
+        },
+        "bytes": measured.bytes,
+    }

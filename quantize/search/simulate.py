@@ -1,0 +1,123 @@
+"""What a quantized linear layer gives, in torch: the codes that `apply` writes, and the rounding that a runtime does.
+
+Codes and scales come from the very job that streams them into an artifact. Activations are rounded as ONNX's
+QuantizeLinear defines it: divided by the scale, to the nearest, ties to even, and saturated.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.recipes import Number, Scheme
+from quantize.rewrite import Change
+from quantize.scales import decode
+
+CHUNK_VALUES = 1 << 24  # of decoded weights at once
+CACHED_BYTES = 2 << 30  # of codes, so that layers that read one activation are quantized once
+LOWEST = -128.0  # QuantizeLinear's own; scales from the largest magnitude reach -127
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """One linear layer as it will run; takes and gives what the layer takes and gives before any smoothing."""
+
+    codes: Tensor  # [K, N]
+    scales: Tensor  # [], [N] or [K / block, N]
+    scheme: Scheme
+    activation_scale: float | None = None
+    columns: Tensor | None = None  # [K], by which smoothing divides the input
+    rows: Tensor | None = None  # [N], by which smoothing multiplies the output
+
+    def output(self, x: Tensor) -> Tensor:
+        """Return the layer's output [..., N] in fp32 for an input [..., K]."""
+        x = x.float()
+        if self.columns is not None:
+            x = x * self.columns.to(x.device).reciprocal()
+        if self.activation_scale is not None:
+            assert self.scheme.activations is not None
+            x = round_activation(x, self.activation_scale, self.scheme.activations)
+        inputs, outputs = self.codes.shape
+        step = max(1, CHUNK_VALUES // inputs)
+        pieces = []
+        for begin in range(0, outputs, step):
+            here = slice(begin, min(begin + step, outputs))
+            pieces.append(x @ decode(self.codes[:, here].to(x.device), self._scales(here).to(x.device)))
+        y = torch.cat(pieces, -1)
+        return y if self.rows is None else y / self.rows.to(x.device)
+
+    def _scales(self, here: slice) -> Tensor:
+        match self.scheme.granularity:
+            case "tensor":
+                return self.scales
+            case "channel":
+                return self.scales[here]
+            case "block":
+                return self.scales[:, here].repeat_interleave(self.scheme.block, 0)
+
+
+def round_activation(x: Tensor, scale: float, number: Number) -> Tensor:
+    """Quantize and dequantize an activation as QuantizeLinear and DequantizeLinear do."""
+    ratio = x / scale
+    if number == "fp8":
+        return ratio.clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float() * scale
+    return ratio.round().clamp(LOWEST, 127.0) * scale
+
+
+def quantized_linears(change: Change) -> dict[str, QuantizedLinear]:
+    """Quantize the layers of one change as `apply` does, and take the fused matrix apart again."""
+    job = change.job
+    slots = {slot.name: bytearray(slot.nbytes) for slot in job.slots}
+    for name, offset, piece in job.run(lambda done: None):
+        slots[name][offset : offset + len(piece)] = piece
+    outputs, inputs = job.shape
+    codes = _codes(slots[job.codes_name], change.scheme.weights).view(inputs, outputs)
+    scales = torch.frombuffer(slots[job.scales_name], dtype=torch.float32).view(job.scales_shape)
+    found, begin = {}, 0
+    for linear in change.linears:
+        here = slice(begin, begin + linear.outputs)
+        begin += linear.outputs
+        found[linear.name] = QuantizedLinear(
+            codes[:, here],
+            scales if change.scheme.granularity == "tensor" else scales[..., here],
+            change.scheme,
+            change.scale,
+            job.columns,
+            None if job.rows is None else job.rows[here],
+        )
+    return found
+
+
+def _codes(raw: bytearray, number: Number) -> Tensor:
+    if number == "fp8":
+        return torch.frombuffer(raw, dtype=torch.float8_e4m3fn)
+    if number == "int8":
+        return torch.frombuffer(raw, dtype=torch.int8)
+    packed = torch.frombuffer(raw, dtype=torch.int8)
+    return torch.stack([packed << 4 >> 4, packed >> 4], -1).view(-1)  # arithmetic shifts bring the sign along
+
+
+class Shelf:
+    """Quantized layers by name, made when they are asked for; those not asked for lately make room."""
+
+    def __init__(self, changes: Iterable[Change], limit: int = CACHED_BYTES) -> None:
+        self.changes = {linear.name: change for change in changes for linear in change.linears}
+        self.limit = limit
+        self.made: OrderedDict[str, dict[str, QuantizedLinear]] = OrderedDict()
+
+    def __getitem__(self, layer: str) -> QuantizedLinear:
+        change = self.changes[layer]
+        if change.name not in self.made:
+            self.made[change.name] = quantized_linears(change)
+            while len(self.made) > 1 and sum(map(_bytes, self.made.values())) > self.limit:
+                self.made.popitem(last=False)
+        self.made.move_to_end(change.name)
+        return self.made[change.name][layer]
+
+
+def _bytes(made: dict[str, QuantizedLinear]) -> int:
+    return sum(linear.codes.numel() for linear in made.values())

@@ -1,0 +1,84 @@
+"""Which artifacts the gate compares, and which it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.artifact import Manifest, PartRecord, write_manifest
+from kit.checkpoint import SHIPPED
+from kit.errors import UsageError
+from kit.ports import ports
+from kit.variants import Variant
+from quantize.gate.admission import NEEDED, TOKENIZER, admit, speaks_the_samples_grammar
+
+
+def artifact(folder: Path, tokenizer: str = "{}", parts: Any = NEEDED, **changes: Any) -> Path:
+    """Write an artifact without graphs, which admission does not open."""
+    variant = changes.pop("variant", Variant.named("klein-4b"))
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / TOKENIZER).write_text(tokenizer)
+    records = {part: PartRecord(f"{part}/model.onnx", ports(part, variant, "fp32")) for part in parts}
+    plain = Manifest("onnx", variant, "fp32", "fp32", {}, {}, records)
+    write_manifest(folder, replace(plain, **changes))
+    return folder
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    return artifact(tmp_path / "reference")
+
+
+def test_a_quantized_artifact_against_its_plain_one_needs_no_word(tmp_path: Path, reference: Path) -> None:
+    admitted = admit(artifact(tmp_path / "int8", kind="quantized", recipe="int8"), reference)
+    assert admitted.warnings == ()
+    assert (admitted.candidate.recipe, admitted.reference.recipe) == ("int8", "fp32")
+
+
+def test_other_default_steps_do_not_matter_since_both_draw_as_many(tmp_path: Path, reference: Path) -> None:
+    variant = replace(Variant.named("klein-4b"), steps=8)
+    assert admit(artifact(tmp_path / "c", variant=variant), reference).candidate.variant.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"variant": Variant.named("klein-9b")},
+            "c is klein-9b and .*reference is klein-4b: their transformer differs",
+        ),
+        ({"variant": replace(Variant.named("klein-4b"), text_tokens=48)}, "their text_tokens differs"),
+        ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate draws whole pictures"),
+        ({"compute": "bf16"}, "c computes in bf16, for which ONNX Runtime's CPU provider has no kernels"),
+        ({"tokenizer": "{ }"}, "have different tokenizers"),
+        ({"kind": "engine"}, "is an artifact of kind 'engine'; needed: onnx or quantized"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    tmp_path: Path, reference: Path, changes: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(UsageError, match=match):
+        admit(artifact(tmp_path / "c", **changes), reference)
+
+
+def test_a_reference_that_is_more_quantized_than_the_candidate_is_a_warning(tmp_path: Path, reference: Path) -> None:
+    coarse = artifact(tmp_path / "int8", kind="quantized", recipe="int8")
+    itself_quantized, wrong_way = admit(reference, coarse).warnings
+    assert "the reference is itself quantized (int8)" in itself_quantized
+    assert "wrong way round?" in wrong_way
+
+
+def test_an_artifact_against_itself_is_a_warning(reference: Path) -> None:
+    assert "are one artifact" in admit(reference, reference).warnings[0]
+
+
+def test_the_samples_grammar_is_known_by_its_tokenizer(tmp_path: Path, reference: Path) -> None:
+    plain = admit(reference, reference).reference
+    assert not speaks_the_samples_grammar(plain)
+    sample = artifact(tmp_path / "sample")
+    shutil.copy(SHIPPED / TOKENIZER, sample / TOKENIZER)
+    assert speaks_the_samples_grammar(write_manifest(sample, plain))

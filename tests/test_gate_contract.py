@@ -1,0 +1,122 @@
+"""Contracts: what a file may say, and when intervals keep it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kit.errors import UsageError
+from quantize.gate.contract import Bound, Contract, find, load, of_recipe, parse, shipped
+from quantize.gate.intervals import Interval
+from quantize.recipes import RECIPES
+
+
+def found(mean: float, low: float, high: float) -> Interval:
+    return Interval(mean, low, high, prompts=40, drawings=80)
+
+
+def test_a_contract_ships_for_every_recipe_and_protects_the_judge() -> None:
+    assert set(shipped()) == RECIPES.keys()
+    for recipe in shipped():
+        contract = of_recipe(recipe)
+        assert Bound("judge_change", -0.01, "measured") in contract.bounds
+        assert contract.least_prompts >= 32
+        assert contract.about
+
+
+def test_a_recipe_without_a_contract_asks_for_a_file() -> None:
+    with pytest.raises(UsageError, match="no contract ships for the recipe 'fp5'; there are: bf16, fp32, fp8"):
+        of_recipe("fp5")
+
+
+def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
+    said = {"format": 1, "least_prompts": 8, "bounds": {"flip": {"at_most": 0.1, "when": "measured"}}}
+    (tmp_path / "c.json").write_text(json.dumps(said))
+    (tmp_path / "c.toml").write_text('format = 1\nleast_prompts = 8\n[bounds.flip]\nat_most = 0.1\nwhen = "measured"\n')
+    both = [load(tmp_path / name) for name in ("c.json", "c.toml")]
+    assert both[0].bounds == both[1].bounds == (Bound("flip", 0.1, "measured"),)
+    assert both[0].least_prompts == both[1].least_prompts == 8
+
+
+def test_a_contract_is_found_by_its_file_or_by_a_recipes_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("format = 1\n[bounds.ssim]\nat_least = 0.5\n")
+    assert find(str(tmp_path / "mine.toml")).bounds == (Bound("ssim", 0.5),)
+    assert find("int8") == of_recipe("int8")
+
+
+def test_a_bound_must_hold_for_the_whole_interval() -> None:
+    ssim, flip = Bound("ssim", 0.9), Bound("flip", 0.1)
+    assert ssim.fault(found(0.95, 0.9, 0.97)) is None
+    assert flip.fault(found(0.05, 0.02, 0.1)) is None
+    assert ssim.fault(found(0.8, 0.75, 0.85)) == (
+        "ssim at least 0.9: found 0.8, between 0.75 and 0.85 with 95 % confidence"
+    )
+    assert flip.fault(found(0.09, 0.08, 0.11)) == (
+        "flip at most 0.1: found 0.09, between 0.08 and 0.11 with 95 % confidence; the mean keeps it, but 40 prompts "
+        "do not prove it"
+    )
+
+
+def test_a_judge_that_may_have_lost_more_than_one_point_breaks_the_contract() -> None:
+    judge = Bound("judge_change", -0.01, "measured")
+    assert judge.fault(found(-0.004, -0.0099, 0.001)) is None
+    assert "do not prove it" in str(judge.fault(found(-0.004, -0.0101, 0.001)))
+
+
+def test_what_was_not_measured_breaks_a_contract_that_always_asks_for_it() -> None:
+    contract = Contract("mine", "", 1, (Bound("lpips", 0.1), Bound("clip_change", -1, "measured")))
+    reasons = {"lpips": "the package lpips is not installed", "clip_change": "no --clip DIR names a CLIP model"}
+    assert contract.faults({}, reasons, 40) == [
+        "lpips at most 0.1: not measured, because the package lpips is not installed"
+    ]
+
+
+def test_too_few_prompts_break_a_contract() -> None:
+    contract = Contract("mine", "", 32, (Bound("ssim", 0.9),))
+    assert contract.faults({"ssim": found(1, 1, 1)}, {}, 31) == [
+        "31 prompts are drawn, the contract asks for at least 32"
+    ]
+    assert contract.faults({"ssim": found(1, 1, 1)}, {}, 32) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("format = ", "mine.toml: not valid TOML"),
+        ("", "format is not 1"),
+        ("format = 2", "format is not 1"),
+        ("format = 1", "bounds is missing or empty"),
+        ("format = 1\nleast_prompts = 0\n[bounds.ssim]\nat_least = 1", "least_prompts 0 is not a positive whole"),
+        ("format = 1\nleast_prompts = true\n[bounds.ssim]\nat_least = 1", "least_prompts True is not a positive"),
+        ("format = 1\nabout = 3\n[bounds.ssim]\nat_least = 1", "about 3 is not text"),
+        ("format = 1\nmetrics = 3", "unknown key 'metrics'; there are: format, about, least_prompts, bounds"),
+        ("format = 1\n[bounds.sim]\nat_least = 1", "unknown metric 'sim'; there are: psnr, ssim, flip"),
+        ("format = 1\n[bounds.ssim]\nleast = 1", "mine.toml, ssim: unknown key 'least'; there are: at_least, at_most"),
+        ("format = 1\n[bounds.ssim]\nat_most = 1", "ssim: higher is better, so its bound is at_least alone"),
+        ("format = 1\n[bounds.flip]\nat_least = 1", "flip: lower is better, so its bound is at_most alone"),
+        ("format = 1\n[bounds.flip]\nat_least = 1\nat_most = 2", "lower is better, so its bound is at_most alone"),
+        ("format = 1\n[bounds.ssim]\nat_least = 'x'", "at_least 'x' is not a number"),
+        ("format = 1\n[bounds.ssim]\nat_least = nan", "at_least nan is not a number"),
+        ("format = 1\n[bounds.ssim]\nat_least = 1\nwhen = 'ever'", "when 'ever' is not one of always, measured"),
+        ("format = 1\n[bounds]\nssim = 1", "ssim: 1 is not a table of at_least, at_most, when"),
+    ],
+)
+def test_a_malformed_contract_is_refused(content: str, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        parse(content, "toml", "mine.toml")
+
+
+def test_a_contract_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none.toml: no such file, and no contract of that name; there are: bf16"):
+        find("none.toml")
+    (tmp_path / "c.toml").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="byte 0 is not valid UTF-8"):
+        load(tmp_path / "c.toml")
+    (tmp_path / "c.json").write_text("[1]")
+    with pytest.raises(UsageError, match="format is not 1"):
+        load(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(UsageError, match="not valid JSON"):
+        load(tmp_path / "c.json")

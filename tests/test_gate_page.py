@@ -1,0 +1,42 @@
+"""Which pairs the page shows."""
+
+from __future__ import annotations
+
+import random
+
+from quantize.gate.contract import of_recipe
+from quantize.gate.drawing import Pair
+from quantize.gate.metrics import Score
+from quantize.gate.page import chosen
+from quantize.gate.report import Report, summarize
+from quantize.prompt_set import Prompt
+
+
+def report(count: int) -> Report:
+    """Make pairs whose FLIP falls with their number, and of which number 7 alone lost something to the judge."""
+    order = list(range(count))
+    random.Random(0).shuffle(order)
+    pairs = [
+        Pair(
+            number,
+            Prompt(f"p{number}", "x", "a dog"),
+            number,
+            {"flip": Score((count - number) / 100), "judge_change": Score(-0.5 * (number == 7), (1, 1))},
+            [1.0],
+        )
+        for number in order
+    ]
+    return summarize(pairs, {}, of_recipe("fp8"), {}, ())
+
+
+def test_the_worst_of_each_metric_the_worst_by_flip_and_a_spread_are_shown_in_order() -> None:
+    shown = [pair.number for pair in chosen(report(40), 7)]
+    assert shown == sorted(shown)
+    assert len(shown) == 7
+    assert {0, 1, 2, 7, 39} <= set(shown)
+
+
+def test_all_pairs_are_shown_where_they_are_few_and_none_where_none_is_asked_for() -> None:
+    assert [pair.number for pair in chosen(report(9), 24)] == list(range(9))
+    assert chosen(report(9), 0) == []
+    assert len(chosen(report(9), 1)) == 1
