@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from export.__main__ import main
 from export.engine import artifact as engine_artifact
+from export.engine.numbers import recipe_of
 from export.engine.options import EngineOptions, PlannedPlan, planned
 from export.engine.precisions import summarize
 from export.engine.refuse import machine_refusal, refusal
@@ -25,6 +27,7 @@ from kit.errors import ArtifactError, UsageError
 from kit.external_weights import ExternalWeights
 from kit.ports import PARTS, ports
 from kit.profiles import Sizing
+from kit.recipes import recipe
 from kit.variants import VARIANTS
 from tests.bindings import load
 from tests.bindings.builder_world import LAYERS, BuilderWorld, write_graph
@@ -45,7 +48,7 @@ def manifest(name: str = "klein-4b", recipe: str = "bf16", compute: Any = "bf16"
 
 
 def why(made: Manifest, options: EngineOptions, disk_free: int | None = None) -> str | None:
-    return refusal(made, options, planned(made, options), disk_free)
+    return refusal(made, recipe(made.recipe), options, planned(made, options), disk_free)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def why(made: Manifest, options: EngineOptions, disk_free: int | None = None) ->
     [
         (manifest(recipe="fp8"), {"gpu": "a10g"}, "fp8 needs compute capability 8.9 or newer; a10g has 8.6: use"),
         (manifest("dev"), {"gpu": "l4"}, "the text encoder of dev in bf16 needs .* l4 gives .*: use --recipe"),
-        (manifest(recipe="fp8", compute="fp32"), {"gpu": "l4"}, "fp32 activations, for a CPU: .* --dtype bf16"),
+        (manifest(recipe="fp8", compute="fp32"), {"gpu": "l4"}, "which is for a CPU: .* export with --dtype bf16"),
         (manifest(), {"gpu": "l4", "weights": "refit"}, "one profile per plan, the transformer has 5: use --engines"),
         (manifest(recipe="fp8"), {"gpu": "l4", "hardware": "ampere-plus"}, "needs 8.9: use --hardware same-capability"),
         (manifest(), {"gpu": "h100", "stated": BEYOND}, "up to 65536 image tokens goes beyond .* nearest: 16384"),
@@ -335,3 +338,27 @@ def test_a_real_engine_is_built_and_paints(tiny: Path, tmp_path: Path) -> None:
 def test_usage_errors_are_what_refusals_are(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes one profile per plan"):
         write(tiny, tmp_path / "engine", weights="refit")
+
+
+def test_a_recipe_of_the_users_is_judged_by_the_numbers_in_its_graphs(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    write_graph(tmp_path / "part")
+    wanted = PartRecord("part/model.onnx", manifest().parts["transformer"].ports)
+    made = replace(manifest(recipe="mine"), parts={"transformer": wanted})
+    assert recipe_of(tmp_path, made).name == "fp8"
+    assert recipe_of(tmp_path, replace(made, recipe="int8")).name == "int8", "a recipe of the kit's is what it says"
+    graph = tmp_path / "part" / "model.onnx"
+    model = onnx.ModelProto.FromString(graph.read_bytes())
+
+    def rewritten(kind: Any, activations: bool) -> str:
+        for tensor in model.graph.initializer:
+            tensor.data_type = kind
+        for node in model.graph.node:
+            node.op_type = "QuantizeLinear" if activations else "MatMul"
+        graph.write_bytes(model.SerializeToString())
+        return recipe_of(tmp_path, made).name
+
+    assert rewritten(onnx.TensorProto.INT8, True) == "int8"
+    assert rewritten(onnx.TensorProto.INT8, False) == "int8-weights"
+    assert rewritten(onnx.TensorProto.INT4, False) == "int4-weights"
+    assert rewritten(onnx.TensorProto.FLOAT, False) == "bf16"
