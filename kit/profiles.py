@@ -7,7 +7,7 @@ one profile of the transformer. The VAE convolves over height and width, so its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kit.errors import UsageError
 from kit.ports import PartName, Port, Ports, split_axis
@@ -95,6 +95,8 @@ def derive(ports: Ports, sizing: Sizing) -> tuple[Profile, ...]:
     axes = axes_of(ports)
     if axes == ("batch",):
         return (Profile("text", {"batch": Range(1, 1, sizing.max_batch)}),)
+    if "ref_tokens" in axes:  # a part of klein-kv, whose cache of references has an axis of its own
+        return _cache_profiles(sizing, axes)
     return tuple(
         _token_profile(sizing, index) if "image_tokens" in axes else _latent_profile(sizing, index)
         for index in range(len(sizing.sides))
@@ -107,6 +109,16 @@ def _token_profile(sizing: Sizing, index: int) -> Profile:
     low = (sizing.sides[index - 1] // PIXELS) ** 2 + 1 if index else (sizing.min_side // PIXELS) ** 2
     most = tokens + sizing.references * REFERENCE_TOKENS
     return Profile(str(side), {"batch": sizing.batch(tokens), "image_tokens": Range(low, tokens, most)})
+
+
+def _cache_profiles(sizing: Sizing, axes: tuple[str, ...]) -> tuple[Profile, ...]:
+    """Bound the image like the transformer's profiles and the references, at least one, on their own."""
+    most = max(1, sizing.references) * REFERENCE_TOKENS
+    references = {"ref_tokens": Range((sizing.min_side // PIXELS) ** 2, REFERENCE_TOKENS, most)}
+    if "image_tokens" not in axes:
+        return (Profile("references", {"batch": sizing.batch(most), **references}),)
+    images = [_token_profile(replace(sizing, references=0), index) for index in range(len(sizing.sides))]
+    return tuple(Profile(image.name, {**image.axes, **references}) for image in images)
 
 
 def _latent_profile(sizing: Sizing, index: int) -> Profile:

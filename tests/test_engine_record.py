@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit import cuda_device
-from kit.cuda_device import CudaDevice, Machine, parse, this_machine
+from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.engine_record import EngineRecord, PlanRecord, mismatch
 from kit.errors import ArtifactError
+from kit.hardware import Device
 from kit.profiles import Profile, Range
 
 L4 = CudaDevice("NVIDIA L4", (8, 9), 23034 * 2**20, "580.65.06")
@@ -103,26 +102,18 @@ def test_a_part_that_was_not_built_is_named() -> None:
         RECORD.plans_of("vae_decoder")
 
 
-def test_a_line_of_nvidia_smi_is_a_device_and_another_line_is_none() -> None:
-    assert parse("NVIDIA L4, 8.9, 23034, 580.65.06") == L4
+def test_this_machine_is_what_nvidia_smi_and_package_metadata_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("NVIDIA L4", L4.memory_bytes, 1, "8.9", "580.65.06")
+    monkeypatch.setattr(cuda_device, "devices", lambda: ((device,), None))
+    monkeypatch.setattr(cuda_device, "versions", lambda: {"tensorrt-cu12": "10.16.1.11", "torch": "2"})
+    assert this_machine() == Machine(L4, "10.16.1.11")
+    assert this_machine(1).device is None
     assert L4.name == "l4"
     assert replace(L4, title="Quadro").name is None
-    for line in ("", "No devices were found", "NVIDIA L4, [N/A], 23034, 580", "NVIDIA L4, 8.9, [N/A], 580"):
-        assert parse(line) is None
-
-
-def test_this_machine_asks_nvidia_smi_and_package_metadata(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA L4, 8.9, 23034, 580.65.06'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(cuda_device, "TENSORRT_PACKAGES", ("no-such-package", "pytest"))
-    assert this_machine() == Machine(L4, pytest.__version__)
-    assert this_machine(1).device is None
-    tool.write_text("#!/bin/sh\nexit 9\n")
-    assert this_machine().device is None
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("broken")))
-    assert this_machine().device is None
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(cuda_device, "TENSORRT_PACKAGES", ())
+    monkeypatch.setattr(cuda_device, "devices", lambda: ((), "no nvidia-smi"))
+    monkeypatch.setattr(cuda_device, "versions", dict)
     assert this_machine() == Machine(None, None)
+
+
+def test_a_capability_that_the_driver_does_not_tell_is_none_that_a_plan_was_built_for() -> None:
+    assert CudaDevice.of(Device("Old", 1, 1, "[N/A]", "1")).compute_capability == (0, 0)

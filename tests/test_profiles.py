@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from kit.errors import UsageError
-from kit.ports import PARTS, Ports, ports
+from kit.ports import ALL_PARTS, Ports, ports
 from kit.profiles import Profile, Range, Sizing, axes_of, choose, derive, stated
 from kit.variants import VARIANTS, Variant
 
 KLEIN = VARIANTS["klein-4b"]
+REFERENCE = Range(16, 4096, 4096)
 
 
 def of(part: Any, variant: Variant = KLEIN) -> Ports:
@@ -49,7 +50,7 @@ def test_reference_pictures_widen_every_bucket_by_a_megapixel_each() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ALL_PARTS)
 def test_every_profile_gives_every_input_its_shapes(name: str, part: Any) -> None:
     wanted = of(part, VARIANTS[name])
     for profile in derive(wanted, Sizing()):
@@ -57,6 +58,18 @@ def test_every_profile_gives_every_input_its_shapes(name: str, part: Any) -> Non
             low, best, high = profile.shapes(port)
             assert len(low) == len(port.dims)
             assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
+
+
+def test_the_cache_of_references_has_an_axis_of_its_own_from_one_picture_on() -> None:
+    variant = VARIANTS["klein-9b-kv"]
+    (cached,) = derive(of("transformer_cached", variant), Sizing(sides=(1024,)))
+    assert dict(cached.axes) == {
+        "batch": Range(1, 1, 4),
+        "image_tokens": Range(16, 4096, 4096),
+        "ref_tokens": REFERENCE,
+    }
+    (extract,) = derive(of("transformer_extract", variant), Sizing(sides=(1024,), references=3))
+    assert dict(extract.axes) == {"batch": Range(1, 1, 1), "ref_tokens": Range(16, 4096, 3 * 4096)}
 
 
 def test_a_stated_profile_replaces_the_derived_ones() -> None:

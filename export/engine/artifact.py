@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from export.engine.numbers import recipe_of
 from export.engine.options import EngineOptions, PlannedPlan, planned
 from export.engine.refuse import machine_refusal, refusal
 from kit.artifact import (
@@ -47,7 +48,7 @@ def check(artifact: Path, options: EngineOptions, out: Path) -> Request:
     """Check artifact and options, without TensorRT and a GPU; raises UsageError with the nearest setting that works."""
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     plans = planned(manifest, options)
-    if why := refusal(manifest, options, plans, _free(out)):
+    if why := refusal(manifest, recipe_of(artifact, manifest), options, plans, _free(out)):
         raise UsageError(why)
     return Request(artifact, manifest, options, plans)
 

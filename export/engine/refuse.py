@@ -9,33 +9,43 @@ from kit import feasible
 from kit.artifact import Manifest
 from kit.cuda_device import Machine
 from kit.gpus import gpu
-from kit.ports import PartName
-from kit.profiles import Profile
-from kit.recipes import recipe
+from kit.ports import KV_PARTS, PartName
+from kit.profiles import REFERENCE_TOKENS, Profile
+from kit.recipes import Recipe
 
 OLDEST, NEWEST = (10, 13), (11, 99)  # where weights are fed by address, up to the last major version that is known
 ATTENTION = (10, 14)  # where the parser knows the Attention operator
 
 
 def refusal(
-    manifest: Manifest, options: EngineOptions, plans: Sequence[PlannedPlan], disk_free: int | None
+    manifest: Manifest,
+    chosen: Recipe,
+    options: EngineOptions,
+    plans: Sequence[PlannedPlan],
+    disk_free: int | None,
 ) -> str | None:
     """Say why artifact and options make no engine and the nearest setting that would; None when they do.
 
-    Raises UsageError for a GPU or recipe that the kit does not know.
+    Raises UsageError for a GPU that the kit does not know.
     """
-    return next(_against_options(manifest, options, plans), None) or next(
-        (why for build in _builds(manifest, options, plans, disk_free) if (why := feasible.refusal(build)) is not None),
+    return next(_against_options(manifest, chosen, options, plans), None) or next(
+        (
+            why
+            for build in _builds(manifest, chosen, options, plans, disk_free)
+            if (why := feasible.refusal(build)) is not None
+        ),
         None,
     )
 
 
-def _against_options(manifest: Manifest, options: EngineOptions, plans: Sequence[PlannedPlan]) -> Iterator[str]:
-    chosen, card = recipe(manifest.recipe), gpu(options.gpu)
+def _against_options(
+    manifest: Manifest, chosen: Recipe, options: EngineOptions, plans: Sequence[PlannedPlan]
+) -> Iterator[str]:
+    card = gpu(options.gpu)
     if manifest.compute == "fp32" and chosen.compute != "fp32":
         yield (
-            f"the artifact is {chosen.name} with fp32 activations, which is for a CPU: on a GPU they take twelve times "
-            "the memory of bf16; export with --dtype bf16 and quantize again"
+            f"the artifact is {manifest.recipe} with fp32 activations, which is for a CPU: on a GPU they take twelve "
+            "times the memory of bf16; export with --dtype bf16 and quantize again"
         )
     several = next((plan for plan in plans if len(plan.profiles) > 1), None)
     if options.weights == "refit" and several is not None:
@@ -53,31 +63,39 @@ def _against_options(manifest: Manifest, options: EngineOptions, plans: Sequence
 
 
 def _builds(
-    manifest: Manifest, options: EngineOptions, plans: Sequence[PlannedPlan], disk_free: int | None
+    manifest: Manifest,
+    chosen: Recipe,
+    options: EngineOptions,
+    plans: Sequence[PlannedPlan],
+    disk_free: int | None,
 ) -> Iterator[feasible.Build]:
     """Put every profile to the planner's question; the disk is asked about all parts at once."""
     parts: tuple[PartName, ...] = tuple(dict.fromkeys(plan.part for plan in plans))
     copies = max((sum(plan.part == part for plan in plans) for part in parts), default=1)
+    asked = options.sizing.references * REFERENCE_TOKENS
     for plan in plans:
         for profile in plan.profiles:
             low, high = _tokens(profile)
+            references = min(asked, high - low) if plan.part == "transformer" else 0
+            if "ref_tokens" in profile.axes:
+                references = profile.axes["ref_tokens"].high
             batch = profile.axes["batch"].high
             yield feasible.Build(
                 variant=manifest.variant,
-                recipe=recipe(manifest.recipe).name,
+                recipe=chosen.name,
                 gpu=gpu(options.gpu),
                 min_tokens=low,
-                max_tokens=min(high, feasible.MAX_TOKENS) if plan.part == "transformer" else high,
-                reference_tokens=max(0, high - feasible.MAX_TOKENS) if plan.part == "transformer" else 0,
+                max_tokens=high - references if plan.part == "transformer" else high,
+                reference_tokens=references,
                 batch=max(1, batch // (2 if manifest.variant.guidance == "cfg" else 1)),
-                parts=(plan.part,),
+                parts=("transformer" if plan.part in KV_PARTS else plan.part,),
                 weight_streaming=options.weights == "stream",
                 stripped=options.weights == "refit",
             )
     if disk_free is not None:
         yield feasible.Build(
             variant=manifest.variant,
-            recipe=recipe(manifest.recipe).name,
+            recipe=chosen.name,
             gpu=gpu(options.gpu),
             max_tokens=feasible.MIN_TOKENS,
             parts=parts,

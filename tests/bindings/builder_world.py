@@ -18,7 +18,12 @@ PORTS = Ports(
     inputs=(Port("x", "bf16", ("batch", "image_tokens", 16)), Port("ids", "i64", ("batch", "image_tokens", 4))),
     outputs=(Port("y", "bf16", ("batch", "image_tokens", 16)),),
 )
-TYPES = {TensorProto.BFLOAT16: "BF16", TensorProto.INT64: "INT64", TensorProto.FLOAT: "FLOAT"}
+TYPES = {
+    TensorProto.BFLOAT16: "BF16",
+    TensorProto.INT64: "INT64",
+    TensorProto.FLOAT: "FLOAT",
+    TensorProto.UINT8: "UINT8",
+}
 STORED = {"codes": (TensorProto.FLOAT8E4M3FN, (16, 16), 256), "small": (TensorProto.INT4, (16, 16), 128),
           "plain": (TensorProto.BFLOAT16, (16, 16), 512)}  # fmt: skip
 LAYERS = {
