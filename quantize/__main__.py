@@ -25,6 +25,7 @@ COMMANDS = {
     "apply": ("apply_command", "quantize an artifact by a recipe"),
     "report": ("report_command", "tell which share of an artifact really runs quantized"),
     "gate": ("gate_command", "compare a quantized artifact's pictures with those of its reference"),
+    "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
 }
 
 
