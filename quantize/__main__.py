@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from kit.cli import report
@@ -30,6 +29,13 @@ COMMANDS = {
 }
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, report; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -38,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (module, about) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name, help=about, description=about, formatter_class=Help
         )
         _load(module).add_arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON object on the last line")
