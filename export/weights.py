@@ -105,8 +105,9 @@ def attach(model: ir.Model, binding: Binding) -> None:
     """Point the initializers of a traced graph at the checkpoint's byte ranges, under the checkpoint's names.
 
     Where a tensor is stored in another type than the graph computes in, it keeps its stored type and a Cast follows,
-    which every runtime folds when it loads the graph; no byte of a weight is rewritten. What is stored in FP8 is
-    followed by a DequantizeLinear with its scale.
+    which every runtime folds when it loads the graph; no byte of a weight is rewritten. A table of which rows are looked
+    up is not cast as a whole, which would double it in memory: the rows are. What is stored in FP8 is followed by a
+    DequantizeLinear with its scale.
     """
     graph = model.graph
     for name in [name for name in graph.initializers if name.startswith(MODULE)]:
@@ -120,6 +121,10 @@ def attach(model: ir.Model, binding: Binding) -> None:
             scale.const_value = ir.tensor(read_all(stored_scale), name=stored_scale.name)  # four bytes, in the graph
             graph.register_initializer(scale)
             replacement = _dequantize(graph, source, scale, traced)
+        elif traced.dtype != source.dtype and all(_is_lookup(use) for use in traced.uses()):
+            for use in list(traced.uses()):
+                _cast_rows(graph, use.node, source)
+            continue
         else:
             replacement = source if traced.dtype == source.dtype else _cast(graph, source, traced)
         ir.convenience.replace_all_uses_with(traced, replacement)
@@ -151,6 +156,26 @@ def _dequantize(graph: ir.Graph, source: ir.Value, scale: ir.Value, traced: ir.V
     node.outputs[0].shape = traced.shape
     graph.insert_before(graph[0], node)
     return node.outputs[0]
+
+
+def _is_lookup(use: ir.Usage) -> bool:
+    return use.node.op_type == "Gather" and use.idx == 0
+
+
+def _cast_rows(graph: ir.Graph, lookup: ir.Node, source: ir.Value) -> None:
+    """Let a Gather read the stored table, and put a Cast to its former type behind it."""
+    rows = lookup.outputs[0]
+    assert rows.dtype is not None
+    stored = ir.node("Gather", [source, lookup.inputs[1]], dict(lookup.attributes), name=lookup.name)
+    stored.outputs[0].name = f"{lookup.name}:stored"
+    stored.outputs[0].type, stored.outputs[0].shape = ir.TensorType(source.dtype), rows.shape
+    node = ir.node("Cast", [stored.outputs[0]], {"to": rows.dtype}, name=f"{lookup.name}/Cast")
+    node.outputs[0].type, node.outputs[0].shape = rows.type, rows.shape
+    graph.insert_before(lookup, [stored, node])
+    name = rows.name
+    ir.convenience.replace_all_uses_with(rows, node.outputs[0])
+    graph.remove(lookup, safe=True)
+    node.outputs[0].name = name
 
 
 def _cast(graph: ir.Graph, source: ir.Value, traced: ir.Value) -> ir.Value:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kit.errors import Flux2Error
+from kit.errors import CheckFailed, Flux2Error
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 
@@ -21,10 +21,12 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     their traceback.
     """
     _hush_diffusers()
+    found: Mapping[str, Any] = {}
     try:
         facts = step()
     except Flux2Error as error:
         code, message = error.exit_code, str(error)
+        found = error.facts if isinstance(error, CheckFailed) else {}
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted; unfinished output was removed"
     except OSError as error:
@@ -36,7 +38,7 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
         return 0
     print(f"error: {message}", file=sys.stderr, flush=True)
     if as_json:
-        print(json.dumps({"error": message, "exit_code": code}), flush=True)
+        print(json.dumps({**found, "error": message, "exit_code": code}), flush=True)
     return code
 
 

@@ -9,6 +9,9 @@ Flux2Error
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class Flux2Error(Exception):
     """Base of everything the kit raises on purpose; `exit_code` is what the command line returns."""
@@ -27,7 +30,11 @@ class CheckpointError(UsageError):
 
 
 class CheckFailed(Flux2Error):
-    """A check or a quality contract did not hold."""
+    """A check or a quality contract did not hold; `facts` is what was measured, for `--json`."""
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = facts or {}
 
 
 class ArtifactError(CheckFailed):

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from kit.cli import report
@@ -26,7 +25,15 @@ COMMANDS = {
     "report": ("report_command", "tell which share of an artifact really runs quantized"),
     "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
     "gate": ("gate_command", "compare a quantized artifact's pictures with those of its reference"),
+    "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
 }
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (module, about) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name, help=about, description=about, formatter_class=Help
         )
         _load(module).add_arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON object on the last line")

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(to_markdown(report), end="")
     where = f"; see {args.out / REPORT}" if args.out else "; --out DIR keeps the report and the pictures"
     if report.faults:
-        raise CheckFailed(f"contract {report.contract.name} broken: {'; '.join(report.faults)}{where}")
+        raise CheckFailed(f"contract {report.contract.name} broken: {'; '.join(report.faults)}{where}", report.facts())
     return {**report.facts(), "out": str(args.out) if args.out else None}
 
 

@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
     admit(args.artifact, args.artifact)
     prompts = prompt_set.load(args.prompts)
     seen = record.read(args.calibration) if args.calibration else None
-    from quantize.search.subject import Picture, choose_cost, open_subject  # brings torch
+    from quantize.search.groups import Picture
+    from quantize.search.subject import choose_cost, open_subject  # brings torch
 
     cost = choose_cost(recipe, args.spare, args.cost)
     model = _model(args, manifest)

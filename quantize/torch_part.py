@@ -48,7 +48,7 @@ class TorchPart:
         return {self.ports.outputs[0].name: output.float().cpu().numpy()}
 
     def tensor(self, name: str, array: Array) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
         wide = name in ("timestep", "guidance") or not tensor.is_floating_point()
         return tensor if wide else tensor.to(self.dtype)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit.artifact import Manifest, PartRecord, write_manifest
+from kit.artifact import MANIFEST, Manifest, PartRecord, digest, write_manifest
 from kit.checkpoint import SHIPPED
 from kit.errors import UsageError
 from kit.ports import ports
@@ -70,6 +70,14 @@ def test_a_reference_that_is_more_quantized_than_the_candidate_is_a_warning(tmp_
     itself_quantized, wrong_way = admit(reference, coarse).warnings
     assert "the reference is itself quantized (int8)" in itself_quantized
     assert "wrong way round?" in wrong_way
+
+
+def test_a_candidate_of_another_parent_is_a_warning(tmp_path: Path, reference: Path) -> None:
+    quantized = {"kind": "quantized", "recipe": "int8"}
+    child = artifact(tmp_path / "child", source={"parent": digest(reference / MANIFEST)}, **quantized)
+    stranger = artifact(tmp_path / "stranger", source={"parent": "0" * 64}, **quantized)
+    assert admit(child, reference).warnings == ()
+    assert "was made from another artifact than the reference" in admit(stranger, reference).warnings[0]
 
 
 def test_an_artifact_against_itself_is_a_warning(reference: Path) -> None:

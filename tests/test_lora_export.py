@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -96,16 +95,16 @@ def test_the_graph_with_every_linear_adapted_equals_torch_with_the_deltas_added(
 
 
 @pytest.fixture(scope="module")
-def traced(checkpoint: Path) -> onnx.ModelProto:
+def traced(checkpoint: Path) -> ir.Model:
     """Trace the transformer once; its weights are attached to a copy for every style."""
     model = FakePart("transformer", Variant.of(checkpoint), "fp32", "matmul").trace()
     simplify(model)
-    return ir.to_proto(model)
+    return model
 
 
 @pytest.mark.parametrize("style", [*OF_DIFFUSERS, *(f"{name}, their names" for name in OF_BFL)])
 def test_the_graph_of_every_style_equals_torch_with_the_deltas_added(
-    checkpoint: Path, state: State, traced: onnx.ModelProto, tmp_path: Path, style: str
+    checkpoint: Path, state: State, traced: ir.Model, tmp_path: Path, style: str
 ) -> None:
     """Every linear of the transformer is adapted, in the names and with the factors of one file style."""
     of_bfl = style.endswith(", their names")
@@ -115,7 +114,7 @@ def test_the_graph_of_every_style_equals_torch_with_the_deltas_added(
     folder = tmp_path / "transformer"
     folder.mkdir()
     bound = bind(checkpoint, Lora(write(tmp_path, made), weight))
-    model = ir.from_proto(traced)
+    model = traced.clone()
     attach(model, bound.settle(folder))
     ir.save(model, folder / "model.onnx")
     for file in bound.files:

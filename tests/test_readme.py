@@ -62,7 +62,8 @@ def test_the_commands_of_the_readme_paint_a_picture(tmp_path: Path) -> None:
         if server is not None:
             server.send_signal(signal.SIGINT)
             server.communicate(timeout=30)
-    assert done == ["onnx", "repository", "run", "generate", "lint"]
+    quantized = ["calibrate", "apply", "report", "gate"]
+    assert done == ["onnx", "repository", "run", "generate", "lint", *quantized, "doctor", "plan"]
     assert decode((tmp_path / "mine.png").read_bytes()).ndim == 3
 
 

@@ -12,6 +12,7 @@ from transformers import Qwen3ForCausalLM
 
 from benchmarks.sample.denoiser_training import training_scenes
 from benchmarks.sample.evaluate import TARGETS, held_out_scenes, quality
+from benchmarks.sample.lora_trials import lora_targets_met
 from benchmarks.sample.pipeline import load, paint
 from benchmarks.sample.recipe import Recipe
 from benchmarks.sample.training import LIMIT, check_sizes, digests
@@ -53,12 +54,13 @@ def test_the_chat_template_renders_qwen3s_single_turn(pipe: Flux2KleinPipeline) 
     assert said == "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-@pytest.mark.xfail(strict=True, reason="94.0 % of the shapes are right, the aim is 95 %: see kit/sample/README.md")
 def test_the_published_quality_meets_its_targets() -> None:
     published = json.loads(RESULT.read_text())
     assert published["quality"]["pictures"] == 300
     assert published["passed"]
     assert all(published["quality"][name] >= least for name, least in TARGETS.items())
+    assert lora_targets_met(published["loras"])
+    assert published["judge_on_true_drawings"]["shapes"] >= 0.995
 
 
 def test_no_held_out_scene_was_trained() -> None:
@@ -81,7 +83,6 @@ def test_prompts_outside_the_grammar_still_give_a_picture(pipe: Flux2KleinPipeli
     assert [picture.shape for picture in paint(pipe, prompts, [0, 1, 2, 3])] == [(128, 128, 3)] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="the LoRAs are too weak yet: see kit/sample/README.md")
 def test_the_star_lora_paints_stars_that_the_checkpoint_cannot() -> None:
     pipe, rng = load(SAMPLE / "checkpoint"), random.Random(5)
     scenes = [random_scene(rng, UNSEEN_SHAPES) for _ in range(8)]
@@ -95,7 +96,6 @@ def test_the_star_lora_paints_stars_that_the_checkpoint_cannot() -> None:
     assert stars() >= before + 5
 
 
-@pytest.mark.xfail(strict=True, reason="the LoRAs are too weak yet: see kit/sample/README.md")
 def test_the_outline_lora_hollows_shapes_out() -> None:
     pipe = load(SAMPLE / "checkpoint")
     prompts = ["a large red circle on a white background", "a large blue square on a black background"]

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         made = command(name, says)
         made.add_argument(
-            "--work", type=Path, default=Path("build/sample"), help="where checkpoints of the training lie"
+            "--work", type=Path, default=Path("build/sample-training"), help="where checkpoints of the training lie"
         )
         made.add_argument("--out", type=Path, default=HOME, help="gets checkpoint/, loras/ and digests.json")
         made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="picture of the losses")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.artifact import Manifest, digest, verify
+from kit.artifact import MANIFEST, Manifest, digest, verify
 from kit.checkpoint import SHIPPED
 from kit.errors import UsageError
 from kit.ports import PartName
@@ -60,6 +60,12 @@ def _warnings(candidate: Path, reference: Path, ours: Manifest, theirs: Manifest
         )
     if ours.kind == "onnx" and theirs.kind == "quantized":
         said.append("the reference is quantized and the candidate is not: are DIR and --reference the wrong way round?")
+    parent = ours.source.get("parent")
+    if parent is not None and theirs.kind == "onnx" and parent != digest(reference / MANIFEST):
+        said.append(
+            "the candidate was made from another artifact than the reference: what differs between those two counts "
+            "against it as well"
+        )
     return tuple(said)
 
 

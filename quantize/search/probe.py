@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from quantize.torch_part import TorchPart
 from serve.engine import Array
 
-See = Callable[[str, Tensor, Tensor], None]  # layer, input [B, ..., K], gradient at the output [B, ..., N]
+See = Callable[[str, Tensor, Tensor, Tensor], None]  # layer, its weight [N, K], input [B, ..., K], gradient [B, ..., N]
 
 
 class _Seen(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _Seen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        ctx.see(x, gradients[0])
+        ctx.see(weight, x, gradients[0])
         return gradients[0] @ weight if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
@@ -41,30 +41,42 @@ def probing(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
     No parameter needs a gradient; a root of no size that does makes the graph begin at the layers themselves.
     """
     root = torch.zeros((), requires_grad=True)
+    apply: Any = _Seen.apply
 
-    def forward(module: Any, shown: Callable[[Tensor, Tensor], None], x: Tensor) -> Any:
-        return _Seen.apply(x, root.to(x.device), module.weight, module.bias, shown)
+    def forward(module: Any, shown: Callable[[Tensor, Tensor, Tensor], None], x: Tensor) -> Any:
+        return apply(x, root.to(x.device), module.weight, module.bias, shown)
 
-    for name, module in layers.items():
-        module.__dict__["forward"] = partial(forward, module, partial(see, name))
-    try:
+    shown = {module: partial(forward, module, partial(see, name)) for name, module in layers.items()}
+    with _replacing(shown):
         yield
-    finally:
-        for module in layers.values():
-            module.__dict__.pop("forward")
 
 
 @contextmanager
 def recomputing(module: nn.Module) -> Iterator[None]:
     """Keep what each block takes and compute the rest again in the backward pass: memory is that of one block."""
-    blocks = [block for found in module.modules() if isinstance(found, nn.ModuleList) for block in found]
-    for block in blocks:
-        block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    blocks: dict[str, Any] = {}
+    for name, found in module.named_modules():
+        if isinstance(found, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in blocks):
+            blocks |= {f"{name}.{place}": block for place, block in found.named_children()}
+    again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
+    with _replacing({block: again(block.forward) for block in blocks.values()}):
+        yield
+
+
+@contextmanager
+def _replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules another forward for the length of a block; some have one of their own already."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        for block in blocks:
-            block.__dict__.pop("forward")
+        for module, old in before.items():
+            if old is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = old
 
 
 def pull_back(

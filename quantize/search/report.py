@@ -73,7 +73,8 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     lines += [
         f"{prompts['count']} prompts ({prompts['spec']}, digest {prompts['digest'][:12]}), {canvas['width']} x "
         f"{canvas['height']} pixels, {canvas['steps']} steps; effects measured on {found['samples']} of them; spared "
-        f"groups: {found['spare']}; asked: {said or 'nothing'}; chosen: {found['chosen'] or 'nothing'}; {found['date']}",
+        f"groups: {found['spare']}; asked: {said or 'nothing'}; chosen: {found['chosen'] or 'nothing'}; "
+        f"{found['date']}",
         "",
         "Pareto front, mean and 95 % interval against the high-precision artifact.",
         "",

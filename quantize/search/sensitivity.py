@@ -10,11 +10,12 @@ is kept beside it, for comparison. Errors of different groups add up as if they 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.weights import Binding
 from kit.ports import Compute, PartName
@@ -22,7 +23,7 @@ from kit.variants import Variant
 from quantize.search.groups import Group, Key
 from quantize.search.probe import probing, pull_back
 from quantize.search.simulate import Shelf
-from quantize.search.trajectory import denoise, go_back
+from quantize.search.trajectory import Trajectory, denoise, go_back
 from quantize.torch_part import TorchPart, load
 from serve.engine import Array
 from serve.prompts import PromptEncoder
@@ -42,26 +43,33 @@ class Effect:
 
 @dataclass
 class Sums:
-    """Running sums over everything that backward passes show, by layer and state."""
+    """Running sums of one part over everything that backward passes show, by layer and state."""
 
-    shelves: Mapping[State, Mapping[PartName, Shelf]]
-    shares: dict[tuple[PartName, str, State], Tensor] = field(default_factory=dict)  # [rows], of this trajectory
-    errors: dict[tuple[PartName, str, State], float] = field(default_factory=lambda: defaultdict(float))
-    powers: dict[tuple[PartName, str], float] = field(default_factory=lambda: defaultdict(float))
-    weights: Mapping[tuple[PartName, str], Tensor] = field(default_factory=dict)
+    shelves: Mapping[State, Shelf]
+    shares: dict[tuple[str, State], Tensor] = field(default_factory=dict)  # [rows], of the batch that is under way
+    errors: dict[tuple[str, State], float] = field(default_factory=lambda: defaultdict(float))
+    powers: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def see(self, part: PartName, layer: str, x: Tensor, gradient: Tensor) -> None:
+    def see(self, layer: str, weight: Tensor, x: Tensor, gradient: Tensor) -> None:
         """Add one call of a layer: x [B, ..., K], gradient [B, ..., N]."""
-        exact = x.float() @ self.weights[part, layer].float().T
-        self.powers[part, layer] += float(exact.square().sum())
-        for state, shelves in self.shelves.items():
-            if layer not in shelves[part].changes:
+        exact = x.float() @ weight.float().T
+        self.powers[layer] += float(exact.square().sum())
+        for state, shelf in self.shelves.items():
+            if layer not in shelf.changes:
                 continue
-            error = shelves[part][layer].output(x) - exact
+            error = shelf[layer].output(x) - exact
             share = (error * gradient).flatten(1).sum(1, dtype=torch.float64).cpu()
-            key = (part, layer, state)
+            key = (layer, state)
             self.shares[key] = self.shares[key] + share if key in self.shares else share
             self.errors[key] += float(error.square().sum())
+
+    def take(self, layers: Iterable[str], state: State) -> Tensor:
+        """Return what layers moved together in this batch, [rows]."""
+        return torch.stack([self.shares[layer, state] for layer in layers]).sum(0)
+
+    def local(self, layers: Sequence[str], state: State) -> float:
+        """Return the squared error of layers' outputs over all batches, relative to the outputs."""
+        return sum(self.errors[layer, state] for layer in layers) / max(sum(self.powers[n] for n in layers), 1e-30)
 
 
 @dataclass(frozen=True)
@@ -88,66 +96,76 @@ def measure(
     progress: Progress = lambda what, done, of: None,
 ) -> dict[tuple[Key, State], Effect]:
     """Measure the effect of every group in every state for which `shelves` has its layers."""
-    sums = Sums(shelves)
     embeds = _embed(model, requests, progress)
     batches = [requests[begin : begin + batch] for begin in range(0, len(requests), batch)]
+    random = torch.Generator().manual_seed(seed)
+    steps = _Steps(sum(2 * chunk[0].steps for chunk in batches), progress)
+    sums = {part: Sums({state: of[part] for state, of in shelves.items()}) for part in model.bindings}
+    finals: dict[tuple[Key, State], list[Tensor]] = defaultdict(list)
+    backs: list[tuple[Trajectory, Tensor]] = []  # at the text embeddings
+
+    def settle(part: PartName, path: Trajectory) -> None:
+        """Square what each group moved in a batch, relative to the final latents."""
+        power = torch.from_numpy(path.latents).double().square().flatten(1).sum(1)  # [requests]
+        for key, state in _states(part, groups, shelves):
+            rows = sums[part].take(groups[key].layers, state)
+            finals[key, state].append(torch.zeros_like(power).index_add(0, path.owner, rows).square() / power)
+        sums[part].shares.clear()
+
     transformer = model.load("transformer")
     watched = _watched(transformer, "transformer", groups)
-    sums.weights = {("transformer", name): module.weight.detach() for name, module in watched.items()}
-    total = sum(2 * chunk[0].steps for chunk in batches)
-    done = 0
-
-    def stepped() -> None:
-        nonlocal done
-        done += 1
-        progress("transformer", done, total)
-
-    paths, backs, shares = [], [], []
-    random = torch.Generator().manual_seed(seed)
     for chunk in batches:
-        path = denoise(transformer, model.variant, chunk, embeds, stepped)
+        path = denoise(transformer, model.variant, chunk, embeds, steps)
         cotangent = torch.randn(path.latents.shape, generator=random)
-        sums.shares = {}
-        with probing(watched, lambda layer, x, g: sums.see("transformer", layer, x, g)):
-            _, back = go_back(transformer, path, cotangent, stepped)
-        paths.append(path)
-        backs.append(back)
-        shares.append(sums.shares)
+        with probing(watched, sums["transformer"].see):
+            _, back = go_back(transformer, path, cotangent, steps)
+        settle("transformer", path)
+        backs.append((replace(path, calls=()), back))
     del transformer, watched
     encoder = model.load("text_encoder")
     watched = _watched(encoder, "text_encoder", groups)
-    sums.weights = {("text_encoder", name): module.weight.detach() for name, module in watched.items()}
-    for index, (path, back) in enumerate(zip(paths, backs, strict=True)):
-        sums.shares = {}
-        with probing(watched, lambda layer, x, g: sums.see("text_encoder", layer, x, g)):
+    for done, (path, back) in enumerate(backs, start=1):
+        with probing(watched, sums["text_encoder"].see):
             pull_back(encoder, _tokens(model.prompts, path.texts), back, ())
-        shares[index] |= sums.shares
-        progress("text encoder", index + 1, len(paths))
-    found = {}
+        settle("text_encoder", path)
+        progress("text encoder", done, len(backs))
+    return {
+        (key, state): Effect(float(torch.cat(squares).mean()), sums[key[0]].local(groups[key].layers, state))
+        for (key, state), squares in finals.items()
+    }
+
+
+@dataclass
+class _Steps:
+    """Counts the steps of all trajectories, there and back."""
+
+    total: int
+    progress: Progress
+    done: int = 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress("transformer", self.done, self.total)
+
+
+def _states(
+    part: PartName, groups: Mapping[Key, Group], shelves: Mapping[State, Mapping[PartName, Shelf]]
+) -> Iterator[tuple[Key, State]]:
     for key, group in groups.items():
-        for state in shelves:
-            if any((key[0], layer, state) not in shares[0] for layer in group.layers):
-                continue
-            squares: list[Tensor] = []
-            for path, here in zip(paths, shares, strict=True):
-                rows = sum((here[key[0], layer, state] for layer in group.layers), torch.zeros(()))
-                moved = torch.zeros(len(path.latents), dtype=torch.float64).index_add(0, path.owner, rows)
-                power = torch.from_numpy(path.latents).double().square().flatten(1).sum(1)
-                squares.append(moved.square() / power)
-            error = sum(sums.errors[key[0], layer, state] for layer in group.layers)
-            power_here = sum(sums.powers[key[0], layer] for layer in group.layers)
-            found[key, state] = Effect(float(torch.cat(squares).mean()), error / max(power_here, 1e-30))
-    return found
+        for state, of in shelves.items():
+            if group.part == part and all(layer in of[part].changes for layer in group.layers):
+                yield key, state
 
 
-def _watched(part: TorchPart, name: PartName, groups: Mapping[Key, Group]) -> dict[str, torch.nn.Module]:
+def _watched(part: TorchPart, name: PartName, groups: Mapping[Key, Group]) -> dict[str, nn.Module]:
     wanted = {layer for group in groups.values() if group.part == name for layer in group.layers}
     return {layer: module for layer, module in part.linears().items() if layer in wanted}
 
 
 def _embed(model: Model, requests: Sequence[Request], progress: Progress) -> dict[str, Array]:
     encoder = model.load("text_encoder")
-    texts = sorted({text for request in requests for text in (request.prompt, request.negative_prompt)})
+    negative = {request.negative_prompt for request in requests} if model.variant.guidance == "cfg" else set()
+    texts = sorted(negative | {request.prompt for request in requests})
     embeds = {}
     for done, text in enumerate(texts, start=1):
         (embeds[text],) = encoder.run(_tokens(model.prompts, [text]))["prompt_embeds"]
@@ -156,8 +174,6 @@ def _embed(model: Model, requests: Sequence[Request], progress: Progress) -> dic
 
 
 def _tokens(prompts: PromptEncoder, texts: Sequence[str]) -> dict[str, Array]:
-    import numpy as np
-
     encoded = [prompts.encode(text) for text in texts]
     return {
         "input_ids": np.stack([tokens.input_ids for tokens in encoded]),

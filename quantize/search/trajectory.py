@@ -2,8 +2,8 @@
 
 For a random vector u at the final latents x_T, going back through all the steps and then through the text encoder
 gives, at the output y of every layer, the gradient g of <u, x_T>. An error dy of that layer moves the final latents by
-J dy, and (g . dy)^2 is an unbiased estimate of |J dy|^2, because E[u u^T] is the identity (Hutchinson, 1990). Steps feed
-the next: with x' = x + (s' - s) v(x), the cotangent before a step is a + (dv/dx)^T (s' - s) a.
+J dy, and (g . dy)^2 is an unbiased estimate of |J dy|^2, because E[u u^T] is the identity (Hutchinson, 1990). Each step
+feeds the next: with x' = x + (s' - s) v(x), the cotangent a' after a step is a' + (s' - s) (dv/dx)^T a' before it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kit.errors import CheckFailed
+from kit.ports import Ports
 from kit.variants import Variant
 from quantize.search.probe import pull_back
 from quantize.torch_part import TorchPart
@@ -29,6 +30,7 @@ class Recorder:
     """An engine that keeps what it was asked; the server's own loop runs on it."""
 
     part: TorchPart
+    ports: Ports
     calls: list[dict[str, Array]] = field(default_factory=list)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -56,7 +58,7 @@ def denoise(
     stepped: Callable[[], None] = lambda: None,
 ) -> Trajectory:
     """Run requests together; raises CheckFailed for numbers that are not finite."""
-    engine = Recorder(part)
+    engine = Recorder(part, part.ports)
     denoiser = Denoiser(variant, "fp32", engine, max_rows=2 * len(requests))
     jobs = [
         denoiser.admit(
