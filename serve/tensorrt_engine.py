@@ -175,4 +175,8 @@ def open_engines(
     device = device or Cuda()
     arena, lock = Arena(device), threading.Lock()
     plans = {part: Plans(root, part, record, device, arena) for part in ports}
+    if record.weights == "stream":
+        arena.allocate()  # activations first: weights take what is left
+        for loaded in plans.values():
+            loaded.share_budget(sum(others.streamable for others in plans.values()))
     return {part: TensorRtEngine(ports[part], loaded, device, lock, graphs) for part, loaded in plans.items()}

@@ -39,11 +39,15 @@ class Arena:
             raise AssertionError("the arena is allocated already")
         self.nbytes = max(self.nbytes, nbytes)
 
+    def allocate(self) -> None:
+        """Take the block; from now on nothing can be reserved."""
+        if self._block is None:
+            self._block = self._device.empty((self.nbytes + ALIGNMENT,), "u8")
+
     @property
     def address(self) -> int:
         """Return where the block begins, allocating it when it is first asked for."""
-        if self._block is None:
-            self._block = self._device.empty((self.nbytes + ALIGNMENT,), "u8")
+        self.allocate()
         start = int(self._block.data_ptr())
         return start + -start % ALIGNMENT
 
@@ -68,10 +72,8 @@ class Loaded:
 class Plans:
     """All plans of one part on one device."""
 
-    def __init__(
-        self, root: Path, part: PartName, record: EngineRecord, device: Device, arena: Arena, budget: int | None = None
-    ) -> None:
-        """Load every plan and reserve its activation memory; `budget` bounds streamed weights on the GPU, in bytes.
+    def __init__(self, root: Path, part: PartName, record: EngineRecord, device: Device, arena: Arena) -> None:
+        """Load every plan and reserve its activation memory.
 
         Raises ArtifactError when TensorRT does not take a plan or its weights.
         """
@@ -87,12 +89,24 @@ class Plans:
             engine = self._deserialize(root / plan.file)
             if record.weights == "refit":
                 refit(engine, root / part / "model.onnx", self.log)
-            elif record.weights == "stream":
-                automatic = engine.get_weight_streaming_automatic_budget()
-                engine.weight_streaming_budget_v2 = automatic if budget is None else budget
             self._loaded.append(Loaded(plan, engine))
             for index in range(engine.num_optimization_profiles):
                 arena.reserve(engine.get_device_memory_size_for_profile_v2(index))
+
+    @property
+    def streamable(self) -> int:
+        """How many bytes of weights can be streamed, of all plans."""
+        return sum(loaded.engine.streamable_weights_size for loaded in self._loaded)
+
+    def share_budget(self, total: int) -> None:
+        """Let streamed weights take a share of the free GPU memory, as large as theirs of `total` streamable bytes.
+
+        TensorRT's automatic budget is for an engine that is alone. It cannot change once there are contexts.
+        """
+        for loaded in self._loaded:
+            engine = loaded.engine
+            size, automatic = engine.streamable_weights_size, engine.get_weight_streaming_automatic_budget()
+            engine.weight_streaming_budget_v2 = min(size, automatic * size // max(1, total))
 
     def contexts(self) -> Sequence[Context]:
         """Make a context for each profile, in the order of the record, bound to the arena."""

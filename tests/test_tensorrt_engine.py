@@ -208,10 +208,14 @@ def test_a_refit_that_fails_is_told_with_what_is_missing(trt: StrictModule, tmp_
         open_engine(trt, tmp_path, weights="refit")
 
 
-def test_streamed_weights_get_the_budget_that_tensorrt_computes(trt: StrictModule, tmp_path: Path) -> None:
+def test_streamed_weights_share_the_budget_that_tensorrt_computes(trt: StrictModule, tmp_path: Path) -> None:
     engine, _ = open_engine(trt, tmp_path, weights="stream")
     budgets = [loaded.engine.weight_streaming_budget_v2 for loaded in engine._plans._loaded]
-    assert budgets == [12345, 12345]
+    assert budgets == [4000, 8000], "a third and two thirds of it"
+    trt.behave("ICudaEngine", "get_weight_streaming_automatic_budget", lambda engine: 10**6)
+    engine._plans.share_budget(engine._plans.streamable)
+    budgets = [loaded.engine.weight_streaming_budget_v2 for loaded in engine._plans._loaded]
+    assert budgets == [10_000, 20_000], "never more than there is to stream"
 
 
 def test_a_version_compatible_plan_may_run_its_own_runtime(trt: StrictModule, tmp_path: Path) -> None:
@@ -269,7 +273,7 @@ SCENARIOS: tuple[Callable[[StrictModule, Path], None], ...] = (
     test_all_contexts_share_one_arena_that_holds_the_largest,
     test_a_read_only_array_that_lies_on_the_gpu_already_is_not_copied_again,
     test_a_plan_without_weights_gets_them_from_the_graph_by_address,
-    test_streamed_weights_get_the_budget_that_tensorrt_computes,
+    test_streamed_weights_share_the_budget_that_tensorrt_computes,
     test_a_version_compatible_plan_may_run_its_own_runtime,
     test_a_refit_that_fails_is_told_with_what_is_missing,
     test_a_plan_that_is_gone_or_does_not_load_or_has_other_profiles_is_refused,

@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def build(plan: PlannedPlan, target: Path) -> PlanRecord:
         record = request.manifest.part(plan.part)
         silent = not sys.stderr.isatty()
+        if silent:
+            print(f"building {plan.file}", file=sys.stderr, flush=True)
         with tqdm(total=100, desc=plan.file, unit="%", disable=silent, leave=False) as bar:
 
             def tick(fraction: float, phase: str) -> None:
@@ -102,6 +104,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             graph = request.artifact / record.graph
             made = build_plan(plan, graph, record.ports, request.options, target, cache, tick)
         print(f"{plan.file:<32} {made.bytes / 1e6:9.1f} MB  {_precision(made)}", flush=True)
+        if made.layers["missed"]:
+            names = ", ".join(made.layers["missed"][:3])
+            print(f"warning: quantized, and yet run in a wider type: {names}, ...", file=sys.stderr, flush=True)
         return made
 
     manifest, seconds = write_engine(request, machine, args.out, build)

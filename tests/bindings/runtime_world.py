@@ -26,6 +26,7 @@ PORTS = Ports(
 SMALL = Profile("small", {"batch": Range(1, 1, 4), "image_tokens": Range(1, 8, 8)})
 LARGE = Profile("large", {"batch": Range(1, 1, 2), "image_tokens": Range(9, 32, 32)})
 NEEDS = {"small": 1000, "large": 5000}  # bytes of activations
+STREAMABLE = {"small": 10_000, "large": 20_000}  # bytes of weights
 DEVICE = CudaDevice("NVIDIA L4", (8, 9), 23034 * 2**20, "580.65.06")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "i64": torch.int64, "u8": torch.uint8}
 
@@ -87,7 +88,8 @@ class RuntimeWorld:
             lambda e, profile_index: NEEDS[self.engine_of[id(e)][profile_index].name],
         )
         trt.behave(engine, "create_execution_context", lambda e, strategy: self.context(strategy))
-        trt.behave(engine, "get_weight_streaming_automatic_budget", lambda e: 12345)
+        trt.behave(engine, "get_weight_streaming_automatic_budget", lambda e: 12000)
+        trt.behave(engine, "streamable_weights_size", lambda e: STREAMABLE[self.engine_of[id(e)][0].name])
         context = "IExecutionContext"
         for method, remember in (
             ("set_optimization_profile_async", lambda s, profile_index, stream_handle: s.update(profile=profile_index)),
