@@ -91,20 +91,33 @@ class Sizing:
 
 
 def derive(ports: Ports, sizing: Sizing) -> tuple[Profile, ...]:
-    """Return one profile per bucket for a part with image axes, one for all sizes for the text encoder."""
+    """Return one profile per bucket for a part with image axes, one for all sizes for text and for references alone."""
     axes = axes_of(ports)
     if axes == ("batch",):
         return (Profile("text", {"batch": Range(1, 1, sizing.max_batch)}),)
+    if axes == ("batch", "ref_tokens"):
+        tokens = _references(sizing)
+        return (Profile("references", {"batch": sizing.batch(tokens.high), "ref_tokens": tokens}),)
     return tuple(
-        _token_profile(sizing, index) if "image_tokens" in axes else _latent_profile(sizing, index)
+        _token_profile(sizing, index, "ref_tokens" in axes)
+        if "image_tokens" in axes
+        else _latent_profile(sizing, index)
         for index in range(len(sizing.sides))
     )
 
 
-def _token_profile(sizing: Sizing, index: int) -> Profile:
+def _references(sizing: Sizing) -> Range:
+    """Return how many tokens of references there may be where they have an axis of their own: one picture at least."""
+    return Range((sizing.min_side // PIXELS) ** 2, REFERENCE_TOKENS, max(1, sizing.references) * REFERENCE_TOKENS)
+
+
+def _token_profile(sizing: Sizing, index: int, references_apart: bool) -> Profile:
     side = sizing.sides[index]
     tokens = (side // PIXELS) ** 2
     low = (sizing.sides[index - 1] // PIXELS) ** 2 + 1 if index else (sizing.min_side // PIXELS) ** 2
+    if references_apart:
+        axes = {"batch": sizing.batch(tokens), "image_tokens": Range(low, tokens, tokens)}
+        return Profile(str(side), axes | {"ref_tokens": _references(sizing)})
     most = tokens + sizing.references * REFERENCE_TOKENS
     return Profile(str(side), {"batch": sizing.batch(tokens), "image_tokens": Range(low, tokens, most)})
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kit.errors import UsageError
-from kit.ports import PARTS, Ports, ports
+from kit.ports import Ports, parts_of, ports
 from kit.profiles import Profile, Range, Sizing, axes_of, choose, derive, stated
 from kit.variants import VARIANTS, Variant
 
@@ -48,8 +48,16 @@ def test_reference_pictures_widen_every_bucket_by_a_megapixel_each() -> None:
     assert [p.axes["image_tokens"] for p in made] == [Range(16, 1024, 1024 + 8192), Range(1025, 4096, 4096 + 8192)]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("part", PARTS)
+def test_references_that_have_an_axis_of_their_own_do_not_widen_the_picture_s() -> None:
+    variant = VARIANTS["klein-9b-kv"]
+    cached = derive(of("transformer_cached", variant), Sizing(sides=(512, 1024), references=2))
+    assert [p.axes["image_tokens"] for p in cached] == [Range(16, 1024, 1024), Range(1025, 4096, 4096)]
+    assert {str(p.axes["ref_tokens"]) for p in cached} == {"16..8192"}
+    (extract,) = derive(of("transformer_extract", variant), Sizing())
+    assert extract.axes == {"batch": Range(1, 1, 4), "ref_tokens": Range(16, 4096, 4096)}
+
+
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name in VARIANTS for part in parts_of(VARIANTS[name])])
 def test_every_profile_gives_every_input_its_shapes(name: str, part: Any) -> None:
     wanted = of(part, VARIANTS[name])
     for profile in derive(wanted, Sizing()):

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from kit.engine_record import Hardware, PlanRecord, Version, Weights
 from kit.errors import UsageError
 from kit.gpus import GPUS
-from kit.ports import PARTS, PartName
+from kit.ports import ALL_PARTS, PartName
 from kit.profiles import Sizing
 
 GB = 10**9
@@ -144,10 +144,10 @@ def _number(word: str, option: str) -> int:
 
 
 def _part(word: str, option: str) -> PartName:
-    for part in PARTS:
+    for part in ALL_PARTS:
         if part == word.strip():
             return part
-    raise UsageError(f"{option}: unknown part {word.strip()!r}; there are: {', '.join(PARTS)}")
+    raise UsageError(f"{option}: unknown part {word.strip()!r}; there are: {', '.join(ALL_PARTS)}")
 
 
 def _facts(plans: Any) -> list[dict[str, Any]]:
