@@ -13,7 +13,8 @@ import numpy.typing as npt
 from kit.artifact import read_manifest
 from kit.ports import PartName
 from serve.denoise import Denoiser, Job
-from serve.engine import Array, EngineError, OrtEngine
+from serve.engine import Array, Engine, EngineError
+from serve.open_engine import open_engine
 from serve.prompts import PromptEncoder
 from serve.request import Limits, Request, check
 
@@ -29,7 +30,7 @@ class Painted:
 
 
 class LocalPipeline:
-    """Runs an exported artifact or a deployment in ONNX Runtime."""
+    """Runs an artifact or a deployment: exported graphs in ONNX Runtime, compiled packages in torch."""
 
     def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
         self.manifest = read_manifest(folder)
@@ -40,9 +41,8 @@ class LocalPipeline:
             tokenizer = tokenizer / "1" / "tokenizer"
         self.prompts = PromptEncoder(tokenizer, self.variant.text_encoder.kind, self.variant.text_tokens)
 
-        def engine(part: PartName) -> OrtEngine:
-            record = self.manifest.part(part)
-            return OrtEngine(folder / record.graph, record.ports, threads)
+        def engine(part: PartName) -> Engine:
+            return open_engine(folder, self.manifest, part, threads)
 
         self.text_encoder = engine("text_encoder")
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engine("transformer"))
