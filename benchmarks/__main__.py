@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import export_cost, export_parity, gallery, plan_validation
+from benchmarks.gpu import command as gpu
 from kit.cli import report
 
 BENCHMARKS: dict[str, Any] = {
@@ -16,6 +17,7 @@ BENCHMARKS: dict[str, Any] = {
     "parity": export_parity,
     "gallery": gallery,
     "plan": plan_validation,
+    "gpu": gpu,
 }
 
 
