@@ -17,12 +17,14 @@ from benchmarks import (
     plan_validation,
     quantize_cost,
 )
+from benchmarks.gpu import command as gpu
 from kit.cli import report
 
 BENCHMARKS: dict[str, Any] = {
     "cpu": cpu_int8,
     "export": export_cost,
     "gallery": gallery,
+    "gpu": gpu,
     "outliers": outliers,
     "parity": export_parity,
     "plan": plan_validation,
