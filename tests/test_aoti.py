@@ -84,11 +84,11 @@ for name in ("diffusers", "onnxruntime", "onnx_ir", "transformers", "torchao"):
     sys.modules[name] = None
 from pathlib import Path
 from kit.artifact import read_manifest
-from serve.open_engine import open_engine
+from serve.open_engine import open_parts
 import subprocess
 subprocess.Popen = None  # a compiler would be a process
 folder = Path({str(artifact)!r})
-engine = open_engine(folder, read_manifest(folder), "transformer")
+engine = open_parts(folder, read_manifest(folder), ("transformer",))["transformer"]
 print(type(engine).__name__, len(engine.buckets))
 """
     done = subprocess.run(
