@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_an_overflow_is_refused_with_the_step(klein: Path, monkeypatch: pytest.M
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(
-    klein: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], message: str
+    klein: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match=message):

@@ -49,8 +49,8 @@ def refuse(artifact: Path, folder: Path, recipe: Recipe, message: str, **given: 
     [
         (
             lambda seen: replace(seen, weight="0123456789abcdef"),
-            rf"the calibration record is of another checkpoint: {LAYER} in the transformer has other weights; calibrate "
-            r"the checkpoint that was exported, with the same --lora",
+            rf"the calibration record is of another checkpoint: {LAYER} in the transformer has other weights; "
+            r"calibrate the checkpoint that was exported, with the same --lora",
         ),
         (lambda seen: None, rf"says nothing of {LAYER} in the transformer; calibrate again with --parts transformer"),
         (

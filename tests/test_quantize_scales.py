@@ -99,7 +99,7 @@ def test_int4_codes_are_packed_as_onnx_packs_them() -> None:
 )
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_streamed_codes_and_scales_are_those_of_torchao(tmp_path: Path, scale: float) -> None:
-    """All scales are equal to rounding; codes differ where a quotient lies on the edge of two, one in 10,000 at most."""
+    """All scales are equal to rounding; codes differ where a quotient lies on an edge, one in 10,000 at most."""
     random = torch.Generator().manual_seed(1)
     weights = torch.randn(96, 256, generator=random) * torch.rand(96, 1, generator=random) * scale
     weights[7, 3] = 40 * scale  # an outlier

@@ -43,7 +43,8 @@ def restored(artifact: Path, layer: str) -> torch.Tensor:
     tensors = load_file(artifact / "transformer" / FILE)
     (codes,) = (tensor for name, tensor in tensors.items() if name.startswith(layer) and name.endswith((".int8",)))
     (scale,) = (tensor for name, tensor in tensors.items() if name.startswith(layer) and name.endswith(".scale"))
-    return (codes * scale).mT
+    values: torch.Tensor = codes * scale
+    return values.mT
 
 
 def test_a_single_file_in_fp8_is_quantized_from_what_its_numbers_stand_for(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fp32 and the bf16 form of a quantized artifact are twins: the same bytes of weights, graphs that differ in type."""
+"""The fp32 and the bf16 form of a quantized artifact are twins: the same weights, graphs that differ in type."""
 
 from __future__ import annotations
 
