@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 MARK := $(VENV)/.installed
+# What tests compare with and nothing imports: NVIDIA's TensorRT bindings of two versions, to whose signatures the engine
+# code is held, and torchao, to whose arithmetic quantization is. Unpacked beside the packages, never installed.
+REFERENCES := $(foreach wheel,tensorrt/10.16.1.11 tensorrt/11.4.0.106 reference/torchao,$(VENV)/$(wheel)/.unpacked)
 
 .PHONY: demo test check lint types env lock clean
 
 demo: $(MARK)
 	@$(BIN)/python -m benchmarks.demo --build $(BUILD) --out demo.png
 
-test: $(MARK)
+test: $(MARK) $(REFERENCES)
 	@$(BIN)/python -m pytest
 
 check: lint types test
@@ -21,9 +24,10 @@ lint: $(MARK)
 
 types: $(MARK)
 	@$(BIN)/mypy
+	@MYPYPATH=typings/tensorrt-10.16 $(BIN)/mypy --cache-dir .mypy_cache/tensorrt-10.16 kit export serve
 	@for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
-env: $(MARK)
+env: $(MARK) $(REFERENCES)
 
 # Installed from the lock file, so that two machines get the same versions.
 $(MARK): requirements.lock pyproject.toml
@@ -31,6 +35,14 @@ $(MARK): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/tensorrt/%/.unpacked: $(MARK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$*
+	@touch $@
+
+$(VENV)/reference/torchao/.unpacked: $(MARK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) torchao==0.18.0
 	@touch $@
 
 # Writes the lock anew from pyproject.toml; run it by hand, look at the difference, commit it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from benchmarks import (
     plan_validation,
     quantize_cost,
 )
+from benchmarks.gpu import command as gpu
 from kit.cli import report
 
 BENCHMARKS: dict[str, Any] = {
     "cpu": cpu_int8,
     "export": export_cost,
     "gallery": gallery,
+    "gpu": gpu,
     "outliers": outliers,
     "parity": export_parity,
     "plan": plan_validation,
@@ -46,12 +49,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     module = BENCHMARKS[args.name]
-    facts: dict[str, Any] = module.run(args) | {"command": f"python -m benchmarks {' '.join(sys.argv[1:])}"}
+    facts: dict[str, Any] = module.run(args) | {"command": command_line(sys.argv[1:])}
     if args.save is not None:
         args.save.write_text(json.dumps(facts, indent=1) + "\n")
     if not args.json:
         print(module.table(facts))
     return facts
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return the command line as a reader would type it: where this machine saved its result is left out."""
+    words = [word for i, word in enumerate(argv) if "--save" not in (word, *argv[max(i - 1, 0) : i])]
+    return " ".join(["python -m benchmarks", *(word or '""' for word in words)])
 
 
 if __name__ == "__main__":

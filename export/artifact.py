@@ -142,17 +142,17 @@ def export(
             placed[home] = weights
             reports.append(_export_part(fake, weights, folder, started))
             progress(reports[-1])
-        for source in _texts(checkpoint):
+        for source in texts(checkpoint):
             target = folder / source.relative_to(checkpoint)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         if variant.text_encoder.kind == "mistral3":
-            _write_system_message(folder / "tokenizer" / "system_message.txt")
+            write_system_message(folder / "tokenizer" / "system_message.txt")
         write_manifest(folder, plan)
     return ExportReport(out, variant.name, False, time.perf_counter() - begin, tuple(reports))
 
 
-def _write_system_message(path: Path) -> None:
+def write_system_message(path: Path) -> None:
     """Write down what diffusers says to dev's language model before a prompt, so that a server needs no diffusers."""
     from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
@@ -243,7 +243,7 @@ def _export_part(fake: FakePart, weights: Weights, folder: Path, begin: float) -
     )
 
 
-def _texts(checkpoint: Path) -> list[Path]:
+def texts(checkpoint: Path) -> list[Path]:
     """List the configs and tokenizer files that travel with an artifact."""
     roots = [checkpoint / name for name in COPIED]
     files = [root for root in roots if root.is_file()]
@@ -255,7 +255,7 @@ def _source(checkpoint: Path, config: ExportConfig, parts: tuple[PartName, ...])
     """Digest what an export reads of a checkpoint: configs and texts by content, weights by header."""
     folders = sorted({SOURCES[part].folder for part in parts})
     singles = {folder: file for folder, file in config.single_files.items() if folder in folders}
-    files = set(_texts(checkpoint))
+    files = set(texts(checkpoint))
     for folder in folders:
         files.update(checkpoint.glob(f"{folder}/*.json"))
         if folder not in singles or (folder == "vae" and has_decoder_alone(singles[folder])):

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention in the two forms that an exported graph can have."""
+"""Scaled dot-product attention: the two forms that an exported graph can have, and the one that torch runs fastest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Attention = Literal["matmul", "op"]  # MatMul-Softmax-MatMul, or the ONNX operator of opset 23
+# MatMul-Softmax-MatMul, or the ONNX operator of opset 23; sdpa is torch's own kernels, for modules that stay in torch
+Attention = Literal["matmul", "op", "sdpa"]
 ATTENTION_OPSET = 23
 HIDDEN = -1e9  # added to the score of a key that must not be seen; finite, so that a fully hidden row stays finite
 
@@ -27,6 +28,10 @@ def attend(form: Attention, query: Tensor, key: Tensor, value: Tensor, bias: Ten
         )
     batch, heads, tokens, width = query.shape
     groups = key.shape[1]
+    if form == "sdpa":
+        if groups != heads:  # the fused kernels that take a bias want as many keys as queries
+            key, value = (x.repeat_interleave(heads // groups, dim=1) for x in (key, value))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
     if groups != heads:  # the heads that share a key stand one below the other: no copies of keys and values
         query = query.reshape(batch, groups, heads // groups * tokens, width)
     scores = query @ key.transpose(-1, -2)  # [B, groups, heads / groups * S, S]

@@ -34,11 +34,11 @@ class ExtractGraph(TransformerModule):
     """Packed latents of reference pictures to the keys and values of every block."""
 
     def __init__(self, sizes: Transformer, attention: Attention) -> None:
-        super().__init__(sizes, attention)
         if sizes.guidance_embeds:
             raise CheckpointError(
                 "transformer: guidance_embeds is true; no published klein-kv has a guidance embedding"
             )
+        super().__init__(sizes, attention)
         self.use(self.double_block, self.single_block)
 
     def forward(self, ref_hidden_states: Tensor, ref_ids: Tensor) -> tuple[Tensor, ...]:

@@ -123,7 +123,8 @@ class TextEncoderGraph(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map ids and mask [B, T] to [B, T, 3H], tap by tap along the last axis."""
         tokens = input_ids.shape[1]
-        positions = torch.arange(tokens)  # whatever the padding side, position 0 is the first of all T rows
+        # whatever the padding side, position 0 is the first of all T rows
+        positions = torch.arange(tokens, device=input_ids.device)
         rope = rope_of_halves(angles(positions.reshape(1, tokens, 1), self.rope_turns))  # [1, T, 1, D]
         ropes = scaled(rope, self.sizes.head_dim**-0.5), rope
         causal = positions.unsqueeze(0) <= positions.unsqueeze(1)  # [T, T]: a row sees what is not after it

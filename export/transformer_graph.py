@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from export.attention import Attention, attend
 from export.axes import join_axes, split_axis
 from export.constants import Float32, hold_constant
+from export.fusion import project_image, project_text
 from export.norms import as_type, rms_norm
 from export.rotary import Rope, angles, rope_of_pairs, rotate_pairs, scaled, turns_per_id
 from kit.errors import CheckpointError
@@ -31,6 +32,15 @@ Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
 Memory = tuple[Tensor, Tensor]  # rotated keys and values of reference tokens, each [B, H, R, D]
 Modulation = tuple[Tensor, Tensor, Tensor]  # shift, 1 + scale, gate, each [B, 1, dim]
 MAX_PERIOD = 10_000  # of the sinusoidal embedding of timestep and guidance
+
+
+class Mods(NamedTuple):
+    """How timestep and guidance act on the network: the same vectors for all blocks of a kind."""
+
+    image: list[Modulation]  # of the double blocks: one for attention, one for the feed-forward
+    text: list[Modulation]
+    single: Modulation
+    out: Tensor  # [B, 2 * dim], scale and shift of the last norm
 
 
 class TransformerModule(nn.Module):
@@ -136,29 +146,40 @@ class TransformerGraph(TransformerModule):
         memories: Iterable[Memory] = (),
     ) -> Tensor:
         """Compute a velocity [B, S, 128]; with `memories`, one for each block, everything attends to those too."""
+        mods = self.modulate(timestep, hidden_states.dtype, guidance)
+        text = self.model.context_embedder(encoder_hidden_states)  # [B, T, dim]
+        return self.paint(hidden_states, text, mods, self.ropes(torch.cat([txt_ids, img_ids], dim=1)), memories)
+
+    def modulate(self, timestep: Tensor, compute: torch.dtype, guidance: Tensor | None = None) -> Mods:
+        """Compute the 17 vectors per row by which timestep [B] and guidance [B] act on the whole network."""
         model = self.model
-        compute = hidden_states.dtype
         rows = timestep.shape[0]
         time = self.embed(timestep, model.time_guidance_embed.timestep_embedder, compute)  # [2B, dim]
         if guidance is not None:
             time = time + self.embed(guidance, model.time_guidance_embed.guidance_embedder, compute)
-        image_mods = modulations(model.double_stream_modulation_img(time)[:rows], 2)
-        text_mods = modulations(model.double_stream_modulation_txt(time)[:rows], 2)
-        (single_mod,) = modulations(model.single_stream_modulation(time)[:rows], 1)
-        out_mod = model.norm_out.linear(nn.functional.silu(time))[:rows]
+        (single,) = modulations(model.single_stream_modulation(time)[:rows], 1)
+        return Mods(
+            image=modulations(model.double_stream_modulation_img(time)[:rows], 2),
+            text=modulations(model.double_stream_modulation_txt(time)[:rows], 2),
+            single=single,
+            out=model.norm_out.linear(nn.functional.silu(time))[:rows],
+        )
 
+    def paint(
+        self, hidden_states: Tensor, text: Tensor, mods: Mods, ropes: Ropes, memories: Iterable[Memory] = ()
+    ) -> Tensor:
+        """Run the blocks on latents [B, S, 128] and embedded text [B, T, dim]: all that changes from step to step."""
+        model = self.model
         image = model.x_embedder(hidden_states)  # [B, S, dim]
-        text = model.context_embedder(encoder_hidden_states)  # [B, T, dim]
-        ropes = self.ropes(torch.cat([txt_ids, img_ids], dim=1))
         memory = chain(memories, repeat(None))
         for double in model.transformer_blocks:
-            image, text = double(image, text, image_mods, text_mods, ropes, next(memory))
+            image, text = double(image, text, mods.image, mods.text, ropes, next(memory))
         joint = torch.cat([text, image], dim=1)  # [B, T + S, dim]
         for single in model.single_transformer_blocks:
-            joint = single(joint, single_mod, ropes, next(memory))
+            joint = single(joint, mods.single, ropes, next(memory))
         image = joint[:, text.shape[1] :]
 
-        scale, shift = out_mod.unsqueeze(1).chunk(2, dim=-1)
+        scale, shift = mods.out.unsqueeze(1).chunk(2, dim=-1)
         velocity: Tensor = model.proj_out(model.norm_out.norm(image) * (1 + scale) + shift)
         return velocity
 
@@ -178,9 +199,11 @@ class TransformerGraph(TransformerModule):
         text_shift, text_scale, text_gate = text_mods[0]
         x = block.norm1(image) * scale + shift
         c = block.norm1_context(text) * text_scale + text_shift
-        query = self.split_norm(attn.add_q_proj(c), attn.norm_added_q), self.split_norm(attn.to_q(x), attn.norm_q)
-        key = self.split_norm(attn.add_k_proj(c), attn.norm_added_k), self.split_norm(attn.to_k(x), attn.norm_k)
-        value = self.split(attn.add_v_proj(c)), self.split(attn.to_v(x))
+        text_q, text_k, text_v = project_text(attn, c)
+        image_q, image_k, image_v = project_image(attn, x)
+        query = self.split_norm(text_q, attn.norm_added_q), self.split_norm(image_q, attn.norm_q)
+        key = self.split_norm(text_k, attn.norm_added_k), self.split_norm(image_k, attn.norm_k)
+        value = self.split(text_v), self.split(image_v)
         mixed = self.mix(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), ropes, memory)
         tokens = text.shape[1]
         image = image + gate * attn.to_out[0](mixed[:, tokens:])
@@ -235,5 +258,5 @@ def time_frequencies(channels: int) -> Float32:
     """
     half = channels // 2
     with unset_fake_temporarily():
-        exponent = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half
+        exponent = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device="cpu") / half
         return torch.exp(exponent).numpy()

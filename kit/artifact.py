@@ -22,7 +22,7 @@ from kit.variants import TextEncoder, Transformer, Vae, Variant
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-Kind = Literal["onnx", "quantized", "engine", "deployment"]
+Kind = Literal["onnx", "quantized", "engine", "aoti", "deployment"]
 
 
 @dataclass(frozen=True)

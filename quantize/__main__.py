@@ -1,4 +1,4 @@
-"""Command line: python -m quantize calibrate | merge | apply | report | gate | search."""
+"""Command line: python -m quantize calibrate | merge | apply | compile | report | gate | search."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "calibrate": ("calibrate_command", "run a checkpoint over prompts and record what every linear layer sees"),
     "merge": ("merge_command", "merge calibration records of one checkpoint"),
     "apply": ("apply_command", "quantize an artifact by a recipe"),
+    "compile": ("compile_command", "compile a checkpoint with AOTInductor for this machine, quantized or not"),
     "report": ("report_command", "tell which share of an artifact really runs quantized"),
     "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
     "gate": ("gate_command", "compare a quantized artifact's pictures with those of its reference"),

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points", type=int, default=6, metavar="N", help="recipes of the front that are drawn")
     parser.add_argument("--spare", choices=SPARES, default=KEEP, help="what spared layers become; keep: as they were")
     parser.add_argument("--cost", choices=("operations", "bytes"), help="what sparing gives up; by the recipe")
-    parser.add_argument("--samples", type=int, default=16, metavar="N", help="prompts on which effects are measured")
+    parser.add_argument("--samples", type=int, default=32, metavar="N", help="prompts on which effects are measured")
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="groups to draw alone, to check the order")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
@@ -106,19 +106,16 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
     tokens = manifest.variant.tokens(drawn.width, drawn.height)
     picture = Picture(tokens, drawn.steps, 2 if manifest.variant.guidance == "cfg" else 1)
     from quantize.gate.drawing import Canvas
-    from quantize.gate.measures import Scope, available
+    from quantize.gate.measures import Scope
+    from quantize.search.points import Studio, measures_for
 
-    measures, unmeasured = available(Scope(prompts.prompts, drawn.width, drawn.height))
-    for bound in bounds:
-        if bound.metric in unmeasured:
-            raise UsageError(f"--meet {bound.metric}: cannot be measured here, because {unmeasured[bound.metric]}")
+    measures = measures_for(Scope(prompts.prompts, drawn.width, drawn.height), bounds)
     subject = open_subject(args.artifact, manifest, model, recipe, seen, args.spare, picture)
     from tqdm import tqdm
 
     from quantize.search import plot, report
     from quantize.search.find import Search
     from quantize.search.ladder import Problem
-    from quantize.search.points import Studio
     from quantize.search.sensitivity import measure
 
     with tqdm(unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:

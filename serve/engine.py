@@ -29,6 +29,15 @@ class Engine(Protocol):
         ...
 
 
+# An arena keeps more than the widest moment needs: with it klein-4b in int8 took 13.2 GB for a picture of 512x512,
+# without it 9.5 GB in the same time. A small model is 5 % faster with it.
+ARENA_BYTES = 64 * 2**20  # of weights, from which on there is none
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def session_options(threads: int = 0) -> Any:
     """Return the options of every ONNX Runtime session of the kit; 0 threads are one for each core."""
     import onnxruntime as ort
@@ -50,6 +59,7 @@ class OrtEngine:
         import onnxruntime as ort
 
         options = session_options(threads)
+        options.enable_cpu_mem_arena = _weight_bytes(graph.parent) < ARENA_BYTES
         if provider not in ort.get_available_providers():
             raise ArtifactError(
                 f"ONNX Runtime has no {provider} here; it has: {', '.join(ort.get_available_providers())}"

@@ -29,7 +29,7 @@ class Painted:
 
 
 class LocalPipeline:
-    """Runs an artifact, or a deployment of ONNX graphs, in this process."""
+    """Runs an artifact of any runtime, or a deployment of ONNX graphs, in this process."""
 
     def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
         self.manifest = read_manifest(folder)

@@ -1,4 +1,4 @@
-"""Open what runs a part: a graph in ONNX Runtime, or plans in TensorRT, as artifact or settings say."""
+"""Open what runs a part: a graph in ONNX Runtime, plans in TensorRT, packages in torch, as artifact or settings say."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def open_parts(
         from serve.tensorrt_engine import open_engines
 
         return open_engines(folder, EngineRecord.of(manifest), {part: records[part].ports for part in parts})
+    if manifest.kind == "aoti":
+        from serve.aoti import AotiEngine  # brings torch, which ONNX Runtime does without
+
+        mode = "graphs" if str(manifest.options["device"]).startswith("cuda") else "calls"
+        return {part: AotiEngine(folder, part, mode) for part in parts}
     return {part: OrtEngine(folder / record.graph, record.ports, threads) for part, record in records.items()}
 
 

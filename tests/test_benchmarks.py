@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from benchmarks import export_cost, export_parity, machine, residency, sparse
+from benchmarks.__main__ import command_line
 from benchmarks.measure import measure
 from kit.errors import UsageError
 from kit.tensors import read_folder, read_header
@@ -80,6 +81,12 @@ def test_the_peak_of_a_small_command_is_its_own_and_not_that_of_who_started_it()
 def test_a_command_that_fails_is_told() -> None:
     with pytest.raises(subprocess.CalledProcessError, match="returned non-zero exit status 3"):
         measure([sys.executable, "-c", "import sys; sys.exit(3)"])
+
+
+def test_the_command_of_a_result_does_not_tell_where_it_was_saved() -> None:
+    argv = ["export", "--variants", "", "--save", "/home/somebody/result.json", "--naive", "dev"]
+    assert command_line(argv) == 'python -m benchmarks export --variants "" --naive dev'
+    assert command_line(["--save", "x", "gallery"]) == "python -m benchmarks gallery"
 
 
 def test_a_result_stands_beside_machine_versions_commit_and_date() -> None:

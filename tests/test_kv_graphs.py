@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from export.artifact import ExportConfig, export
 from export.attention import Attention
 from export.lora.terms import Lora
+from export.trace import FakePart
 from kit import tiny
 from kit.artifact import verify
-from kit.errors import UsageError
+from kit.errors import CheckpointError, UsageError
 from kit.ports import KV_PARTS, PARTS, parts_of, ports
 from kit.schedule import sigmas
 from kit.variants import VARIANTS
@@ -249,6 +251,15 @@ def test_other_variants_have_neither(checkpoint_of: ByFamily, tmp_path: Path) ->
     assert set(parts_of(VARIANTS["klein-9b-kv"])) == {*PARTS, *KV_PARTS}
     with pytest.raises(UsageError, match="klein-custom has no transformer_cached; it has: text_encoder, transformer, "):
         export(checkpoint_of("klein"), tmp_path / "out", ExportConfig(parts=("transformer_cached",)))
+
+
+def test_a_guidance_embedding_is_refused() -> None:
+    variant = VARIANTS["klein-9b-kv"]
+    other = replace(variant, transformer=replace(variant.transformer, guidance_embeds=True))
+    with pytest.raises(
+        CheckpointError, match="guidance_embeds is true; no published klein-kv has a guidance embedding"
+    ):
+        FakePart("transformer_extract", other, "bf16", "matmul")
 
 
 def test_what_one_graph_gives_the_other_takes() -> None:

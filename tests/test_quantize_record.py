@@ -203,5 +203,7 @@ def test_what_is_not_finite_is_not_lost_on_the_way(bad: float) -> None:
 
 
 def test_zeros_alone_give_no_scale() -> None:
-    with pytest.raises(UsageError, match=r"layer saw nothing but zeros \(amax 0\.0\), which gives no scale; calibrate w"):
+    with pytest.raises(
+        UsageError, match=r"layer saw nothing but zeros \(amax 0\.0\), which gives no scale; calibrate w"
+    ):
         record.check("layer", seen(torch.zeros(4, 8)), "the transformer")

@@ -49,7 +49,6 @@ MICRO = replace(
     denoiser_hard=SHORT,
     settled_scenes=4,
     lora=SHORT,
-    lora_longer=SHORT,
     lora_scenes=4,
 )
 

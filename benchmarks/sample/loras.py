@@ -19,7 +19,7 @@ from .denoiser_training import flow_loss, pipeline_sigmas
 from .latents import examples, patches, prompt_features, token_weights
 from .models import device
 from .pipeline import load
-from .recipe import Recipe, Stage
+from .recipe import Recipe
 from .trainer import Report, Run, train
 
 STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
@@ -42,15 +42,9 @@ def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
     return scenes
 
 
-def stages_of(name: str, recipe: Recipe) -> dict[str, Stage]:
-    """Name the stages of a LoRA; a style touches every thing of every shape and takes longer than one new shape."""
-    stages = {f"lora_{name}": recipe.lora}
-    return stages | {f"lora_{name}_longer": recipe.lora_longer} if name == "outline" else stages
-
-
 def train_lora(
     name: str, checkpoint: Path, out: Path, recipe: Recipe, folder: Path, report: Report | None = None
-) -> list[Run]:
+) -> Run:
     """Train one LoRA on the checkpoint as shipped and save it as diffusers does, in bfloat16."""
     if name not in STYLES:
         raise ValueError(f"unknown LoRA {name!r}; there are: {', '.join(STYLES)}")
@@ -73,15 +67,12 @@ def train_lora(
     transformer.to(device())
     sigmas = pipeline_sigmas(data.tokens.shape[1])
 
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(scenes), (recipe.lora.batch,), generator=generator)
+        return flow_loss(transformer, data, rows, sigmas, generator)
+
     transformer.train()
-    runs = []
-    for stage_name, stage in stages_of(name, recipe).items():
-
-        def loss_at(step: int, generator: torch.Generator, batch: int = stage.batch) -> Tensor:
-            rows = torch.randint(len(scenes), (batch,), generator=generator)
-            return flow_loss(transformer, data, rows, sigmas, generator)
-
-        runs.append(train(stage_name, stage, transformer, loss_at, folder, recipe.seed + len(runs), report))
+    run = train(f"lora_{name}", recipe.lora, transformer, loss_at, folder, recipe.seed, report)
     layers = {key: value.bfloat16() for key, value in get_peft_model_state_dict(transformer).items()}
     Flux2KleinPipeline.save_lora_weights(
         out,
@@ -90,4 +81,4 @@ def train_lora(
         safe_serialization=True,
         transformer_lora_adapter_metadata=config.to_dict() | {"target_modules": sorted(targets)},  # a set has no order
     )
-    return runs
+    return run

@@ -60,6 +60,5 @@ class Recipe:
     hard_share: float = 0.4  # of this stage's examples hold a small cross, the thing learned last
     own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9, 0.9, 0.9)  # share of levels that are the pipeline's, in these
     lora: Stage = field(default=Stage(400, 32, 8e-3, warmup=10))
-    lora_longer: Stage = field(default=Stage(300, 32, 5e-3, warmup=10))  # the outlines go on
     lora_rank: int = 8
     lora_scenes: int = 700

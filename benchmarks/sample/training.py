@@ -48,7 +48,7 @@ def curves(runs: list[Run]) -> dict[str, list[float]]:
     """Return the losses of each model, its stages one after the other."""
     joined: dict[str, list[float]] = {}
     for run in runs:
-        model = run.name.removesuffix("_longer") if run.name.startswith("lora") else run.name.split("_")[0]
+        model = run.name if run.name.startswith("lora") else run.name.split("_")[0]
         joined.setdefault(model, []).extend(run.losses)
     return joined
 
@@ -110,7 +110,7 @@ def replace_checkpoint(write_to: Callable[[Path], None], out: Path) -> None:
 
 def train_loras(recipe: Recipe, work: Path, checkpoint: Path, out: Path, report: Report | None = None) -> list[Run]:
     """Train every LoRA on the checkpoint as shipped."""
-    return [run for name in STYLES for run in train_lora(name, checkpoint, out, recipe, work, report)]
+    return [train_lora(name, checkpoint, out, recipe, work, report) for name in STYLES]
 
 
 def digests(folder: Path) -> dict[str, str]:

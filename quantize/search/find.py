@@ -39,11 +39,13 @@ class Found:
 
     @property
     def correlations(self) -> dict[str, float | None]:
-        """Return the rank correlations of what was predicted with what the pictures of single groups say."""
-        measured = [one.measured for one in self.alone]
+        """Return the rank correlation of each guess with each measurement of groups alone."""
         return {
-            "predicted": rank_correlation([one.predicted for one in self.alone], measured),
-            "local": rank_correlation([one.local for one in self.alone], measured),
+            f"{guess}, {truth}": rank_correlation(
+                [getattr(one, guess) for one in self.alone], [getattr(one, truth) for one in self.alone]
+            )
+            for guess in ("predicted", "local")
+            for truth in ("latents", "pictures")
         }
 
 
@@ -109,6 +111,7 @@ class Search:
             key,
             self.problem.predict(spared),
             self.effects[key, self._state(key)].local,
+            measured.latents,
             squared_error(measured.metrics["psnr"].mean),
         )
 

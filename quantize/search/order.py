@@ -16,7 +16,8 @@ class Alone:
     key: Key
     predicted: float  # relative squared error of the final latents
     local: float  # relative squared error of the group's own outputs
-    measured: float  # mean squared error of the pictures, of 1
+    latents: float  # what was predicted, measured
+    pictures: float  # measured, the mean squared error of pictures from 0 to 1
 
 
 def pick(problem: Problem, count: int) -> list[Key]:

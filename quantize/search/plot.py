@@ -60,18 +60,22 @@ def _front(axis: Any, facts: Mapping[str, Any]) -> None:
 
 
 def _prediction(axis: Any, facts: Mapping[str, Any]) -> None:
-    recipes = [
-        (p["predicted"], 10 ** (-p["metrics"]["psnr"]["mean"] / 10)) for p in facts["points"] if p["predicted"] > 0
-    ]
-    alone = [(one["predicted"], one["measured"]) for one in facts["alone"]]
-    for pairs, mark, label in ((recipes, "o", "recipes of the front"), (alone, "^", "one group quantized alone")):
+    recipes = [(point["predicted"], point["latents"]) for point in facts["points"] if point["predicted"] > 0]
+    alone = [(one["predicted"], one["latents"]) for one in facts["alone"]]
+    for pairs, mark, colour, label in (
+        (recipes, "o", BLUE, "recipes of the front"),
+        (alone, "^", RED, "one group quantized alone"),
+    ):
         if pairs:
-            axis.plot(*zip(*pairs, strict=True), mark, color=BLUE if mark == "o" else RED, label=label)
+            axis.plot(*zip(*pairs, strict=True), mark, color=colour, label=label)
+    ends = [value for pair in (*recipes, *alone) for value in pair if value > 0]
+    if ends:
+        axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color=GREY, linewidth=1, label="as predicted")
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xlabel("predicted: relative squared error of the final latents")
-    axis.set_ylabel("measured: squared error of the pictures")
-    said = facts["rank_correlation"]["predicted"]
+    axis.set_xlabel("predicted relative squared error of the final latents")
+    axis.set_ylabel("the same, measured")
+    said = facts["rank_correlation"]["predicted, latents"]
     if said is not None:
-        axis.set_title(f"Spearman's rank correlation of the groups: {said:.2f}", fontsize=9)
+        axis.set_title(f"groups alone: Spearman's rank correlation {said:.2f}", fontsize=9)
     axis.legend(frameon=False, fontsize=8)

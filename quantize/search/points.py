@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from kit.errors import UsageError
 from quantize.apply import QUANTIZED_PARTS, apply
 from quantize.gate.contract import Bound
 from quantize.gate.drawing import Canvas, Drawing, Measure, Paint, Side, compare, open_painter
 from quantize.gate.intervals import Interval, interval
+from quantize.gate.measures import FACTORIES, Scope
 from quantize.gate.metrics import METRICS
 from quantize.prompt_set import Prompt
 from quantize.recipes import Rule, read_recipe, write_recipe
@@ -25,6 +28,7 @@ class Measured:
     """What the pictures of one recipe say, and what its text encoder and transformer weigh."""
 
     metrics: Mapping[str, Interval]
+    latents: float  # relative squared error of the final ones, what a search predicts: 2 (1 - cosine)
     bytes: int
 
     def faults(self, bounds: Sequence[Bound]) -> list[str]:
@@ -74,7 +78,7 @@ class Studio:
                     values.setdefault(pair.prompt.id, []).append(pair.scores[metric.name].value)
             if values:
                 found[metric.name] = interval(list(values.values()), metric.grain)
-        return Measured(found, weights)
+        return Measured(found, fmean(2 * (1 - pair.cosines[-1]) for pair in pairs), weights)
 
     def _reference(self) -> Paint:
         painters: list[Paint] = []
@@ -87,6 +91,20 @@ class Studio:
             return self.shown[prompt, seed]
 
         return paint
+
+
+def measures_for(scope: Scope, bounds: Sequence[Bound]) -> list[Measure]:
+    """Return the measures of likeness and those that bounds need; raises UsageError for one that is not here."""
+    made = []
+    for names, factory in FACTORIES.items():
+        asked = next((bound for bound in bounds if bound.metric in names), None)
+        if asked is None and "psnr" not in names:
+            continue
+        measure = factory(scope)
+        if isinstance(measure, str):
+            raise UsageError(f"--meet {asked}: it cannot be measured here, because {measure}")
+        made.append(measure)
+    return made
 
 
 def bisect(low: int, high: int, meets: Callable[[int], bool]) -> int:
@@ -106,5 +124,6 @@ def plain(measured: Measured) -> dict[str, Any]:
         "metrics": {
             name: {"mean": found.mean, "low": found.low, "high": found.high} for name, found in measured.metrics.items()
         },
+        "latents": measured.latents,
         "bytes": measured.bytes,
     }

@@ -44,7 +44,8 @@ def facts(found: Found) -> dict[str, Any]:
                 "name": one.key[1],
                 "predicted": one.predicted,
                 "local": one.local,
-                "measured": one.measured,
+                "latents": one.latents,
+                "pictures": one.pictures,
             }
             for one in found.alone
         ],
@@ -79,7 +80,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         "Pareto front, mean and 95 % interval against the high-precision artifact.",
         "",
     ]
-    head = ("recipe", f"{cost} spared", "MB", "predicted error", *_metric_names(found["points"]))
+    head = ("recipe", f"{cost} spared", "MB", "predicted error", "latents' error", *_metric_names(found["points"]))
     lines += _table(head, [_row(point, found["chosen"]) for point in found["points"]])
     ranked = sorted((g for g in found["groups"] if g["spared_as"]), key=lambda g: g["spared_as"])
     lines += ["", f"The groups in the order in which they are spared, {min(SHOWN, len(ranked))} of {len(ranked)}.", ""]
@@ -101,9 +102,20 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         lines += ["", "Groups quantized alone, everything else in high precision.", ""]
         rows = sorted(found["alone"], key=lambda one: -one["predicted"])
         lines += _table(
-            ("part", "group", "predicted error", "error of its own output", "measured error of the pictures"),
+            (
+                "part",
+                "group",
+                "predicted error",
+                "error of its own output",
+                "error of the final latents",
+                "error of the pictures",
+            ),
             [
-                (one["part"], one["name"], *(_decibels(one[name]) for name in ("predicted", "local", "measured")))
+                (
+                    one["part"],
+                    one["name"],
+                    *(_decibels(one[name]) for name in ("predicted", "local", "latents", "pictures")),
+                )
                 for one in rows
             ],
         )
@@ -112,10 +124,10 @@ def to_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _correlations(found: Mapping[str, float | None], count: int) -> list[str]:
-    told = [f"{name} {value:.2f}" for name, value in found.items() if value is not None]
+    told = [f"{name}: {value:.2f}" for name, value in found.items() if value is not None]
     if not told:
         return ["Too few groups for a rank correlation."]
-    return [f"Spearman's rank correlation with the measured error over {count} groups: {', '.join(told)}."]
+    return [f"Spearman's rank correlation over {count} groups, {'; '.join(told)}."]
 
 
 def _metric_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -128,6 +140,7 @@ def _row(point: Mapping[str, Any], chosen: str | None) -> tuple[str, ...]:
         f"{100 * point['cost']:.1f} %",
         f"{point['bytes'] / 1e6:.1f}",
         _decibels(point["predicted"]),
+        _decibels(point["latents"]),
         *(_shown(point["metrics"][name]) for name in point["metrics"]),
     )
 

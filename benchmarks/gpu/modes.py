@@ -1,0 +1,156 @@
+"""The ways in which a module can run: eager, compiled, as CUDA graphs, quantized by us or by torchao, packaged.
+
+Blocks are compiled, not the whole network: all blocks of a kind share one piece of code, so 25 blocks compile as two.
+What stays between them is a handful of small operations, whose launches a CUDA graph hides. Mode `whole` compiles
+everything at once, to see what that costs and gives.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.cases import Launch, Settings
+from benchmarks.gpu.clock import Unavailable
+from export.text_encoder_graph import DecoderLayer, TextEncoderGraph
+from export.transformer_graph import TransformerGraph
+from quantize.aot_package import compile_package
+from quantize.torch_linears import is_quantized
+from serve.package import Package
+from serve.replay import Replay
+
+Compiled = Literal["no", "blocks", "whole", "package"]
+Call = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of running a module."""
+
+    recipe: str = "bf16"
+    library: Literal["own", "torchao"] = "own"
+    compiled: Compiled = "blocks"
+    launch: Launch | None = None  # None: what the settings say
+
+
+MODES: Mapping[str, Mode] = {
+    "eager": Mode(compiled="no", launch="calls"),
+    "compile": Mode(launch="calls"),
+    "graphs": Mode(launch="graphs"),
+    "whole": Mode(compiled="whole"),
+    "fp8": Mode("fp8"),
+    "int8": Mode("int8"),
+    "int8-weights": Mode("int8-weights"),
+    "fp8-torchao": Mode("fp8", "torchao"),
+    "int8-torchao": Mode("int8", "torchao"),
+    "int8-weights-torchao": Mode("int8-weights", "torchao"),
+    "int4-weights-torchao": Mode("int4-weights", "torchao"),
+    "aoti": Mode(compiled="package"),
+    "aoti-fp8": Mode("fp8", compiled="package"),
+}
+
+
+def mode_of(name: str, settings: Settings) -> Mode:
+    """Look a mode up, with the launch that the settings say where it leaves that open."""
+    mode = MODES[name]
+    mode = replace(mode, launch=mode.launch or settings.launch)
+    if mode.launch == "graphs" and not settings.device.startswith("cuda"):
+        raise Unavailable("CUDA graphs need a CUDA GPU")
+    return mode
+
+
+def quantize_by_torchao(module: nn.Module, recipe: str) -> None:
+    """Quantize the linears of blocks with torchao's configurations."""
+    try:
+        from torchao import quantization as ao  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise Unavailable("torchao is not installed; its wheel can travel along, see the command's help") from None
+    config = {
+        "fp8": lambda: ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()),
+        "int8": lambda: ao.Int8DynamicActivationInt8WeightConfig(),
+        "int8-weights": lambda: ao.Int8WeightOnlyConfig(),
+        "int4-weights": lambda: ao.Int4WeightOnlyConfig(group_size=128),
+    }[recipe]()
+    ao.quantize_(module, config, filter_fn=lambda child, name: isinstance(child, nn.Linear) and is_quantized(name))
+
+
+def ready(module: Any, mode: Mode, settings: Settings) -> Call:
+    """Compile a module as a mode says and return what runs it; shapes are compiled when they are met."""
+    torch._dynamo.config.recompile_limit = 64  # one piece of code per shape, on purpose
+    match mode.compiled:
+        case "blocks":
+            compile_blocks(module, settings.backend)
+        case "whole":
+            module.compile(backend=settings.backend, dynamic=False)
+        case "package":
+            return Packaged(module, mode.launch == "graphs")
+        case "no":
+            pass
+    return Graphs(module) if mode.launch == "graphs" else Calls(module)
+
+
+def compile_blocks(module: Any, backend: str) -> None:
+    """Compile the repeated blocks of a part once for all of a kind; a part without such blocks is compiled whole."""
+    if isinstance(module, TransformerGraph):
+        double, single = (
+            torch.compile(f, backend=backend, dynamic=False) for f in (module.double_block, module.single_block)
+        )
+        module.use(double, single)
+    elif isinstance(module, TextEncoderGraph):
+        layer_forward: Any = torch.compile(DecoderLayer.forward, backend=backend, dynamic=False)
+        for layer in module.model.layers:
+            layer.forward = partial(layer_forward, layer)
+    else:
+        module.compile(backend=backend, dynamic=False)
+
+
+@dataclass
+class Calls:
+    """Launches every kernel anew."""
+
+    module: Callable[..., Tensor]
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.module(**inputs)
+
+
+class Graphs:
+    """Records one CUDA graph per set of shapes when it is first met."""
+
+    def __init__(self, module: Callable[..., Tensor]) -> None:
+        self.module = module
+        self.recorded: dict[tuple[tuple[int, ...], ...], Replay] = {}
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        shapes = tuple(tuple(x.shape) for x in inputs.values())
+        if shapes not in self.recorded:
+            self.recorded[shapes] = Replay(self.module, inputs)
+        return self.recorded[shapes](inputs)
+
+
+class Packaged:
+    """Compiles an AOTInductor package per set of shapes and runs it, as a deployment of such packages would."""
+
+    def __init__(self, module: nn.Module, graphs: bool) -> None:
+        self.module, self.graphs = module, graphs
+        self.calls: dict[tuple[tuple[int, ...], ...], Call] = {}
+        self.folder = tempfile.TemporaryDirectory(prefix="flux2-packages-")
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        shapes = tuple(tuple(x.shape) for x in inputs.values())
+        if shapes not in self.calls:
+            path = Path(self.folder.name) / f"{len(self.calls)}.pt2"
+            compile_package(self.module, inputs, path)
+            weights = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+            package = Package(path, {name: weight.detach() for name, weight in weights.items()})
+            self.calls[shapes] = Graphs(package) if self.graphs else Calls(package)
+        return self.calls[shapes](inputs)

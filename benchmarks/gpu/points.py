@@ -1,0 +1,76 @@
+"""Measured rows in the form in which the planner keeps public measurements (kit/measurements.py), to fit it to.
+
+A point is one picture at a time on a card that the planner knows, in a recipe that it knows: batches, and modes of
+which it has no stack, stay out. Each point stands beside what the planner says today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from kit.gpus import GPUS, of_device
+from kit.measurements import Measurement, Stack
+from kit.recipes import RECIPE_NAMES
+from kit.speed import calibration, predict
+
+SOURCE = "flux2-deploy"
+# The fastest of several modes with one recipe stands for it, as a deployment would choose it.
+STACKS: dict[str, Stack] = {"diffusers": "eager"}
+FUSED = ("compile", "graphs", "whole", "aoti", "fp8", "int8", "int8-weights", "aoti-fp8")
+
+
+def points(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return sources and points as data/measurements.json has them, and the planner's error on each; none for a CPU."""
+    device = facts.get("device", {})
+    gpu = of_device(device.get("name", ""), device.get("memory_bytes", 0))
+    if gpu is None or gpu.name not in GPUS or facts["settings"]["size"] != "true":
+        return {"sources": {}, "points": [], "errors": []}
+    best: dict[str, tuple[Measurement, str]] = {}
+    for row in facts["rows"]:
+        point = _point(row, facts, gpu.name)
+        if point is not None and (point.id not in best or point.seconds < best[point.id][0].seconds):
+            best[point.id] = point, row["date"]
+    model = calibration()
+    chosen = [point for point, _ in best.values()]
+    versions = f"torch {device.get('torch')}, CUDA {device.get('cuda')}"
+    dates = sorted({date for _, date in best.values()})
+    return {
+        "sources": {
+            SOURCE: {
+                "url": "benchmarks/results/gpu.json",
+                "date": dates[-1] if dates else "",
+                "note": f"python -m benchmarks gpu on {device['name']}; {versions}; random weights at true size",
+            }
+        },
+        "points": [{k: v for k, v in asdict(point).items() if v != ""} for point in chosen],
+        "errors": [{"id": p.id, "predicted_over_measured": round(predict(p, model) / p.seconds, 3)} for p in chosen],
+    }
+
+
+def _point(row: dict[str, Any], facts: dict[str, Any], gpu: str) -> Measurement | None:
+    """Turn a row into a point, or None."""
+    what, subject, mode, *shape = row["id"].split("/")
+    wanted = (what, subject) in (("part", "transformer"), ("picture", "whole"))
+    if row["state"] != "measured" or not wanted or len(shape) != 2 or shape[1] != "b1":
+        return None
+    stack: Stack | None = STACKS.get(mode) or ("fused" if mode in FUSED else None)
+    recipe = next((name for name in RECIPE_NAMES if name == row["recipe"]), None)
+    if stack is None or recipe is None:
+        return None
+    side = int(shape[0].split("x")[0])
+    scope, steps = ("picture", int(row["steps"])) if what == "picture" else ("step", 1)
+    variant = facts["settings"]["variant"]
+    return Measurement(
+        id=f"{SOURCE}/{variant}/{gpu}/{stack}/{recipe}/{side}x{side}/{scope}",
+        source=SOURCE,
+        model=variant,
+        gpu=gpu,
+        stack=stack,
+        recipe=recipe,
+        width=side,
+        height=side,
+        steps=steps,
+        scope="picture" if scope == "picture" else "step",
+        seconds=round(row["median"], 5),
+    )

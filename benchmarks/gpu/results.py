@@ -1,0 +1,77 @@
+"""The one JSON of all runs on a card: rows by id, newer ones in place of older ones, shares of the card's ceilings."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from kit.errors import UsageError
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read earlier results; an absent file is an empty one. Raises UsageError for a file that is none of ours."""
+    if not path.is_file():
+        return {"benchmark": "gpu", "rows": []}
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        ours = facts["benchmark"] == "gpu" and isinstance(facts["rows"], list)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UsageError(f"{path} holds no results of this benchmark; name another file with --into")
+    return facts
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """Write results whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def merge(facts: dict[str, Any], device: dict[str, Any], settings: dict[str, Any], rows: list[Row], date: str) -> None:
+    """Add rows to results.
+
+    Raises UsageError when they were measured on another card, with another torch or other settings: their shares and
+    ratios would compare what cannot be compared.
+    """
+    for name, new in (("device", device), ("settings", settings)):
+        old = facts.setdefault(name, new)
+        if old != new:
+            raise UsageError(
+                f"the results so far have {name} {_short(old, new)}; this run has {_short(new, old)}: write to another "
+                "file with --into"
+            )
+    fresh = {row["id"]: row | {"date": date} for row in rows}
+    kept = [fresh.pop(row["id"], row) for row in facts["rows"]]
+    facts["rows"] = kept + list(fresh.values())
+
+
+def _short(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """Name what differs."""
+    return ", ".join(f"{key}={value}" for key, value in mine.items() if other.get(key) != value)
+
+
+def add_shares(facts: dict[str, Any]) -> None:
+    """Give every timed row its rate, and its share of the bf16 and fp8 ceilings that were measured on this card."""
+    rows = {row["id"]: row for row in facts["rows"]}
+    ceilings = {}
+    for name in ("bf16", "fp8"):
+        row = rows.get(f"ceiling/{name}/matmul", {})
+        if row.get("state") == "measured":
+            ceilings[name] = row["flops"] / row["median"]
+    facts["ceilings"] = ceilings
+    for row in facts["rows"]:
+        if row.get("flops"):
+            row["rate"] = row["flops"] / row["median"]
+            row["share"] = {name: row["rate"] / ceiling for name, ceiling in ceilings.items()}
+
+
+def finished(facts: dict[str, Any]) -> set[str]:
+    """Return the ids that need no second run: measured, or known not to run here."""
+    return {row["id"] for row in facts["rows"] if row["state"] != "failed"}
