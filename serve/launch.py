@@ -19,6 +19,7 @@ from kit.artifact import verify
 from kit.errors import CheckFailed, UsageError
 from serve.client import Client
 from serve.find_server import Binary, find_server
+from serve.open_engine import RECORD, read_record
 from serve.probe import probe
 
 SHM = Path("/dev/shm")
@@ -164,6 +165,7 @@ class Server:
             "--log-info=false",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             "--backend-config=python,stub-timeout-seconds=600",
+            *tensorrt_options(self.deployment),
             *binary.arguments,
         ]
         environment = {**os.environ, **binary.environment, "HF_HUB_OFFLINE": "1"}
@@ -202,6 +204,14 @@ class Server:
             return ""
         text = self._log.read_text(errors="replace").splitlines()
         return "\n".join([f"; the end of {self._log}:", *text[-lines:]])
+
+
+def tensorrt_options(deployment: Path) -> list[str]:
+    """Return what Triton's TensorRT backend must be told of a deployment's plans; nothing for other deployments."""
+    path = deployment / "denoiser" / "1" / RECORD
+    if path.is_file() and read_record(path).version == "compatible":
+        return ["--backend-config=tensorrt,version-compatible=true"]
+    return []
 
 
 def _end_with_parent() -> None:

@@ -28,6 +28,7 @@ from serve import repository as repository_module
 from serve import tensorrt_deploy, triton_io
 from serve.bf16 import BFLOAT16, to_array, to_tensor
 from serve.engine import OrtEngine
+from serve.launch import tensorrt_options
 from serve.local import LocalPipeline
 from serve.open_engine import open_model, read_record
 from serve.pictures import encode
@@ -209,6 +210,15 @@ def test_elsewhere_a_deployment_is_written_without_a_known_answer_or_refused(
 def test_limits_are_checked_when_a_deployment_is_written(engine_of: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--max-pixels 262144"):
         write_repository(engine_of(sizing=Sizing(sides=(512,))), tmp_path / "d", Limits(), Tuning(), "none")
+
+
+def test_triton_is_told_of_version_compatible_plans_alone(
+    engine_of: Any, deployment_of: ByFamily, tmp_path: Path
+) -> None:
+    write_repository(engine_of(version="compatible"), tmp_path / "new", Limits(), Tuning(), "none")
+    assert tensorrt_options(tmp_path / "new") == ["--backend-config=tensorrt,version-compatible=true"]
+    write_repository(engine_of(), tmp_path / "exact", Limits(), Tuning(), "none")
+    assert tensorrt_options(tmp_path / "exact") == tensorrt_options(deployment_of("klein")) == []
 
 
 def test_a_record_that_is_broken_is_named(tmp_path: Path) -> None:
