@@ -24,7 +24,6 @@ COMMANDS = {
     "apply": ("apply_command", "quantize an artifact by a recipe"),
     "compile": ("compile_command", "compile a checkpoint with AOTInductor for this machine, quantized or not"),
     "report": ("report_command", "tell which share of an artifact really runs quantized"),
-    "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
     "gate": ("gate_command", "compare a quantized artifact's pictures with those of its reference"),
     "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
 }
