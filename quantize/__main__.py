@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (module, about) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=about, description=about, formatter_class=Help
-        )
+        command = commands.add_parser(name, help=about, description=about, formatter_class=Help)
         _load(module).add_arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     args = parser.parse_args(argv)

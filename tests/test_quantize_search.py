@@ -213,8 +213,8 @@ def test_going_back_gives_the_slope_that_finite_differences_measure(
     rng = np.random.default_rng(1)
     embeds: dict[str, Any] = {text: rng.standard_normal(shape, np.float32) for text in (TEXT, request.negative_prompt)}
     name = "single_transformer_blocks.1.attn.to_out"
-    layer = transformer.linears()[name]
-    pattern = torch.randn(layer.out_features, generator=torch.Generator().manual_seed(2))  # type: ignore[arg-type]
+    layer: Any = transformer.linears()[name]
+    pattern = torch.randn(layer.out_features, generator=torch.Generator().manual_seed(2))
 
     def final(size: float) -> Trajectory:
         with shifted(layer, lambda output: size * pattern):
