@@ -1,7 +1,7 @@
 """Mixed precision on the sample: the Pareto front of a recipe, and whether the predicted order of the groups is right.
 
 python -m export onnx sample --out build/sample
-python -m quantize calibrate sample --prompts sample:64 --batch 8 --out build/cal.json
+python -m quantize calibrate sample --prompts sample:32 --batch 8 --dtype fp32 --out build/cal.json
 python -m benchmarks search --save benchmarks/results/search_sample.json
 """
 
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="sample")
     parser.add_argument("--calibration", type=Path, default=Path("build/cal.json"), metavar="FILE")
     parser.add_argument("--recipe", default="int8")
-    parser.add_argument("--prompts", default="sample:12", metavar="SET")
-    parser.add_argument("--samples", type=int, default=16, metavar="N", help="prompts on which effects are measured")
+    parser.add_argument("--prompts", default="sample:24", metavar="SET")
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="prompts on which effects are measured")
     parser.add_argument("--points", type=int, default=5, metavar="N")
-    parser.add_argument("--alone", type=int, default=8, metavar="N", help="groups that are drawn alone")
+    parser.add_argument("--alone", type=int, default=24, metavar="N", help="groups that are drawn alone")
     parser.add_argument("--meet", default="psnr=55", metavar="METRIC=VALUE")
     parser.add_argument("--out", type=Path, default=Path("build/search"), metavar="DIR")
 
