@@ -8,7 +8,7 @@ from typing import Any
 
 from kit.errors import UsageError
 
-LABELS_APART = 4.0  # % of the cost
+LABELS_APART = 8.0  # % of the cost
 BLUE, RED, GREY = "#4c72b0", "#c44e52", "#888888"
 
 
