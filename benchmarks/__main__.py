@@ -17,6 +17,7 @@ from benchmarks import (
     outliers,
     plan_validation,
     quantize_cost,
+    search,
 )
 from benchmarks.gpu import command as gpu
 from kit.cli import report
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Any] = {
     "parity": export_parity,
     "plan": plan_validation,
     "quantize": quantize_cost,
+    "search": search,
 }
 
 

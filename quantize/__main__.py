@@ -24,7 +24,6 @@ COMMANDS = {
     "apply": ("apply_command", "quantize an artifact by a recipe"),
     "compile": ("compile_command", "compile a checkpoint with AOTInductor for this machine, quantized or not"),
     "report": ("report_command", "tell which share of an artifact really runs quantized"),
-    "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
     "gate": ("gate_command", "compare a quantized artifact's pictures with those of its reference"),
     "search": ("search_command", "choose which layers stay in high precision to meet a quality at the least cost"),
 }
@@ -44,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (module, about) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=about, description=about, formatter_class=Help
-        )
+        command = commands.add_parser(name, help=about, description=about, formatter_class=Help)
         _load(module).add_arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     args = parser.parse_args(argv)

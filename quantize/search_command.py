@@ -127,6 +127,7 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
 
         chosen = requests[: args.samples]
         effects = measure(model, subject.groups, subject.shelves, chosen, args.batch, progress=progress)
+    print(f"effects of {len(subject.groups)} groups measured on {len(chosen)} prompts", flush=True)
     finals = {key: effect.final for key, effect in effects.items()}
     problem = Problem(subject.groups, finals, cost, args.spare == KEEP)
     scratch = folder / "recipes"
@@ -137,9 +138,23 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
             bar.set_description(name)
             bar.update()
 
+        def told(line: str) -> None:
+            bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
         canvas = Canvas(drawn.width, drawn.height, drawn.steps, drawn.guidance)
         studio = Studio(
-            args.artifact, recipe.name, seen, prompts.prompts, args.seeds, canvas, measures, scratch, args.threads, tick
+            reference=args.artifact,
+            base=recipe.name,
+            record=seen,
+            prompts=prompts.prompts,
+            seeds=args.seeds,
+            canvas=canvas,
+            measures=measures,
+            scratch=scratch,
+            threads=args.threads,
+            tick=tick,
+            told=told,
         )
         search = Search(problem, effects, recipe.name, args.spare, studio.draw, args.points, bounds, args.alone)
         bar.reset(2 * search.most_drawings() * len(prompts.prompts) * args.seeds)

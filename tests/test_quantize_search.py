@@ -206,30 +206,29 @@ def test_going_back_gives_the_slope_that_finite_differences_measure(
     guidance: Any, model: Model, transformer: TorchPart
 ) -> None:
     """At a layer, through all steps that follow; with guidance through both passes."""
-    variant = replace(model.variant, guidance=guidance, guidance_scale=3.0)
+    variant = replace(model.variant, guidance=guidance)
     (request,) = requests_of(variant, steps=2)
     request = replace(request, guidance=3.0)
     shape = (variant.text_tokens, variant.transformer.joint_dim)
     rng = np.random.default_rng(1)
     embeds: dict[str, Any] = {text: rng.standard_normal(shape, np.float32) for text in (TEXT, request.negative_prompt)}
     name = "single_transformer_blocks.1.attn.to_out"
-    layer = transformer.linears()[name]
-    pattern = torch.randn(layer.out_features, generator=torch.Generator().manual_seed(2))  # type: ignore[arg-type]
+    layer: Any = transformer.linears()[name]
+    pattern = torch.randn(layer.out_features, generator=torch.Generator().manual_seed(2))
 
     def final(size: float) -> Trajectory:
         with shifted(layer, lambda output: size * pattern):
             return denoise(transformer, variant, [request], embeds)
 
+    size = 1e-2
+    moved = torch.from_numpy(final(size).latents.astype(np.float64) - final(-size).latents) / (2 * size)
+    u = (moved / moved.norm()).float()  # where it moves most: the difference stands out of fp32's rounding
     path = final(0.0)
-    u = torch.randn(path.latents.shape, generator=torch.Generator().manual_seed(3))
     shares: list[Tensor] = []
     with probing({name: layer}, lambda layer, weight, x, gradient: shares.append((gradient * pattern).sum())):
         go_back(transformer, path, u)
     assert len(shares) == 2
-    size = 1e-3
-    moved = torch.from_numpy(final(size).latents.astype(np.float64) - final(-size).latents) / (2 * size)
-    slope = float((u * moved).sum())
-    assert float(sum(shares)) == pytest.approx(slope, rel=0.02)
+    assert float(sum(shares)) == pytest.approx(float(moved.norm()), rel=0.01)
 
 
 def test_probing_leaves_the_model_as_it_was(model: Model, transformer: TorchPart) -> None:

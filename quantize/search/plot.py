@@ -8,6 +8,7 @@ from typing import Any
 
 from kit.errors import UsageError
 
+LABELS_APART = 8.0  # % of the cost
 BLUE, RED, GREY = "#4c72b0", "#c44e52", "#888888"
 
 
@@ -44,9 +45,11 @@ def _front(axis: Any, facts: Mapping[str, Any]) -> None:
     found = [point["metrics"]["psnr"] for point in points]
     errors = [[one["mean"] - one["low"] for one in found], [one["high"] - one["mean"] for one in found]]
     axis.errorbar(costs, [one["mean"] for one in found], yerr=errors, fmt="o-", color=BLUE, capsize=3, label="measured")
+    labelled = -LABELS_APART
     for cost, one, point in zip(costs, found, points, strict=True):
-        label = f"{len(point['spared'])} spared"
-        axis.annotate(label, (cost, one["mean"]), xytext=(6, -11), textcoords="offset points", fontsize=7, color=GREY)
+        if cost - labelled >= LABELS_APART:
+            label, labelled = f"{len(point['spared'])} spared", cost
+            axis.annotate(label, (cost, one["mean"]), xytext=(6, -11), textcoords="offset points", fontsize=7)
     chosen = facts["chosen"]
     if chosen is not None:
         point = next(one for one in points if one["name"] == chosen)

@@ -20,7 +20,7 @@ from quantize.prompt_set import Prompt
 from quantize.recipes import Rule, read_recipe, write_recipe
 from quantize.record import Record
 
-Tick = Callable[[str], None]  # told of every picture, and what it belongs to
+Tick = Callable[[str], None]  # told of every picture, what it belongs to
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Studio:
     scratch: Path
     threads: int = 0
     tick: Tick = lambda what: None
+    told: Tick = lambda line: None  # of every recipe that is drawn
     shown: dict[tuple[str, int], Drawing] = field(default_factory=dict)
 
     def draw(self, name: str, rules: tuple[Rule, ...]) -> Measured:
@@ -78,6 +79,8 @@ class Studio:
                     values.setdefault(pair.prompt.id, []).append(pair.scores[metric.name].value)
             if values:
                 found[metric.name] = interval(list(values.values()), metric.grain)
+        psnr = found["psnr"]
+        self.told(f"{name}: psnr {psnr.mean:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f}), {weights / 1e6:.1f} MB")
         return Measured(found, fmean(2 * (1 - pair.cosines[-1]) for pair in pairs), weights)
 
     def _reference(self) -> Paint:

@@ -124,7 +124,7 @@ def measure(
     del transformer, watched
     encoder = model.load("text_encoder")
     watched = _watched(encoder, "text_encoder", groups)
-    for done, (path, back) in enumerate(backs, start=1):
+    for done, (path, back) in enumerate(backs if watched else (), start=1):
         with probing(watched, sums["text_encoder"].see):
             pull_back(encoder, _tokens(model.prompts, path.texts), back, ())
         settle("text_encoder", path)

@@ -1,0 +1,48 @@
+"""Mixed precision on the sample: the Pareto front of a recipe, and whether the predicted order of the groups is right.
+
+python -m export onnx sample --out build/sample
+python -m quantize calibrate sample --prompts sample:32 --batch 8 --dtype fp32 --out build/cal.json
+python -m benchmarks search --save benchmarks/results/search_sample.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--artifact", type=Path, default=Path("build/sample"), metavar="DIR")
+    parser.add_argument("--checkpoint", default="sample")
+    parser.add_argument("--calibration", type=Path, default=Path("build/cal.json"), metavar="FILE")
+    parser.add_argument("--recipe", default="int8")
+    parser.add_argument("--prompts", default="sample:24", metavar="SET")
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="prompts on which effects are measured")
+    parser.add_argument("--points", type=int, default=5, metavar="N")
+    parser.add_argument("--alone", type=int, default=24, metavar="N", help="groups that are drawn alone")
+    parser.add_argument("--meet", default="psnr=55", metavar="METRIC=VALUE")
+    parser.add_argument("--out", type=Path, default=Path("build/search"), metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the search as a user would; its plot goes beside the JSON that `--save` names."""
+    from quantize import search_command
+
+    parser = argparse.ArgumentParser()
+    search_command.add_arguments(parser)
+    named = ("checkpoint", "calibration", "recipe", "prompts", "samples", "points", "alone", "meet", "out")
+    options = [word for name in named for word in (f"--{name}", str(getattr(args, name)))]
+    search_command.run(parser.parse_args([str(args.artifact), *options, "--batch", "8"]))
+    if args.save is not None:
+        shutil.copyfile(args.out / "search.png", args.save.with_suffix(".png"))
+    return {"benchmark": "search", "machine": machine.describe(), **json.loads((args.out / "search.json").read_text())}
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Say what was chosen; the search has printed its tables."""
+    return f"chosen: {facts['chosen'] or 'nothing'}; rank correlations: {facts['rank_correlation']}"
