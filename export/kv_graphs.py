@@ -16,14 +16,8 @@ from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransform
 from torch import Tensor, nn
 
 from export.attention import Attention
-from export.transformer_graph import (
-    Memory,
-    Modulation,
-    Ropes,
-    TransformerGraph,
-    TransformerModule,
-    modulations,
-)
+from export.modulation import Modulation, modulations
+from export.transformer_graph import Memory, Ropes, TransformerGraph, TransformerModule
 from kit.errors import CheckpointError
 from kit.variants import Transformer
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -23,6 +23,7 @@ from export.attention import Attention, attend
 from export.axes import join_axes, split_axis
 from export.constants import Float32, hold_constant
 from export.fusion import project_image, project_text
+from export.modulation import Mods, Modulation, modulations
 from export.norms import as_type, rms_norm
 from export.rotary import Rope, angles, rope_of_pairs, rotate_pairs, scaled, turns_per_id
 from kit.errors import CheckpointError
@@ -30,17 +31,7 @@ from kit.variants import Transformer
 
 Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
 Memory = tuple[Tensor, Tensor]  # rotated keys and values of reference tokens, each [B, H, R, D]
-Modulation = tuple[Tensor, Tensor, Tensor]  # shift, 1 + scale, gate, each [B, 1, dim]
 MAX_PERIOD = 10_000  # of the sinusoidal embedding of timestep and guidance
-
-
-class Mods(NamedTuple):
-    """How timestep and guidance act on the network: the same vectors for all blocks of a kind."""
-
-    image: list[Modulation]  # of the double blocks: one for attention, one for the feed-forward
-    text: list[Modulation]
-    single: Modulation
-    out: Tensor  # [B, 2 * dim], scale and shift of the last norm
 
 
 class TransformerModule(nn.Module):
@@ -242,12 +233,6 @@ class TransformerGraph(TransformerModule):
         if memory is not None:
             key, value = (torch.cat(pair, dim=2) for pair in zip((key, value), memory, strict=True))
         return self.attend(query, key, value)
-
-
-def modulations(mod: Tensor, sets: int) -> list[Modulation]:
-    """Split a modulation [B, sets * 3 * dim] into its sets of shift, scale and gate."""
-    thirds = mod.unsqueeze(1).chunk(3 * sets, dim=-1)
-    return [(thirds[3 * i], 1 + thirds[3 * i + 1], thirds[3 * i + 2]) for i in range(sets)]
 
 
 def time_frequencies(channels: int) -> Float32:

@@ -1,4 +1,4 @@
-"""AOTInductor packages: compiled once from a tiny checkpoint, then run by the denoiser; refused where they do not fit."""
+"""AOTInductor packages: compiled from a tiny checkpoint, then run by the denoiser; refused where they do not fit."""
 
 from __future__ import annotations
 

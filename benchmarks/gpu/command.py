@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         requests=args.requests,
     )
     facts = results.read(args.into)
+    results.check_same(facts, "settings", asdict(settings))  # before minutes are spent; the device is known later
     known = set() if args.again else results.finished(facts)
     left = [case for case in wanted if case.id not in known]
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

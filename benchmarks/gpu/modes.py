@@ -78,7 +78,10 @@ def quantize_by_torchao(module: nn.Module, recipe: str) -> None:
         "int8-weights": lambda: ao.Int8WeightOnlyConfig(),
         "int4-weights": lambda: ao.Int4WeightOnlyConfig(group_size=128),
     }[recipe]()
-    ao.quantize_(module, config, filter_fn=lambda child, name: isinstance(child, nn.Linear) and is_quantized(name))
+    try:
+        ao.quantize_(module, config, filter_fn=lambda child, name: isinstance(child, nn.Linear) and is_quantized(name))
+    except (ImportError, AssertionError) as error:  # how torchao refuses a device, and asks for a further package
+        raise Unavailable(f"torchao: {error}") from None
 
 
 def ready(module: Any, mode: Mode, settings: Settings) -> Call:

@@ -40,16 +40,22 @@ def merge(facts: dict[str, Any], device: dict[str, Any], settings: dict[str, Any
     Raises UsageError when they were measured on another card, with another torch or other settings: their shares and
     ratios would compare what cannot be compared.
     """
-    for name, new in (("device", device), ("settings", settings)):
-        old = facts.setdefault(name, new)
-        if old != new:
-            raise UsageError(
-                f"the results so far have {name} {_short(old, new)}; this run has {_short(new, old)}: write to another "
-                "file with --into"
-            )
+    check_same(facts, "device", device)
+    check_same(facts, "settings", settings)
+    facts |= {"device": device, "settings": settings}
     fresh = {row["id"]: row | {"date": date} for row in rows}
     kept = [fresh.pop(row["id"], row) for row in facts["rows"]]
     facts["rows"] = kept + list(fresh.values())
+
+
+def check_same(facts: dict[str, Any], name: str, new: dict[str, Any]) -> None:
+    """Raise UsageError when results stand beside other facts of this name."""
+    old = facts.get(name, new)
+    if old != new:
+        raise UsageError(
+            f"the results so far have {name} {_short(old, new)}; this run has {_short(new, old)}: write to another "
+            "file with --into"
+        )
 
 
 def _short(mine: dict[str, Any], other: dict[str, Any]) -> str:
