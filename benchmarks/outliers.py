@@ -34,7 +34,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare all recipes; errors are relative: deviation from fp32 over the size of fp32's output."""
     from export.artifact import ExportConfig, export
     from kit.artifact import read_manifest
-    from quantize import record
     from quantize.apply import apply
     from quantize.calibrate import Calibration, calibrate
     from quantize.prompt_set import Prompt, PromptSet

@@ -105,7 +105,7 @@ def attach(model: ir.Model, binding: Binding) -> None:
     """Point the initializers of a traced graph at the checkpoint's byte ranges, under the checkpoint's names.
 
     Where a tensor is stored in another type than the graph computes in, it keeps its stored type and a Cast follows,
-    which every runtime folds when it loads the graph; no byte of a weight is rewritten. A table of which rows are looked
+    which every runtime folds when it loads the graph; no byte of a weight is rewritten. A table in which rows are looked
     up is not cast as a whole, which would double it in memory: the rows are. What is stored in FP8 is followed by a
     DequantizeLinear with its scale.
     """
