@@ -28,8 +28,8 @@ def open_parts(
     if manifest.kind == "aoti":
         from serve.aoti import AotiEngine  # brings torch, which ONNX Runtime does without
 
-        mode = "graphs" if str(manifest.options["device"]).startswith("cuda") else "calls"
-        return {part: AotiEngine(folder, part, mode) for part in parts}
+        on_gpu = str(manifest.options["device"]).startswith("cuda")
+        return {part: AotiEngine(folder, part, "graphs" if on_gpu else "calls") for part in parts}
     return {part: OrtEngine(folder / record.graph, record.ports, threads) for part, record in records.items()}
 
 
