@@ -105,8 +105,8 @@ def attach(model: ir.Model, binding: Binding) -> None:
     """Point the initializers of a traced graph at the checkpoint's byte ranges, under the checkpoint's names.
 
     Where a tensor is stored in another type than the graph computes in, it keeps its stored type and a Cast follows,
-    which every runtime folds when it loads the graph; no byte of a weight is rewritten. A table whose rows are looked up
-    is not cast as a whole, which would double it in memory: the rows are. What is stored in FP8 is followed by a
+    which every runtime folds when it loads the graph; no byte of a weight is rewritten. A table whose rows are looked
+    up is not cast as a whole, which would double it in memory: the rows are. What is stored in FP8 is followed by a
     DequantizeLinear with its scale.
     """
     graph = model.graph
