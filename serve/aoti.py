@@ -120,7 +120,7 @@ def pad(x: Tensor, batch: int) -> Tensor:
 
 def to_torch(array: Array) -> Tensor:
     """Wrap an array; bf16 arrays (ml_dtypes) are no type that torch takes from numpy, so their bits are."""
-    array = np.ascontiguousarray(array)
+    array = np.require(array, requirements=["C", "W"])  # the denoiser's are read-only, which torch does not take
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
