@@ -111,7 +111,7 @@ def test_ctrl_c_is_exit_code_130_and_leaves_nothing(
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "read_rows", interrupted)
+    monkeypatch.setattr(stream, "_read", interrupted)
     assert command.main(words(sample_artifact, tmp_path / "out", "--recipe", "int8-weights")) == 130
     assert "interrupted; unfinished output was removed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
