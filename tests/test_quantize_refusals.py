@@ -119,7 +119,9 @@ def test_a_recipe_of_another_compute_type_is_refused(sample_artifact: Path, tmp_
 def test_a_rule_that_names_no_layer_is_refused(sample_artifact: Path, tmp_path: Path) -> None:
     rule = Rule("transformer", "transformer_block.*", "keep")
     recipe = replace(RECIPES["int8-weights"], name="mine", rules=(rule, *RECIPES["int8-weights"].rules))
-    message = r"recipe mine: 'transformer_block\.\*' names no linear layer of the transformer .*; such are .*x_embedder, "
+    message = (
+        r"recipe mine: 'transformer_block\.\*' names no linear layer of the transformer .*; such are .*x_embedder, "
+    )
     refuse(sample_artifact, tmp_path, recipe, message)
 
 
