@@ -3,7 +3,7 @@
 Weights are random, so pictures mean nothing here; times and memory do not depend on the values. Two measurements:
 
 - a ratio: a transformer of true width with a share of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
-  ONNX Runtime, the three in turn in one run, each in a process that stays; a step is linear in the blocks;
+  ONNX Runtime, all in turn in one run, each in a process that stays; a step is linear in the blocks;
 - the whole klein-4b, all parts in int8 but for the VAE: one picture through the server's own step loop, with the peak
   memory of its process.
 """
@@ -25,6 +25,12 @@ from benchmarks.machine import describe
 from kit.variants import Variant
 
 SIDE, STEPS = 512, 4
+STEPS_OF = {  # what computes a step
+    "fp32": "diffusers fp32",
+    "bf16": "diffusers bf16",
+    "uncut": "ONNX Runtime int8, products whole",
+    "int8": "ONNX Runtime int8",
+}
 PROMPT = "a red fox in the snow, early morning light"
 
 
@@ -35,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of the comparison; medians of ratios count")
     parser.add_argument("--only", choices=("ratio", "whole"), help="one of the two measurements")
     parser.add_argument("--attention", choices=("matmul", "op"), default="matmul")
-    parser.add_argument("--worker", choices=("fp32", "bf16", "int8", "whole"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,8 +65,11 @@ def table(facts: dict[str, Any]) -> str:
     if "ratio" in facts:
         ratio = facts["ratio"]
         lines.append(f"one step at {SIDE}x{SIDE}, {ratio['blocks']}, median of {len(ratio['rounds'])} turns:")
-        lines += [f"  {name:<22} {seconds:7.2f} s" for name, seconds in ratio["seconds"].items()]
-        lines.append(f"  int8 is {ratio['of_fp32']:.2f} times as fast as fp32, {ratio['of_bf16']:.2f} times as bf16")
+        lines += [f"  {name:<34} {seconds:7.2f} s" for name, seconds in ratio["seconds"].items()]
+        lines.append(
+            f"  int8 is {ratio['of_fp32']:.2f} times as fast as fp32, {ratio['of_bf16']:.2f} times as bf16, "
+            f"{ratio['of_uncut']:.2f} times as with whole products"
+        )
     if "whole" in facts:
         whole = facts["whole"]
         lines.append(
@@ -110,7 +119,7 @@ def _ratio(args: argparse.Namespace) -> dict[str, Any]:
     klein = Variant.named("klein-4b")
     part = blocks_alone(klein, args.double_blocks, args.single_blocks)
     _prepare(part, args.work, "step", "transformer", args.attention)
-    workers = {kind: _worker(args, kind) for kind in ("fp32", "bf16", "int8")}
+    workers = {kind: _worker(args, kind) for kind in STEPS_OF}
     rounds = []
     try:
         for worker in workers.values():
@@ -121,13 +130,13 @@ def _ratio(args: argparse.Namespace) -> dict[str, Any]:
         for worker in workers.values():
             worker.stdin.close() if worker.stdin else None
             worker.wait(60)
-    names = {"fp32": "diffusers fp32", "bf16": "diffusers bf16", "int8": "ONNX Runtime int8"}
     return {
         "blocks": f"{args.double_blocks} double and {args.single_blocks} single blocks of klein-4b's width",
         "rounds": rounds,
-        "seconds": {names[kind]: _median([turn[kind] for turn in rounds]) for kind in workers},
+        "seconds": {name: _median([turn[kind] for turn in rounds]) for kind, name in STEPS_OF.items()},
         "of_fp32": _median([turn["fp32"] / turn["int8"] for turn in rounds]),
         "of_bf16": _median([turn["bf16"] / turn["int8"] for turn in rounds]),
+        "of_uncut": _median([turn["uncut"] / turn["int8"] for turn in rounds]),
         "attention": args.attention,
     }
 
@@ -149,7 +158,7 @@ def _median(values: list[float]) -> float:
 
 def _step_worker(work: Path, kind: str) -> None:
     """Answer every line on stdin with the seconds of one step; the first answer comes after loading and a warm-up."""
-    step = _onnx_step(work) if kind == "int8" else _diffusers_step(work, kind)
+    step = _diffusers_step(work, kind) if kind in ("fp32", "bf16") else _onnx_step(work, panels=kind == "int8")
     warm = True
     for _ in sys.stdin:
         if warm:
@@ -176,13 +185,13 @@ def _arrays(joint_dim: int) -> dict[str, Any]:
     }
 
 
-def _onnx_step(work: Path) -> Any:
+def _onnx_step(work: Path, panels: bool = True) -> Any:
     from kit.artifact import read_manifest
     from serve.engine import OrtEngine
 
     folder = work / "step-int8"
     part = read_manifest(folder).part("transformer")
-    engine = OrtEngine(folder / part.graph, part.ports)
+    engine = OrtEngine(folder / part.graph, part.ports, panels=panels)
     arrays = _arrays(read_manifest(folder).variant.transformer.joint_dim)
     return lambda: engine.run(arrays)
 

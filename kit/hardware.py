@@ -57,7 +57,7 @@ def look(folder: Path, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/
     """Look at the machine; `folder` is where artifacts would be written."""
     memory, available = _memory(proc / "meminfo", groups / "memory.max")
     gpus, problem = devices()
-    return Hardware(_cpu(proc / "cpuinfo"), memory, available, shutil.disk_usage(folder).free, gpus, problem)
+    return Hardware(cpu(proc / "cpuinfo"), memory, available, shutil.disk_usage(folder).free, gpus, problem)
 
 
 def devices(program: str = "nvidia-smi", timeout: float = 5.0) -> tuple[tuple[Device, ...], str | None]:
@@ -86,7 +86,8 @@ def _mebibytes(text: str) -> int:
     return int(text) * MIB if text.isdigit() else 0
 
 
-def _cpu(info: Path) -> Cpu:
+def cpu(info: Path = Path("/proc/cpuinfo")) -> Cpu:
+    """Read what the kernel tells of the CPU."""
     lines = info.read_text().splitlines() if info.is_file() else []
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(fields.get("flags", "").split())

@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from export.node_report import KINDS
 from kit.artifact import Manifest
-from kit.errors import ArtifactError
 from kit.ports import PartName
 
 FUSED = {"MatMulIntegerToFloat": "int8", "QLinearMatMul": "int8", "MatMulNBits": "weights"}  # ONNX Runtime's kernels
@@ -133,18 +132,17 @@ def _casts(model: ir.Model) -> int:
 
 
 def optimized(graph: Path) -> dict[str, str]:
-    """Return the operator that ONNX Runtime's CPU provider runs for each node of a graph, by name."""
-    import onnxruntime as ort
+    """Return the operator that ONNX Runtime's CPU provider runs for each node of a graph, by name.
 
-    from serve.engine import session_options
+    Raises ArtifactError where it refuses the graph.
+    """
+    from serve.engine import open_session, session_options
+    from serve.panels import whole
 
     with tempfile.TemporaryDirectory(dir=graph.parent.parent) as scratch:
         options = session_options()
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
-        try:
-            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises types of its own per status code
-            raise ArtifactError(f"{graph}: ONNX Runtime's CPU provider does not run it: {error}") from None
+        open_session(graph, options)
         model = ir.load(options.optimized_model_filepath)
-        return {node.name: node.op_type for node in model.graph if node.name}
+        return {whole(node.name): node.op_type for node in model.graph if node.name}

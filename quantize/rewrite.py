@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from kit.graph_values import constant, describe
 from kit.tensors import StoredTensor
 from quantize.linears import Linear
 from quantize.recipes import Number, Scheme
@@ -81,16 +80,15 @@ def _fuse(model: ir.Model, change: Change, x: ir.Value, weight: ir.Value, comput
     outputs = sum(linear.outputs for linear in change.linears)
     product = ir.node("MatMul", [x, weight], name=f"{change.name}+{len(change.linears) - 1}/MatMul")
     shape = None if x.shape is None else ir.Shape([*x.shape[:-1], outputs])
-    fused = _describe(product.outputs[0], f"{product.name}:0", compute, shape)
+    fused = describe(product.outputs[0], f"{product.name}:0", compute, shape)
     sizes = np.array([linear.outputs for linear in change.linears], np.int64)
-    constant = _constant(model, f"{change.name}/split_sizes", sizes, ir.DataType.INT64)
-    split = ir.node(
-        "Split", [fused, constant], {"axis": -1}, num_outputs=len(sizes), name=product.name.replace("MatMul", "Split")
-    )
+    split_sizes = constant(model, f"{change.name}/split_sizes", sizes)
+    split = ir.node("Split", [fused, split_sizes], {"axis": -1}, num_outputs=len(sizes))
+    split.name = product.name.replace("MatMul", "Split")
     model.graph.insert_before(first, [product, split])
     for linear, made in zip(change.linears, split.outputs, strict=True):
         old = linear.node.outputs[0]
-        _describe(made, f"{linear.name}/Split:0", compute, old.shape)
+        describe(made, f"{linear.name}/Split:0", compute, old.shape)
         ir.convenience.replace_all_uses_with(old, made)
 
 
@@ -98,14 +96,14 @@ def _quantize(model: ir.Model, change: Change, compute: ir.DataType) -> ir.Value
     """Put Q and DQ behind an activation and return what the DQ gives."""
     number, x, name = change.scheme.activations, change.activation, change.name
     assert number is not None
-    scale = _constant(model, f"{name}/input_scale", np.array(change.scale, np.float32), ir.DataType.FLOAT)
-    zero = _constant(model, f"{number}_zero_point", np.zeros((), CODES[number].numpy()), CODES[number])
+    scale = constant(model, f"{name}/input_scale", np.array(change.scale, np.float32), ir.DataType.FLOAT)
+    zero = constant(model, f"{number}_zero_point", np.zeros((), CODES[number].numpy()), CODES[number])
     quantize = ir.node("QuantizeLinear", [x, scale, zero], name=f"{name}/QuantizeLinear")
-    codes = _describe(quantize.outputs[0], f"{quantize.name}:0", CODES[number], x.shape)
+    codes = describe(quantize.outputs[0], f"{quantize.name}:0", CODES[number], x.shape)
     attributes = {"output_dtype": int(compute)}
     dequantize = ir.node("DequantizeLinear", [codes, scale, zero], attributes, name=f"{name}/DequantizeLinear_input")
     model.graph.insert_before(change.linears[0].node, [quantize, dequantize])
-    return _describe(dequantize.outputs[0], f"{dequantize.name}:0", compute, x.shape)
+    return describe(dequantize.outputs[0], f"{dequantize.name}:0", compute, x.shape)
 
 
 def _dequantize_weight(
@@ -123,7 +121,7 @@ def _dequantize_weight(
     if scheme.granularity == "block":
         attributes |= {"axis": 0, "block_size": scheme.block}
     node = ir.node("DequantizeLinear", [codes, scales], attributes, name=f"{change.name}/DequantizeLinear_weight")
-    output = _describe(node.outputs[0], f"{node.name}:0", compute, ir.Shape(shape))
+    output = describe(node.outputs[0], f"{node.name}:0", compute, ir.Shape(shape))
     model.graph.insert_before(change.linears[0].node, node)
     return output
 
@@ -140,18 +138,4 @@ def _external(model: ir.Model, tensor: StoredTensor, dtype: ir.DataType, shape: 
         base_dir="",
     )
     model.graph.register_initializer(value)
-    return value
-
-
-def _constant(model: ir.Model, name: str, value: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
-    if name in model.graph.initializers:
-        return model.graph.initializers[name]
-    made = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(value.shape))
-    made.const_value = ir.Tensor(value, dtype=dtype, name=name)
-    model.graph.register_initializer(made)
-    return made
-
-
-def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), shape
     return value

@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import ArtifactError, Flux2Error
+from kit.hardware import INT8_FEATURES, cpu
 from kit.ports import Ports
 
 Array = npt.NDArray[np.generic]
+CPU = "CPUExecutionProvider"
+FOLDER = "session.model_external_initializers_file_folder_path"  # of weights, for a model that comes as bytes
 
 
 class EngineError(Flux2Error):
@@ -29,9 +32,8 @@ class Engine(Protocol):
         ...
 
 
-# An arena keeps more than the widest moment needs: with it klein-4b in int8 took 13.2 GB for a picture of 512x512,
-# without it 9.5 GB in the same time. A small model is 5 % faster with it.
-ARENA_BYTES = 64 * 2**20  # of weights, from which on there is none
+LARGE = 64 * 2**20  # bytes of weights from which on a part is treated as below
+PANEL_COLUMNS = 1024  # the 4,608 rows of a megapixel picture then have 19 MB of sums
 
 
 def _weight_bytes(folder: Path) -> int:
@@ -49,25 +51,42 @@ def session_options(threads: int = 0) -> Any:
     return options
 
 
+def open_session(graph: Path, options: Any, provider: str = CPU, panels: bool = True) -> Any:
+    """Open a graph as the kit runs it; without `panels`, wide int8 products stay whole (see serve.panels).
+
+    A large part has no memory pattern, which holds the peak of a first run a second time. Raises ArtifactError that
+    names the graph.
+    """
+    import onnxruntime as ort
+
+    model: str | bytes = str(graph)
+    if _weight_bytes(graph.parent) >= LARGE:
+        options.enable_mem_pattern = False
+        if panels and provider == CPU and not set(INT8_FEATURES).isdisjoint(cpu().features):
+            from serve.panels import in_panels  # brings onnx_ir, which small parts and GPUs do without
+
+            model = in_panels(graph, PANEL_COLUMNS) or model
+            options.add_session_config_entry(FOLDER, str(graph.parent))
+    try:
+        return ort.InferenceSession(model, options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a dozen types of its own for a bad model
+        raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+
+
 class OrtEngine:
     """An exported graph in ONNX Runtime.
 
     Spinning is off, so that a stage that waits leaves the cores to the stage that works.
     """
 
-    def __init__(self, graph: Path, ports: Ports, threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(self, graph: Path, ports: Ports, threads: int = 0, provider: str = CPU, panels: bool = True) -> None:
         import onnxruntime as ort
 
-        options = session_options(threads)
-        options.enable_cpu_mem_arena = _weight_bytes(graph.parent) < ARENA_BYTES
         if provider not in ort.get_available_providers():
             raise ArtifactError(
                 f"ONNX Runtime has no {provider} here; it has: {', '.join(ort.get_available_providers())}"
             )
-        try:
-            self.session = ort.InferenceSession(str(graph), options, providers=[provider])
-        except Exception as error:  # onnxruntime raises a dozen types of its own for a bad model
-            raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+        self.session = open_session(graph, session_options(threads), provider, panels)
         self.ports = ports
         self._outputs = [port.name for port in ports.outputs]
 
