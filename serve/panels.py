@@ -1,19 +1,22 @@
-"""Cut wide int8 products into panels of columns, which is what ONNX Runtime's CPU kernels want and no file can say.
+"""Run wide int8 products in panels of columns, which is what ONNX Runtime's CPU kernels want and no file can say.
 
 A product of [M, K] and [K, N] has M x N sums of four bytes, and the kernels (MLAS) go over all of them again for every
 slice of K. Where the sums do not fit the last level of cache, a product takes a third longer: at 1,536 rows and 27,648
 columns 1.27 instead of 1.70 TOP/s on two cores with 32 MB. Panels compute the very same integers.
 
-The graph is changed when it is loaded, for this provider alone: in artifacts, products stay whole as TensorRT wants
-them. A panel is ONNX Runtime's own operator MatMulIntegerToFloat, because its fusion of standard operators takes a
-QuantizeLinear with a single reader; activations become uint8 around 128, the type that VNNI multiplies with int8. The
-runtime folds the cut of the weights while it loads, one weight at a time, and frees what it was cut from.
+What follows column by column stays in panels: the halves of SwiGLU, its products, and the quantization of the next
+layer's input, so that what must be joined is a byte per value. The graph is changed when it is loaded, for this
+provider alone: in artifacts, products stay whole as TensorRT wants them. A panel is ONNX Runtime's own operator
+MatMulIntegerToFloat, because its fusion of standard operators takes a QuantizeLinear with a single reader; activations
+become uint8 around 128, the type that VNNI multiplies with int8. The runtime folds the cut of the weights while it
+loads, one weight at a time, and frees what it was cut from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kit.graph_values import constant, describe
 
-PANEL = "/panel_"  # between the name of a product and the number of a panel of it
+PANEL = "/panel_"  # between the name of a node and the number of a panel of it
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class Product:
         return int(self.codes.shape[1])
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some columns of a value, which exist as a value of their own."""
+
+    value: ir.Value
+    columns: int
+
+
+Pieces = tuple[Piece, ...]
+
+
 def in_panels(graph: Path, columns: int) -> bytes | None:
     """Return the model with its wide int8 products cut, or None where there are none; weights stay in their files."""
     model = ir.load(graph)
@@ -48,21 +62,28 @@ def in_panels(graph: Path, columns: int) -> bytes | None:
 
 def cut(model: ir.Model, columns: int) -> int:
     """Cut all int8 products with more than `columns` columns, in place; returns how many there were."""
-    wide = [product for product in find_products(model) if product.columns > columns]
-    activations: dict[ir.Value, ir.Value] = {}
-    for product in wide:
-        codes = product.quantize.outputs[0]
-        if codes not in activations:
-            activations[codes] = _quantize(model, product.quantize)
-        _replace(model, product, activations[codes], columns)
-    if wide:
-        model.opset_imports["com.microsoft"] = 1
-        RemoveUnusedNodesPass()(model)
+    wide = {product.node: product for product in find_products(model) if product.columns > columns}
+    if not wide:
+        return 0
+    cutter = _Cutter(model, columns)
+    superseded = {product.quantize for product in wide.values() if _readers(product.quantize) <= wide.keys()}
+    for node in tuple(model.graph):
+        if node in wide:
+            cutter.multiply(wide[node])
+        elif node not in superseded:
+            cutter.visit(node)
+    for i, value in enumerate(model.graph.outputs):
+        if value in cutter.pieces:
+            joined = cutter.join(value, None)
+            joined.name, value.name = value.name, f"{value.name}/whole"
+            model.graph.outputs[i] = joined
+    model.opset_imports["com.microsoft"] = 1
+    RemoveUnusedNodesPass()(model)
     return len(wide)
 
 
 def whole(name: str) -> str:
-    """Return the name of the product that a node is or is a panel of."""
+    """Return the name of the node that a node is or is a panel of."""
     return name.partition(PANEL)[0]
 
 
@@ -88,70 +109,172 @@ def _maker(value: ir.Value | None, operator: str) -> ir.Node | None:
     return node if node is not None and node.op_type == operator else None
 
 
-def _quantize(model: ir.Model, quantize: ir.Node) -> ir.Value:
-    """Quantize an activation once more, to the same steps counted from 128."""
-    x, scale = quantize.inputs[:2]
-    node = ir.node("QuantizeLinear", [x, scale, _middle(model)], name=f"{quantize.name}/uint8")
-    model.graph.insert_before(quantize, node)
-    return describe(node.outputs[0], f"{node.name}:0", ir.DataType.UINT8, quantize.outputs[0].shape)
+def _readers(quantize: ir.Node) -> set[ir.Node]:
+    """Return what reads an activation that is quantized and dequantized."""
+    return {reader for between, _ in quantize.outputs[0].uses() for reader, _ in between.outputs[0].uses()}
 
 
-def _middle(model: ir.Model) -> ir.Value:
-    return constant(model, "uint8_middle", np.array(128, np.uint8))
+class _Cutter:
+    """Goes over a graph in order and knows which values exist in pieces along their last axis."""
+
+    def __init__(self, model: ir.Model, columns: int) -> None:
+        self.model = model
+        self.columns = columns
+        self.pieces: dict[ir.Value, Pieces] = {}
+        self._joined: dict[ir.Value, ir.Value] = {}
+        self._quantized: dict[ir.Value, ir.Value] = {}
+
+    def multiply(self, product: Product) -> None:
+        """Compute a product panel by panel; no panel crosses a column at which a reader divides it."""
+        node, name = product.node, product.node.name
+        activation = self._quantize(product)
+        edges = sorted({0, product.columns, *(edge for reader, _ in node.outputs[0].uses() for edge in _edges(reader))})
+        widths = [
+            min(self.columns, end - at) for start, end in pairwise(edges) for at in range(start, end, self.columns)
+        ]
+        sizes = constant(self.model, f"panels_{'_'.join(map(str, widths))}", np.array(widths, np.int64))
+        codes = self._split(product.codes, sizes, len(widths), 1, f"{name}/codes", node)
+        scales = [product.scales] * len(widths)
+        if product.scales.shape is not None and len(product.scales.shape) == 1:
+            scales = self._split(product.scales, sizes, len(widths), 0, f"{name}/scales", node)
+        made = []
+        for panel, scale in zip(codes, scales, strict=True):
+            inputs = [activation, panel, product.quantize.inputs[1], scale, self._middle()]
+            made.append(ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft"))
+        self._keep(node, made, tuple(widths))
+
+    def visit(self, node: ir.Node) -> None:
+        """Carry pieces through a node where it works column by column, and join them before it where it does not."""
+        given = [self.pieces.get(value) if value is not None else None for value in node.inputs]
+        if not any(given):
+            return
+        first = given[0]
+        if node.op_type in ("Split", "Slice") and first is not None:
+            edges = [0, *accumulate(piece.columns for piece in first)]
+            parts = [_within(first, edges, *bounds) for bounds in _bounds(node)]
+            if parts and all(parts):
+                self.pieces.update(zip(node.outputs, parts, strict=True))
+                return
+        if node.op_type in ("Sigmoid", "Mul") and all(given) and len({_widths(pieces) for pieces in given}) == 1:
+            operands = zip(*(pieces for pieces in given if pieces is not None), strict=True)
+            made = [ir.node(node.op_type, [piece.value for piece in pieces]) for pieces in operands]
+            self._keep(node, made, _widths(first))
+            return
+        if node.op_type == "Concat" and _on_last_axis(node) and (joined := self._chain(node, given)):
+            self.pieces[node.outputs[0]] = joined
+            return
+        for i, value in enumerate(node.inputs):
+            if value is not None and value in self.pieces:
+                node.replace_input_with(i, self.join(value, node))
+
+    def join(self, value: ir.Value, before: ir.Node | None) -> ir.Value:
+        """Return a value in one piece; `before` reads it, None where the graph ends."""
+        if value not in self._joined:
+            self._joined[value] = self._concat(self.pieces[value], f"{value.name}/joined", value, before)
+        return self._joined[value]
+
+    def _concat(self, pieces: Pieces, name: str, like: ir.Value, before: ir.Node | None) -> ir.Value:
+        if len(pieces) == 1:
+            return pieces[0].value
+        node = ir.node("Concat", [piece.value for piece in pieces], {"axis": -1}, name=name)
+        self._insert(node, before)
+        return describe(node.outputs[0], f"{name}:0", pieces[0].value.dtype, like.shape)
+
+    def _quantize(self, product: Product) -> ir.Value:
+        """Quantize an activation to the same steps counted from 128, piece by piece, and join the bytes."""
+        old = product.quantize
+        x, scale = old.inputs[:2]
+        codes = old.outputs[0]
+        assert x is not None
+        if codes not in self._quantized:
+            pieces = self.pieces.get(x, (Piece(x, 0),))
+            made = [ir.node("QuantizeLinear", [piece.value, scale, self._middle()]) for piece in pieces]
+            name = f"{old.name}/uint8"
+            panels = self._panels(name, made, _widths(pieces), ir.DataType.UINT8, product.node)
+            self._quantized[codes] = self._concat(panels, f"{name}/joined", codes, product.node)
+        return self._quantized[codes]
+
+    def _chain(self, node: ir.Node, given: list[Pieces | None]) -> Pieces | None:
+        """Return the pieces of a Concat, or None where an input has no known width."""
+        chained: list[Piece] = []
+        for value, pieces in zip(node.inputs, given, strict=True):
+            if pieces is not None:
+                chained += pieces
+            elif value is not None and value.shape is not None and isinstance(value.shape[-1], int):
+                chained.append(Piece(value, value.shape[-1]))
+            else:
+                return None
+        return tuple(chained)
+
+    def _keep(self, node: ir.Node, made: list[ir.Node], widths: tuple[int, ...]) -> None:
+        """Put panels before the node whose work they do, and remember its result as theirs."""
+        self.pieces[node.outputs[0]] = self._panels(node.name or "", made, widths, ir.DataType.FLOAT, node)
+
+    def _panels(
+        self, name: str, made: list[ir.Node], widths: tuple[int, ...], dtype: ir.DataType, before: ir.Node
+    ) -> Pieces:
+        """Name nodes of one output each as panels, put them into the graph and return what they give."""
+        for i, panel in enumerate(made):
+            panel.name = f"{name}{PANEL}{i}"
+            describe(panel.outputs[0], f"{panel.name}:0", dtype, None)
+            self._insert(panel, before)
+        return tuple(Piece(panel.outputs[0], width) for panel, width in zip(made, widths, strict=True))
+
+    def _split(
+        self, value: ir.Value, sizes: ir.Value, count: int, axis: int, name: str, before: ir.Node
+    ) -> list[ir.Value]:
+        node = ir.node("Split", [value, sizes], {"axis": axis}, num_outputs=count, name=name)
+        for i, output in enumerate(node.outputs):
+            output.name = f"{name}:{i}"
+        self._insert(node, before)
+        return list(node.outputs)
+
+    def _insert(self, node: ir.Node, before: ir.Node | None) -> None:
+        if before is None:
+            self.model.graph.append(node)
+        else:
+            self.model.graph.insert_before(before, node)
+
+    def _middle(self) -> ir.Value:
+        return constant(self.model, "uint8_middle", np.array(128, np.uint8))
 
 
-def _replace(model: ir.Model, product: Product, activation: ir.Value, columns: int) -> None:
-    """Compute a product panel by panel; a Split behind it takes whole panels, so that nothing is copied twice."""
-    name = product.node.name
-    outputs, pieces = _pieces(product)
-    widths = [min(columns, piece - start) for piece in pieces for start in range(0, piece, columns)]
-    sizes = constant(model, f"panels_{'_'.join(map(str, widths))}", np.array(widths, np.int64))
-    codes = ir.node("Split", [product.codes, sizes], {"axis": 1}, num_outputs=len(widths), name=f"{name}/codes")
-    nodes = [codes]
-    scales: list[ir.Value] = [product.scales] * len(widths)
-    if product.scales.shape is not None and len(product.scales.shape) == 1:
-        cut_scales = ir.node("Split", [product.scales, sizes], {"axis": 0}, num_outputs=len(widths))
-        cut_scales.name = f"{name}/scales"
-        nodes.append(cut_scales)
-        scales = list(cut_scales.outputs)
-    for made in nodes:
-        for i, value in enumerate(made.outputs):
-            value.name = f"{made.name}:{i}"
-    panels = []
-    for i, (panel, scale) in enumerate(zip(codes.outputs, scales, strict=True)):
-        inputs = [activation, panel, product.quantize.inputs[1], scale, _middle(model)]
-        node = ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=f"{name}{PANEL}{i}")
-        describe(node.outputs[0], f"{node.name}:0", ir.DataType.FLOAT, None)
-        panels.append(node)
-    joined = list(_join(outputs, pieces, [node.outputs[0] for node in panels], columns, name or ""))
-    model.graph.insert_before(product.node, [*nodes, *panels, *(node for node, _ in joined if node is not None)])
-    for old, (_, new) in zip(outputs, joined, strict=True):
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+def _widths(pieces: Pieces | None) -> tuple[int, ...]:
+    return tuple(piece.columns for piece in pieces or ())
 
 
-def _pieces(product: Product) -> tuple[list[ir.Value], list[int]]:
-    """Return the values that a product ends in and their columns: those of the Split behind it, or its own."""
-    result = product.node.outputs[0]
-    readers = [node for node, _ in result.uses()]
-    if len(readers) == 1 and readers[0].op_type == "Split" and readers[0].attributes.get_int("axis", 0) == -1:
-        sizes = readers[0].inputs[1]
-        if sizes is not None and sizes.const_value is not None and not result.is_graph_output():
-            return list(readers[0].outputs), [int(size) for size in sizes.const_value.numpy()]
-    return [result], [product.columns]
+def _within(pieces: Pieces, edges: list[int], start: int, end: int) -> Pieces:
+    """Return the pieces between two columns; none where a piece lies across one of them."""
+    end = min(end, edges[-1])
+    if start not in edges or end not in edges:
+        return ()
+    return pieces[edges.index(start) : edges.index(end)]
 
 
-def _join(
-    outputs: list[ir.Value], pieces: list[int], panels: list[ir.Value], columns: int, name: str
-) -> Iterator[tuple[ir.Node | None, ir.Value]]:
-    """Yield for each output the Concat of its panels, None where it is a single one, and the value."""
-    start = 0
-    for i, (output, piece) in enumerate(zip(outputs, pieces, strict=True)):
-        end = start + -(-piece // columns)
-        node = None
-        value = panels[start]
-        if end - start > 1:
-            node = ir.node("Concat", panels[start:end], {"axis": -1}, name=f"{name}/joined_{i}")
-            value = node.outputs[0]
-        describe(value, output.name or f"{name}/joined_{i}:0", output.dtype, output.shape)
-        start = end
-        yield node, value
+def _edges(reader: ir.Node) -> list[int]:
+    """Return the columns at which a Split or Slice divides what it reads."""
+    return [edge for bounds in _bounds(reader) for edge in bounds if edge < np.iinfo(np.int64).max]
+
+
+def _bounds(node: ir.Node) -> list[tuple[int, int]]:
+    """Return first and last column of each output of a Split or Slice along the last axis, nothing for other nodes."""
+    known = [value.const_value.numpy() for value in node.inputs[1:] if value is not None and value.const_value]
+    if len(known) != len(node.inputs) - 1 or not known or not _on_last_axis(node):
+        return []
+    if node.op_type == "Split":
+        return list(pairwise([0, *accumulate(int(size) for size in known[0])]))
+    if node.op_type == "Slice" and len(known) == 4 and all(array.size == 1 for array in known):
+        start, end, _, step = (int(array.reshape(())) for array in known)
+        return [(start, end)] if step == 1 and 0 <= start < end else []
+    return []
+
+
+def _on_last_axis(node: ir.Node) -> bool:
+    """Tell whether a Split, Concat or Slice works along the last axis."""
+    shape = node.outputs[0].shape
+    if node.op_type == "Slice":
+        axes = node.inputs[3] if len(node.inputs) > 3 else None
+        axis = int(axes.const_value.numpy().reshape(-1)[0]) if axes is not None and axes.const_value else 0
+    else:
+        axis = node.attributes.get_int("axis", 0)
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
