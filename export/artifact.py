@@ -29,13 +29,13 @@ from kit.artifact import (
     MANIFEST,
     Manifest,
     PartRecord,
-    building,
     digest,
     link_or_copy,
     tool_versions,
     verify,
     write_manifest,
 )
+from kit.building import building
 from kit.errors import Flux2Error, UsageError
 from kit.ports import Compute, PartName, parts_of
 from kit.variants import Variant

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -87,52 +84,6 @@ def tool_versions(*packages: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-@contextmanager
-def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
-    """Give a temporary folder to fill; rename it to `out` when the block ends well, remove it when it does not.
-
-    `proof` is the file by which a finished folder is known. An older one at `out` is replaced; any other non-empty
-    folder is refused. The block itself must write that file last (an artifact's with `write_manifest`). Raises
-    UsageError for a path that cannot be written.
-    """
-    out = out.absolute()
-    if out.exists() and not (out / proof).is_file() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not an artifact" if proof == MANIFEST else f"has no {proof}"
-        raise UsageError(f"{out} exists and {what}; choose another --out or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise UsageError(f"cannot write below {out.parent}: {error.strerror}") from None
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        if not (temporary / proof).is_file():
-            raise AssertionError(f"a folder was built without its {proof}")
-        if out.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-            os.rename(out, retired / "artifact")
-            os.rename(temporary, out)
-            shutil.rmtree(retired)
-        else:
-            os.rename(temporary, out)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UsageError(_cannot_write(out, temporary, error)) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _cannot_write(out: Path, temporary: Path, error: OSError) -> str:
-    """Say in one sentence why an artifact could not be written; files are named as they would stand in it."""
-    names = [Path(os.fsdecode(name)) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)]
-    inside = [name.relative_to(temporary) for name in names if name.is_relative_to(temporary)]
-    where = f" ({(inside or names)[0]})" if names else ""
-    remedy = "; free some space or choose another --out" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return f"cannot write {out}: {error.strerror}{where}{remedy}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

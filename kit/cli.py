@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,19 +13,24 @@ from typing import Any
 from kit.errors import CheckFailed, Flux2Error
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+UNREAD = 141  # and for one whose reader left, as `head` does
 
 
 def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     """Run a step and return the exit code; with `as_json` the facts it returns are the last line of stdout.
 
-    0 done, 1 a check or contract failed, 2 wrong use or bad input, 130 interrupted. Errors that the kit raises on
-    purpose and those of the file system become one line on stderr (and in the JSON); all others are bugs and keep
-    their traceback.
+    0 done, 1 a check or contract failed, 2 wrong use or bad input, 130 interrupted, 141 nobody reads the output. Errors
+    that the kit raises on purpose and those of the file system become one line on stderr (and in the JSON); all others
+    are bugs and keep their traceback.
     """
     _hush_diffusers()
     found: Mapping[str, Any] = {}
     try:
         facts = step()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        return UNREAD
     except Flux2Error as error:
         code, message = error.exit_code, str(error)
         found = error.facts if isinstance(error, CheckFailed) else {}
@@ -40,6 +47,12 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     if as_json:
         print(json.dumps({**found, "error": message, "exit_code": code}), flush=True)
     return code
+
+
+def _drop_stdout() -> None:
+    """Send to nowhere what is still buffered, so that Python does not complain at its end."""
+    with contextlib.suppress(OSError):  # a stand-in for stdout has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _hush_diffusers() -> None:

@@ -25,7 +25,8 @@ from export.fusion import fuse_projections
 from export.lora.terms import Lora
 from export.meta_part import TORCH_TYPES, assign, meta_part
 from export.parts import MODULE
-from kit.artifact import Manifest, PartRecord, building, digest, tool_versions, write_manifest
+from kit.artifact import Manifest, PartRecord, digest, tool_versions, write_manifest
+from kit.building import building
 from kit.errors import UsageError
 from kit.ports import Compute, PartName, ports
 from kit.variants import Variant

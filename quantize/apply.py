@@ -20,13 +20,13 @@ from export.artifact import COPIED
 from kit.artifact import (
     MANIFEST,
     Manifest,
-    building,
     digest,
     link_or_copy,
     tool_versions,
     verify,
     write_manifest,
 )
+from kit.building import building
 from kit.errors import Flux2Error, UsageError
 from kit.gpus import Gpu
 from kit.ports import KV_PARTS, PartName
@@ -400,6 +400,7 @@ def _manifest(
             "parent": digest(source / MANIFEST),
             "weights": {file: (source / file).stat().st_mtime_ns for file in manifest.files if _holds_weights(file)},
             "calibration": record.digest if record is not None and recipe.needs_calibration else None,
+            "calibration_prompts": record.marks if record is not None and recipe.needs_calibration else [],
         },
         versions={**manifest.versions, **tool_versions("torch", "onnx-ir"), "quantize": _code_digest()},
         files={},

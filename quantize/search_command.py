@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit.artifact import building, tool_versions, verify
+from kit.artifact import tool_versions, verify
+from kit.building import building
 from kit.errors import CheckFailed, UsageError
 from quantize.recipes import KEEP, RECIPES
 

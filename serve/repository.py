@@ -12,13 +12,13 @@ from typing import Any
 from kit.artifact import (
     Manifest,
     PartRecord,
-    building,
     digest,
     link_or_copy,
     tool_versions,
     verify,
     write_manifest,
 )
+from kit.building import building
 from kit.cuda_device import this_machine
 from kit.engine_record import EngineRecord, mismatch
 from kit.errors import Flux2Error, UsageError

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
-from kit.artifact import MANIFEST, Manifest, PartRecord, building, read_manifest, verify, write_manifest
+from kit.artifact import MANIFEST, Manifest, PartRecord, read_manifest, verify, write_manifest
+from kit.building import UNFINISHED, building
 from kit.errors import ArtifactError, UsageError
 from kit.ports import ports
 from kit.variants import VARIANTS
@@ -122,3 +125,35 @@ def test_a_broken_manifest_is_refused(old: str, new: str, message: str, tmp_path
 def test_an_absent_part_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="has no transformer; it has: vae_decoder"):
         verify(make(tmp_path / "a")).part("transformer")
+
+
+@pytest.mark.parametrize(("old", "locked", "stays"), [(True, False, False), (True, True, True), (False, False, True)])
+def test_what_a_killed_process_left_is_removed_by_the_next(
+    tmp_path: Path, old: bool, locked: bool, stays: bool
+) -> None:
+    """What another process builds at this moment is not, nor what is too new to tell."""
+    left = tmp_path / f".out{UNFINISHED}abcdefgh"
+    other = tmp_path / f".other{UNFINISHED}abcdefgh"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "half").write_text("of it")
+        os.utime(folder, (0, 0) if old else None)
+    descriptor = os.open(left, os.O_RDONLY)
+    if locked:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with building(tmp_path / "out", "proof") as folder:
+        (folder / "proof").write_text("done")
+    os.close(descriptor)
+    assert left.exists() == stays
+    assert sorted(path.name for path in tmp_path.iterdir() if path != left) == [other.name, "out"]
+
+
+def test_a_folder_is_locked_while_it_is_built(tmp_path: Path) -> None:
+    with building(tmp_path / "out", "proof") as folder:
+        os.utime(folder, (0, 0))
+        with building(tmp_path / "out", "proof") as second:
+            (second / "proof").write_text("second")
+        assert folder.is_dir()
+        (folder / "proof").write_text("first")
+    assert (tmp_path / "out" / "proof").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -85,7 +85,7 @@ def test_the_command_killed_at_a_random_moment_over_an_older_artifact(checkpoint
         folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
         for folder in filter(accepted, folders):
             assert set(verify(folder).parts) == {"vae_decoder"}
-            assert folder == out or folder.name.startswith(".out-") or folder.name == "artifact"
+            assert folder == out or folder.name.startswith(".out.unfinished-") or folder.name == "artifact"
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert verify(out).options["attention"] == "matmul"

@@ -16,13 +16,13 @@ from kit.artifact import (
     MANIFEST,
     Manifest,
     PartRecord,
-    building,
     digest,
     link_or_copy,
     tool_versions,
     verify,
     write_manifest,
 )
+from kit.building import building
 from kit.cuda_device import Machine, this_machine
 from kit.engine_record import EngineRecord, PlanRecord
 from kit.errors import Flux2Error, UsageError
