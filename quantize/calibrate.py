@@ -183,6 +183,7 @@ def _describe(config: Calibration, request: Request) -> dict[str, Any]:
             "spec": config.prompts.spec,
             "digest": config.prompts.digest,
             "count": len(config.prompts.prompts),
+            "marks": [prompt.mark for prompt in config.prompts.prompts],
         },
         "seeds": list(range(config.seeds)),
         "steps": request.steps,

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit.artifact import Manifest, building, tool_versions
+from kit.artifact import Manifest, tool_versions
+from kit.building import building
 from kit.errors import CheckFailed, UsageError
 from quantize import prompt_set
 from quantize.gate import contract as contracts
-from quantize.gate.admission import admit, speaks_the_samples_grammar
+from quantize.gate.admission import Admitted, admit, speaks_the_samples_grammar
+from quantize.gate.contract import Contract
 from quantize.gate.metrics import METRICS
 from quantize.gate.report import REPORT, Report, summarize, to_markdown
 
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="SET",
         help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; when left out {SAMPLE_PROMPTS} for the sample, "
-        f"else {KIT_PROMPTS}",
+        f"else {KIT_PROMPTS}, without what DIR was calibrated on",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures per prompt")
     parser.add_argument(
@@ -77,8 +79,9 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     for warning in admitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     contract = contracts.find(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
-    default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
-    prompts = prompt_set.load(args.prompts or default)
+    prompts, said = choose(args.prompts, admitted, contract)
+    for warning in said:
+        print(f"warning: {warning}", file=sys.stderr)
 
     from serve.request import Limits, check  # serve's weight only once the arguments make sense
 
@@ -122,13 +125,31 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": tool_versions(*PACKAGES),
     }
-    report = summarize(pairs, unmeasured, contract, setting, admitted.warnings)
+    report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + said)
     shown = chosen(report, args.pictures)
     keep_pictures(pictures, pairs, shown)
     (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
     (folder / REPORT).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
+
+
+def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[prompt_set.PromptSet, tuple[str, ...]]:
+    """Return the prompts to draw and what must be said of them.
+
+    Without a word of the user they are those that the candidate was not calibrated on, if there are enough.
+    """
+    default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
+    prompts = prompt_set.load(spec or default)
+    fresh = prompts.without(admitted.candidate.source.get("calibration_prompts", ()))
+    seen = len(prompts.prompts) - len(fresh.prompts)
+    if not seen or (spec is None and len(fresh.prompts) >= contract.least_prompts):
+        return fresh, ()
+    warning = (
+        f"the candidate was calibrated on {seen} of these {len(prompts.prompts)} prompts, and may do better on them "
+        "than on others: calibrate on fewer (--prompts kit:96), or gate with --prompts that it has not seen"
+    )
+    return prompts, (warning,)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import zip_longest
@@ -48,6 +48,11 @@ class Prompt:
     reads: str = ""
     script: str = ""
 
+    @property
+    def mark(self) -> str:
+        """Tell one text from others in a few digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -61,6 +66,12 @@ class PromptSet:
         """Digest what the prompts ask for, whatever file they came from."""
         content = json.dumps([asdict(prompt) for prompt in self.prompts], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def without(self, marks: Collection[str]) -> PromptSet:
+        """Return the set without the prompts of these marks."""
+        kept = tuple(prompt for prompt in self.prompts if prompt.mark not in marks)
+        left_out = len(self.prompts) - len(kept)
+        return PromptSet(f"{self.spec} without {left_out}", kept) if left_out else self
 
 
 def load(spec: str) -> PromptSet:

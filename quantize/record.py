@@ -67,6 +67,11 @@ class Record:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(_plain(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def marks(self) -> list[str]:
+        """Return the marks of all prompts that were run, sorted; records made before there were marks have none."""
+        return sorted({mark for run in self.runs for mark in run.get("prompts", {}).get("marks", ())})
+
 
 def fingerprint(weight: StoredTensor) -> str:
     """Digest shape and values from the head of a stored weight; the same weight in bf16 and fp32 has two."""

@@ -83,7 +83,7 @@ def sample_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from quantize.calibrate import Calibration, calibrate
 
     path = tmp_path_factory.mktemp("records") / "sample.json"
-    record.write(calibrate(resolve("sample"), Calibration(prompt_set.load("sample:24"), dtype="fp32", batch=8)), path)
+    record.write(calibrate(resolve("sample"), Calibration(prompt_set.load("sample:24:7"), dtype="fp32", batch=8)), path)
     return path
 
 

@@ -6,6 +6,8 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from PIL import Image
 
 from kit.errors import CheckFailed, UsageError
 from kit.tensors import header_digest
-from quantize.gate import similarity
-from quantize.gate_command import add_arguments, run
+from quantize import prompt_set
+from quantize.gate import contract, similarity
+from quantize.gate.admission import admit
+from quantize.gate_command import add_arguments, choose, run
 from serve.request import RequestError
 
 LOOSE = """
@@ -64,6 +68,30 @@ def loose(folder: Path) -> Path:
     path = folder / "loose.toml"
     path.write_text(LOOSE)
     return path
+
+
+def test_prompts_that_were_calibrated_on_are_left_out_or_told(
+    quantized_of: Callable[[str], Path], sample_artifact: Path
+) -> None:
+    admitted = admit(quantized_of("int8"), sample_artifact)
+    bounds = contract.of_recipe("int8")
+    marks = admitted.candidate.source["calibration_prompts"]
+    assert set(marks) == {prompt.mark for prompt in prompt_set.load("sample:24:7").prompts}
+    prompts, said = choose("sample:24:7", admitted, bounds)
+    assert len(prompts.prompts) == 24
+    assert "calibrated on 24 of these 24 prompts" in said[0]
+
+    def seen(count: int) -> Any:
+        known = [prompt.mark for prompt in prompt_set.load(f"sample:{count}").prompts]
+        source = {**admitted.candidate.source, "calibration_prompts": known}
+        return replace(admitted, candidate=replace(admitted.candidate, source=source))
+
+    prompts, said = choose(None, seen(50), bounds)
+    assert (prompts.spec, len(prompts.prompts), said) == ("sample:200 without 50", 150, ())
+    prompts, said = choose(None, seen(190), bounds)  # ten would prove nothing
+    assert len(prompts.prompts) == 200
+    assert "calibrated on 190 of these 200 prompts" in said[0]
+    assert choose("sample:30", seen(1), bounds)[1]
 
 
 def test_an_artifact_keeps_the_contract_against_itself(

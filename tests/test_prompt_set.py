@@ -50,6 +50,15 @@ def test_the_samples_set_is_drawn_from_its_grammar_and_from_the_seed() -> None:
     assert first.prompts[:10] == load("sample:10").prompts
 
 
+def test_a_set_without_some_prompts_says_how_many_and_is_itself_without_none() -> None:
+    whole = load("sample:40")
+    seen = {prompt.mark for prompt in load("sample:10").prompts}
+    rest = whole.without(seen)
+    assert (rest.spec, rest.prompts) == ("sample:40 without 10", whole.prompts[10:])
+    assert rest.digest != whole.digest
+    assert whole.without(()) is whole
+
+
 def test_a_text_file_gives_one_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("a red boat\n\n  a blue door  \n")

@@ -127,7 +127,7 @@ def test_a_killed_run_leaves_nothing_that_verifies_and_the_next_one_succeeds(
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".out-")
+    assert left.name.startswith(".out.unfinished-")
     with pytest.raises(UsageError, match=r"has no manifest\.json, so it is not a finished artifact"):
         verify(left)
     assert command.main(argv) == 0
@@ -141,7 +141,9 @@ def test_calibrate_and_merge_write_records_that_apply_takes(tmp_path: Path, caps
         argv = ["calibrate", str(checkpoint), "--prompts", str(tmp_path / "p.txt"), "--steps", "1", "--width", "64"]
         argv += ["--height", "64", "--parts", "transformer", "--seeds", str(seeds), "--json"]
         assert command.main([*argv, "--out", str(tmp_path / f"{seeds}.json")]) == 0
-        facts = last_line(capsys)
+        told = capsys.readouterr()
+        assert f"warning: {seeds} pictures are few: activations larger than" in told.err
+        facts = json.loads(told.out.splitlines()[-1])
         assert facts["layers"] == {"transformer": 2 * 12 + 3 * 2}
         assert facts["digest"] == record.read(tmp_path / f"{seeds}.json").digest
     records = [str(tmp_path / f"{seeds}.json") for seeds in (1, 2)]
