@@ -1,11 +1,13 @@
 """klein-4b in int8 on a CPU, beside diffusers: seconds of one transformer step, and memory of the whole pipeline.
 
-Weights are random, so pictures mean nothing here; times and memory do not depend on the values. Two measurements:
+Three measurements. Weights of the first two are random: pictures mean nothing there, times and memory do not depend on
+the values.
 
 - a ratio: a transformer of true width with a share of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
   ONNX Runtime, all in turn in one run, each in a process that stays; a step is linear in the blocks;
 - the whole klein-4b, all parts in int8 but for the VAE: one picture through the server's own step loop, with the peak
-  memory of its process.
+  memory of its process;
+- the sample that ships with the kit, trained weights, in fp32 and in int8 in turn: seconds of a step and of a picture.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from benchmarks.machine import describe
 from kit.variants import Variant
 
 SIDE, STEPS = 512, 4
+ONLY = ("ratio", "whole", "sample")
 STEPS_OF = {  # what computes a step
     "fp32": "diffusers fp32",
     "bf16": "diffusers bf16",
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--double-blocks", type=int, default=1, help="of the transformer whose step is compared")
     parser.add_argument("--single-blocks", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5, help="turns of the comparison; medians of ratios count")
-    parser.add_argument("--only", choices=("ratio", "whole"), help="one of the two measurements")
+    parser.add_argument("--only", choices=ONLY, help="one of the measurements")
     parser.add_argument("--attention", choices=("matmul", "op"), default="matmul")
     parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 
@@ -52,10 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         _step_worker(args.work, args.worker)
         return {}
     facts: dict[str, Any] = {"side": SIDE, "steps": STEPS, "weights": "random", "machine": describe()}
-    if args.only != "whole":
-        facts["ratio"] = _ratio(args)
-    if args.only != "ratio":
-        facts["whole"] = _whole(args)
+    measures = {"ratio": _ratio, "whole": _whole, "sample": _sample}
+    for name in [args.only] if args.only else ONLY:
+        facts[name] = measures[name](args)
     return facts
 
 
@@ -76,6 +78,12 @@ def table(facts: dict[str, Any]) -> str:
             f"klein-4b whole, int8: {whole['steps_seconds']:.1f} s for {STEPS} steps, {whole['seconds']:.1f} s a "
             f"picture, loaded in {whole['load_seconds']:.1f} s, peak memory {whole['peak_rss_gb']:.2f} GB"
         )
+    if "sample" in facts:
+        sample = facts["sample"]
+        lines.append(f"the sample at its own size, median of {sample['pictures']} pictures of each in turn:")
+        for name in ("fp32", "int8"):
+            lines.append(f"  {name}: {sample[name]['step']:.2f} ms a step, {sample[name]['picture']:.1f} ms a picture")
+        lines.append(f"  int8 steps are {sample['step_ratio']:.2f} times as fast")
     return "\n".join(lines)
 
 
@@ -225,6 +233,45 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
+def _sample(args: argparse.Namespace) -> dict[str, Any]:
+    """Paint with the sample in fp32 and in int8, a picture of each in turn; milliseconds."""
+    from serve.local import LocalPipeline
+
+    onnx, record = args.work / "sample", args.work / "sample-calibration.json"
+    folders = {"fp32": onnx, "int8": args.work / "sample-int8"}
+    _command("export", "onnx", "sample", "--out", str(onnx))
+    _command("quantize", "calibrate", "sample", "--prompts", "sample:24:7", "--batch", "8", "--out", str(record))
+    made = ("--recipe", "int8", "--calibration", str(record), "--out", str(folders["int8"]))
+    _command("quantize", "apply", str(onnx), *made)
+    pipelines = {name: LocalPipeline(folder) for name, folder in folders.items()}
+    fields = {"prompt": "a red circle on a white background", "seed": 1}
+    steps: dict[str, list[float]] = {name: [] for name in pipelines}
+    pictures: dict[str, list[float]] = {name: [] for name in pipelines}
+    for name, pipeline in pipelines.items():
+        pipeline.paint(fields)
+        _time_steps(pipeline, steps[name])
+    for _ in range(10 * args.rounds):
+        for name, pipeline in pipelines.items():
+            begin = time.perf_counter()
+            pipeline.paint(fields)
+            pictures[name].append(time.perf_counter() - begin)
+    found = {name: {"step": 1e3 * _median(steps[name]), "picture": 1e3 * _median(pictures[name])} for name in pipelines}
+    ratios = [fp32 / int8 for fp32, int8 in zip(steps["fp32"], steps["int8"], strict=True)]
+    return {"pictures": len(pictures["int8"]), **found, "step_ratio": _median(ratios)}
+
+
+def _time_steps(pipeline: Any, seconds: list[float]) -> None:
+    """Note how long each step of a pipeline takes from now on."""
+    step = pipeline.denoiser.step
+
+    def timed(jobs: Any) -> None:
+        start = time.perf_counter()
+        step(jobs)
+        seconds.append(time.perf_counter() - start)
+
+    pipeline.denoiser.step = timed
+
+
 def _paint(folder: Path) -> dict[str, Any]:
     """Paint one picture with a whole artifact in this process."""
     from serve.local import LocalPipeline
@@ -233,14 +280,7 @@ def _paint(folder: Path) -> dict[str, Any]:
     pipeline = LocalPipeline(folder)
     loaded = time.perf_counter()
     job_seconds: list[float] = []
-    step = pipeline.denoiser.step
-
-    def timed(jobs: Any) -> None:
-        start = time.perf_counter()
-        step(jobs)
-        job_seconds.append(time.perf_counter() - start)
-
-    pipeline.denoiser.step = timed  # type: ignore[method-assign]
+    _time_steps(pipeline, job_seconds)
     painted = pipeline.paint({"prompt": PROMPT, "seed": 1, "width": SIDE, "height": SIDE, "steps": STEPS})
     seconds = time.perf_counter() - loaded
     return {
