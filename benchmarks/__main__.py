@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kit.cli import report
+from kit.cli import hush_diffusers, report
 
 # loaded when they are chosen: the one for a GPU runs where the packages of the others are not
 BENCHMARKS: dict[str, str] = {
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, str] = {
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    hush_diffusers()  # which some benchmarks import on being loaded
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="name")
     for name in BENCHMARKS:

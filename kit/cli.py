@@ -23,7 +23,7 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     that the kit raises on purpose and those of the file system become one line on stderr (and in the JSON); all others
     are bugs and keep their traceback.
     """
-    _hush_diffusers()
+    hush_diffusers()
     found: Mapping[str, Any] = {}
     try:
         facts = step()
@@ -55,7 +55,7 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _hush_diffusers() -> None:
+def hush_diffusers() -> None:
     """Keep diffusers from warning that optimum and this kit share the namespace `optimum`."""
     logging.getLogger("diffusers.utils.import_utils").addFilter(
         lambda record: "for package optimum" not in record.getMessage()
