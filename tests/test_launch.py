@@ -69,12 +69,13 @@ def test_the_server_starts_in_ten_seconds_and_leaves_nothing(deployment_of: ByFa
 
 
 @pytest.mark.server
-def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily) -> None:
+def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily, tmp_path: Path) -> None:
     ports = Ports.free()
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
     before = shared_memory()
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    scratch = os.environ | {"TMPDIR": str(tmp_path)}  # which it cannot remove any more
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=scratch)
     assert launcher.stdout is not None
     assert b'"start_seconds"' in launcher.stdout.readline()
     processes = children(launcher.pid)
