@@ -95,7 +95,7 @@ def test_int4_codes_are_packed_as_onnx_packs_them() -> None:
 
 
 @pytest.mark.skipif(
-    not (REFERENCE / "torchao").is_dir(), reason="torchao is not at .venv/reference/torchao; `make reference` puts it"
+    not (REFERENCE / "torchao").is_dir(), reason="torchao is not at .venv/reference/torchao; `make env` puts it"
 )
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_streamed_codes_and_scales_are_those_of_torchao(tmp_path: Path, scale: float) -> None:
