@@ -1,8 +1,9 @@
 """Run wide int8 products in panels of columns, which is what ONNX Runtime's CPU kernels want and no file can say.
 
-A product of [M, K] and [K, N] has M x N sums of four bytes, and the kernels (MLAS) go over all of them again for every
-slice of K. Where the sums do not fit the last level of cache, a product takes a third longer: at 1,536 rows and 27,648
-columns 1.27 instead of 1.70 TOP/s on two cores with 32 MB. Panels compute the very same integers.
+A product of [M, K] and [K, N] has M x N sums of four bytes, and the kernels go over all of them again for every slice
+of K (MLAS, `MlasGemmQuantPackedOperation` in qgemm.h: K is the outer loop, then N, then M). Where the sums do not fit
+the last level of cache, that costs a quarter of the speed. Panels compute the very same integers; `python -m benchmarks
+cpu --only ratio` runs a step both ways.
 
 What follows column by column stays in panels: the halves of SwiGLU, its products, and the quantization of the next
 layer's input, so that what must be joined is a byte per value. The graph is changed when it is loaded, for this
