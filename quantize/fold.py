@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from export.values import NUMPY_TYPES
+from kit.graph_values import constant
 from quantize.linears import STORED, Linear
 
 
@@ -65,7 +66,4 @@ def _made_by(value: ir.Value | None, op: str) -> bool:
 
 def _vector(model: ir.Model, name: str, values: Tensor, dtype: ir.DataType) -> ir.Value:
     array = values.to(torch.float32).numpy().astype(NUMPY_TYPES[STORED[dtype]])
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape))
-    value.const_value = ir.Tensor(array, dtype=dtype, name=name)
-    model.graph.register_initializer(value)
-    return value
+    return constant(model, name, array, dtype)

@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from kit.graph_values import constant
+
 
 def constant_shapes(model: ir.Model) -> bool:
     """Replace computed targets of Reshape by constants with 0 (as the input has it) and -1 (what is left).
@@ -23,12 +25,8 @@ def constant_shapes(model: ir.Model) -> bool:
         sizes = _target(source.shape, output.shape)
         if sizes is None:
             continue
-        constant = ir.Value(
-            name=f"{output.name}_shape", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(sizes)])
-        )
-        constant.const_value = ir.tensor(np.array(sizes, np.int64), name=constant.name)
-        model.graph.register_initializer(constant)
-        node.replace_input_with(1, constant)
+        target_sizes = constant(model, f"{output.name}_shape", np.array(sizes, np.int64))
+        node.replace_input_with(1, target_sizes)
         modified = True
     if modified:
         RemoveUnusedNodesPass()(model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from kit.graph_values import constant
+
 
 def name_axes(model: ir.Model) -> bool:
     """Give a Squeeze without axes those of size one.
@@ -20,11 +22,7 @@ def name_axes(model: ir.Model) -> bool:
         if sizes is None:
             raise ValueError(f"{node.name}: cannot tell which axes of {value} its Squeeze removes")
         ones = [axis for axis, size in enumerate(sizes) if size == 1]
-        axes = ir.Value(
-            name=f"{node.outputs[0].name}_axes", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(ones)])
-        )
-        axes.const_value = ir.tensor(np.array(ones, np.int64), name=axes.name)
-        model.graph.register_initializer(axes)
+        axes = constant(model, f"{node.outputs[0].name}_axes", np.array(ones, np.int64))
         node.resize_inputs(2)
         node.replace_input_with(1, axes)
         modified = True
