@@ -11,7 +11,7 @@ from typing import Any
 from kit import software
 from kit.feasible import Build, refusal
 from kit.gpus import Gpu
-from kit.hardware import INT8_FEATURES, Device, Hardware, look
+from kit.hardware import Device, Hardware, look
 from kit.memory import SERVED, Shape, activation_bytes, gigabytes, weight_bytes
 from kit.recipes import RECIPES, RecipeName, recipe
 from kit.variants import VARIANTS, Variant
@@ -151,7 +151,7 @@ def _cpu(hardware: Hardware, providers: Sequence[str]) -> Verdict:
     work = "run on the CPU with ONNX Runtime"
     if "CPUExecutionProvider" not in providers:
         return Verdict(work, False, "no ONNX Runtime: pip install onnxruntime")
-    fast = [feature for feature in INT8_FEATURES if feature in hardware.cpu.features]
+    fast = hardware.cpu.int8
     parts = []
     for name in CPU_RECIPES:
         fits = [v.name for v in VARIANTS.values() if cpu_bytes(v, name) <= hardware.memory_available]

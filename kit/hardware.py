@@ -24,6 +24,11 @@ class Cpu:
     cores: int
     features: tuple[str, ...]
 
+    @property
+    def int8(self) -> tuple[str, ...]:
+        """Those of its features that multiply 8-bit integers and sum in 32 bits."""
+        return tuple(feature for feature in INT8_FEATURES if feature in self.features)
+
 
 @dataclass(frozen=True)
 class Device:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import ArtifactError, Flux2Error
-from kit.hardware import INT8_FEATURES, cpu
+from kit.hardware import cpu
 from kit.ports import Ports
 
 Array = npt.NDArray[np.generic]
@@ -62,7 +62,7 @@ def open_session(graph: Path, options: Any, provider: str = CPU, panels: bool = 
     model: str | bytes = str(graph)
     if _weight_bytes(graph.parent) >= LARGE:
         options.enable_mem_pattern = False
-        if panels and provider == CPU and not set(INT8_FEATURES).isdisjoint(cpu().features):
+        if panels and provider == CPU and cpu().int8:
             from serve.panels import in_panels  # brings onnx_ir, which small parts and GPUs do without
 
             model = in_panels(graph, PANEL_COLUMNS) or model

@@ -161,7 +161,7 @@ class _Cutter:
             made = [ir.node(node.op_type, [piece.value for piece in pieces]) for pieces in operands]
             self._keep(node, made, _widths(first))
             return
-        if node.op_type == "Concat" and _on_last_axis(node) and (joined := self._chain(node, given)):
+        if node.op_type == "Concat" and _along_last(node) and (joined := self._chain(node, given)):
             self.pieces[node.outputs[0]] = joined
             return
         for i, value in enumerate(node.inputs):
@@ -171,15 +171,19 @@ class _Cutter:
     def join(self, value: ir.Value, before: ir.Node | None) -> ir.Value:
         """Return a value in one piece; `before` reads it, None where the graph ends."""
         if value not in self._joined:
-            self._joined[value] = self._concat(self.pieces[value], f"{value.name}/joined", value, before)
+            self._joined[value] = self._concat(self._values(value), f"{value.name}/joined", value, before)
         return self._joined[value]
 
-    def _concat(self, pieces: Pieces, name: str, like: ir.Value, before: ir.Node | None) -> ir.Value:
-        if len(pieces) == 1:
-            return pieces[0].value
-        node = ir.node("Concat", [piece.value for piece in pieces], {"axis": -1}, name=name)
+    def _values(self, value: ir.Value) -> list[ir.Value]:
+        """Return the values of the pieces of a value, or itself where it is whole."""
+        return [piece.value for piece in self.pieces[value]] if value in self.pieces else [value]
+
+    def _concat(self, values: list[ir.Value], name: str, like: ir.Value, before: ir.Node | None) -> ir.Value:
+        if len(values) == 1:
+            return values[0]
+        node = ir.node("Concat", values, {"axis": -1}, name=name)
         self._insert(node, before)
-        return describe(node.outputs[0], f"{name}:0", pieces[0].value.dtype, like.shape)
+        return describe(node.outputs[0], f"{name}:0", values[0].dtype, like.shape)
 
     def _quantize(self, product: Product) -> ir.Value:
         """Quantize an activation to the same steps counted from 128, piece by piece, and join the bytes."""
@@ -188,10 +192,9 @@ class _Cutter:
         codes = old.outputs[0]
         assert x is not None
         if codes not in self._quantized:
-            pieces = self.pieces.get(x, (Piece(x, 0),))
-            made = [ir.node("QuantizeLinear", [piece.value, scale, self._middle()]) for piece in pieces]
+            made = [ir.node("QuantizeLinear", [value, scale, self._middle()]) for value in self._values(x)]
             name = f"{old.name}/uint8"
-            panels = self._panels(name, made, _widths(pieces), ir.DataType.UINT8, product.node)
+            panels = self._panels(name, made, ir.DataType.UINT8, product.node)
             self._quantized[codes] = self._concat(panels, f"{name}/joined", codes, product.node)
         return self._quantized[codes]
 
@@ -209,17 +212,16 @@ class _Cutter:
 
     def _keep(self, node: ir.Node, made: list[ir.Node], widths: tuple[int, ...]) -> None:
         """Put panels before the node whose work they do, and remember its result as theirs."""
-        self.pieces[node.outputs[0]] = self._panels(node.name or "", made, widths, ir.DataType.FLOAT, node)
+        values = self._panels(node.name or "", made, ir.DataType.FLOAT, node)
+        self.pieces[node.outputs[0]] = tuple(Piece(*piece) for piece in zip(values, widths, strict=True))
 
-    def _panels(
-        self, name: str, made: list[ir.Node], widths: tuple[int, ...], dtype: ir.DataType, before: ir.Node
-    ) -> Pieces:
+    def _panels(self, name: str, made: list[ir.Node], dtype: ir.DataType, before: ir.Node) -> list[ir.Value]:
         """Name nodes of one output each as panels, put them into the graph and return what they give."""
         for i, panel in enumerate(made):
             panel.name = f"{name}{PANEL}{i}"
             describe(panel.outputs[0], f"{panel.name}:0", dtype, None)
             self._insert(panel, before)
-        return tuple(Piece(panel.outputs[0], width) for panel, width in zip(made, widths, strict=True))
+        return [panel.outputs[0] for panel in made]
 
     def _split(
         self, value: ir.Value, sizes: ir.Value, count: int, axis: int, name: str, before: ir.Node
@@ -259,23 +261,24 @@ def _edges(reader: ir.Node) -> list[int]:
 
 def _bounds(node: ir.Node) -> list[tuple[int, int]]:
     """Return first and last column of each output of a Split or Slice along the last axis, nothing for other nodes."""
-    known = [value.const_value.numpy() for value in node.inputs[1:] if value is not None and value.const_value]
-    if len(known) != len(node.inputs) - 1 or not known or not _on_last_axis(node):
+    if node.op_type not in ("Split", "Slice"):
+        return []
+    known = [value.const_value for value in node.inputs[1:] if value is not None and value.const_value is not None]
+    if not known or len(known) < len(node.inputs) - 1:
         return []
     if node.op_type == "Split":
-        return list(pairwise([0, *accumulate(int(size) for size in known[0])]))
-    if node.op_type == "Slice" and len(known) == 4 and all(array.size == 1 for array in known):
-        start, end, _, step = (int(array.reshape(())) for array in known)
-        return [(start, end)] if step == 1 and 0 <= start < end else []
-    return []
+        sizes = known[0].numpy()
+        return list(pairwise([0, *accumulate(int(size) for size in sizes)])) if _along_last(node) else []
+    if len(known) != 4 or any(tensor.size != 1 for tensor in known):
+        return []
+    start, end, axis, step = (int(tensor.numpy().reshape(())) for tensor in known)
+    return [(start, end)] if step == 1 and 0 <= start < end and _is_last(axis, node.outputs[0]) else []
 
 
-def _on_last_axis(node: ir.Node) -> bool:
-    """Tell whether a Split, Concat or Slice works along the last axis."""
-    shape = node.outputs[0].shape
-    if node.op_type == "Slice":
-        axes = node.inputs[3] if len(node.inputs) > 3 else None
-        axis = int(axes.const_value.numpy().reshape(-1)[0]) if axes is not None and axes.const_value else 0
-    else:
-        axis = node.attributes.get_int("axis", 0)
-    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+def _along_last(node: ir.Node) -> bool:
+    """Tell whether a Split or Concat works along the last axis."""
+    return _is_last(node.attributes.get_int("axis", 0), node.outputs[0])
+
+
+def _is_last(axis: int, value: ir.Value) -> bool:
+    return axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)

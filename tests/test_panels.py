@@ -13,16 +13,14 @@ import onnxruntime as ort
 import pytest
 
 from kit.artifact import read_manifest
-from kit.hardware import INT8_FEATURES, Cpu, cpu
+from kit.hardware import Cpu, cpu
 from quantize.proof import prove
 from serve import engine
 from serve.engine import FOLDER, OrtEngine, session_options
 from serve.panels import cut, find_products, in_panels, whole
 
 QuantizedOf = Callable[[str], Path]
-vnni = pytest.mark.skipif(
-    set(INT8_FEATURES).isdisjoint(cpu().features), reason="this CPU multiplies uint8 with int8 in 16 bits, and rounds"
-)
+vnni = pytest.mark.skipif(not cpu().int8, reason="this CPU multiplies uint8 with int8 in 16 bits, and rounds")
 
 
 @pytest.fixture(scope="module")
