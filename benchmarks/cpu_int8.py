@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.worker:
         _step_worker(args.work, args.worker)
         return {}
-    facts: dict[str, Any] = {"side": SIDE, "steps": STEPS, "weights": "random", "machine": describe()}
+    weights = "random but for the sample's"
+    facts: dict[str, Any] = {"side": SIDE, "steps": STEPS, "weights": weights, "machine": describe()}
     measures = {"ratio": _ratio, "whole": _whole, "sample": _sample}
     for name in [args.only] if args.only else ONLY:
         facts[name] = measures[name](args)

@@ -120,7 +120,8 @@ def test_a_rule_that_names_no_layer_is_refused(sample_artifact: Path, tmp_path: 
     rule = Rule("transformer", "transformer_block.*", "keep")
     recipe = replace(RECIPES["int8-weights"], name="mine", rules=(rule, *RECIPES["int8-weights"].rules))
     message = (
-        r"recipe mine: 'transformer_block\.\*' names no linear layer of the transformer .*; such are .*x_embedder, "
+        r"recipe mine: 'transformer_block\.\*' names no linear layer of the transformer that can be quantized; "
+        r"such are context_embedder, x_embedder, transformer_blocks\.0\.attn\.add_q_proj"
     )
     refuse(sample_artifact, tmp_path, recipe, message)
 
