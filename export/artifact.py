@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import resource
 import shutil
 import sys
@@ -25,22 +23,13 @@ from export.passes import simplify
 from export.single_file import has_decoder_alone, sizes_of_vae
 from export.trace import OPSET, FakePart
 from export.weights import Binding, attach, find
-from kit.artifact import (
-    MANIFEST,
-    Manifest,
-    PartRecord,
-    digest,
-    link_or_copy,
-    tool_versions,
-    verify,
-    write_manifest,
-)
+from kit.artifact import Manifest, PartRecord, current, digest, link_or_copy, step_versions, write_manifest
 from kit.building import building
-from kit.errors import Flux2Error, UsageError
+from kit.errors import UsageError
 from kit.ports import Compute, PartName, parts_of
 from kit.variants import Variant
 
-logger = logging.getLogger(__name__)
+REVISION = 1  # raised when the same checkpoint and options give another artifact
 COPIED = ("model_index.json", "scheduler", "tokenizer")  # json and text that the server needs; never a weight
 COPIED_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -96,9 +85,9 @@ def export(
 ) -> ExportReport:
     """Export a checkpoint folder to an ONNX artifact; `progress` is told of every part that is done.
 
-    All weights of all parts are looked up before anything is traced or written. An artifact at `out` that was made
-    from the same files with the same options and code is kept as it is. Raises CheckpointError for a checkpoint that
-    is not what its configs say, UsageError for a path that cannot be written.
+    All weights of all parts are looked up before anything is traced or written. An artifact at `out` that the same
+    revision made from the same files with the same options is kept as it is. Raises CheckpointError for a checkpoint
+    that is not what its configs say, UsageError for a path that cannot be written.
     """
     begin = time.perf_counter()
     variant = Variant.of(checkpoint)
@@ -113,7 +102,7 @@ def export(
         options={"opset": OPSET, "attention": config.attention},
         source=_source(checkpoint, config, parts),
         parts={},
-        versions=tool_versions(*TOOLS) | {"export": _code_digest()},
+        versions=step_versions("export", REVISION, *TOOLS),
     )
     fakes = {part: FakePart(part, variant, config.dtype, config.attention) for part in parts}
     bindings: dict[str, Binding] = {}  # by the folder in which the weights will stand
@@ -174,16 +163,7 @@ def is_current(out: Path, plan: Manifest, bindings: Mapping[str, Binding]) -> bo
     A digest of a weight file covers its header only, so the weights themselves are compared by identity: the file in
     the artifact must be the checkpoint's own (a hard link), or a copy of the same size and time stamp.
     """
-    if not (out / MANIFEST).is_file():
-        return False
-    try:
-        found = verify(out)
-    except Flux2Error as error:
-        logger.info("%s will be made again: %s", out, error)
-        return False
-    if replace(found, files={}) != plan:
-        return False
-    return all(
+    return current(out, plan) and all(
         _same_weights(file, out / home / file.name) for home, binding in bindings.items() for file in binding.files
     )
 
@@ -276,11 +256,3 @@ def _stamps(bindings: Mapping[str, Binding]) -> dict[str, Any]:
     files = {tensor.source.file for binding in bindings.values() for tensor in binding.derived.values()}
     files |= {scale.file for binding in bindings.values() for scale in binding.scales.values()}
     return {"computed_from": {file.name: file.stat().st_mtime_ns for file in sorted(files)}} if files else {}
-
-
-def _code_digest() -> str:
-    """Digest this package, so that an artifact made by older code is not taken for a current one."""
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
-    return code.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kit import tensors
-from kit.errors import ArtifactError, UsageError
+from kit.errors import ArtifactError, Flux2Error, UsageError
 from kit.ports import Compute, PartName, Port, Ports
 from kit.variants import TextEncoder, Transformer, Vae, Variant
 
+logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 1
 Kind = Literal["onnx", "quantized", "engine", "aoti", "deployment"]
@@ -86,6 +88,15 @@ def tool_versions(*packages: str) -> dict[str, str]:
     return versions
 
 
+def step_versions(step: str, revision: int, *packages: str) -> dict[str, str]:
+    """Return what a manifest's `versions` say of the step that made it: the packages, and the step's own revision.
+
+    A step carries a constant REVISION that is raised when the same inputs give another result, so that artifacts made
+    before are made again; a change of its help texts, its errors or its layout leaves them as they are.
+    """
+    return tool_versions(*packages) | {f"{step} revision": str(revision)}
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of a filled folder, with the record of all its files."""
     full = replace(manifest, files=record_files(folder))
@@ -138,6 +149,23 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
         if digest(path) != record.digest:
             raise ArtifactError(f"{path}: its digest differs from the manifest; make the artifact again")
     return manifest
+
+
+def current(out: Path, planned: Manifest) -> bool:
+    """Tell whether the artifact at `out` verifies and is what a step plans to make, files aside."""
+    found = verified_or_none(out, (planned.kind,))
+    return found is not None and replace(found, files={}) == replace(planned, files={})
+
+
+def verified_or_none(out: Path, kinds: tuple[Kind, ...]) -> Manifest | None:
+    """Return the manifest of the artifact at `out`, None when there is none that verifies."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        return verify(out, kinds)
+    except Flux2Error as error:
+        logger.info("%s will be made again: %s", out, error)
+        return None
 
 
 def variant_from_json(raw: dict[str, Any]) -> Variant:

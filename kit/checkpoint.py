@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -94,8 +93,7 @@ def sample() -> Path:
         return SHIPPED
     from kit import tiny  # brings torch and diffusers; only needed to make the stand-in
 
-    recipe = hashlib.sha256(Path(tiny.__file__).read_bytes()).hexdigest()[:12]
-    folder = cache_folder() / f"tiny-{recipe}"
+    folder = cache_folder() / f"tiny-{tiny.REVISION}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

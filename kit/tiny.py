@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+REVISION = 1  # raised when the same seed gives another checkpoint
 _QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _QWEN_TEMPLATE = (
     "{%- for turn in messages %}{{- '<|im_start|>' + turn.role + '\n' + turn.content + '<|im_end|>' + '\n' }}"

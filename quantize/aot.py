@@ -25,7 +25,7 @@ from export.fusion import fuse_projections
 from export.lora.terms import Lora
 from export.meta_part import TORCH_TYPES, assign, meta_part
 from export.parts import MODULE
-from kit.artifact import Manifest, PartRecord, digest, tool_versions, write_manifest
+from kit.artifact import Manifest, PartRecord, digest, step_versions, write_manifest
 from kit.building import building
 from kit.errors import UsageError
 from kit.ports import Compute, PartName, ports
@@ -39,6 +39,7 @@ AotPart = Literal["text_encoder", "transformer", "vae_decoder"]
 AOT_PARTS: tuple[AotPart, ...] = ("text_encoder", "transformer", "vae_decoder")
 INDEX = "packages.json"
 RECIPES = ("fp32", "bf16", *LINEARS)
+REVISION = 1  # raised when the same checkpoint and options give other packages
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _manifest(
         options=options,
         source={"checkpoint": checkpoint.name, "files": read, "single_files": single},
         parts=records,
-        versions=tool_versions(*TOOLS),
+        versions=step_versions("aoti", REVISION, *TOOLS),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import resource
 import shutil
@@ -20,14 +19,15 @@ from export.artifact import COPIED
 from kit.artifact import (
     MANIFEST,
     Manifest,
+    current,
     digest,
     link_or_copy,
-    tool_versions,
+    step_versions,
     verify,
     write_manifest,
 )
 from kit.building import building
-from kit.errors import Flux2Error, UsageError
+from kit.errors import UsageError
 from kit.gpus import Gpu
 from kit.ports import KV_PARTS, PartName
 from quantize.fold import fold_modulation, norm_weight
@@ -43,6 +43,7 @@ from quantize.stream import Job, Kept, Progress, Quantized, write
 if TYPE_CHECKING:
     from torch import Tensor
 
+REVISION = 1  # raised when the same artifact, recipe and record give another result
 FILE = "quantized.safetensors"
 QUANTIZED_PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")
 NARROWEST = 16  # a matrix narrower than this has no fast kernel (TensorRT; ModelOpt skips it too)
@@ -140,7 +141,7 @@ def apply(
         if part in QUANTIZED_PARTS
     }
     planned = _manifest(source, manifest, recipe, record, plans)
-    if _is_current(out, planned):
+    if current(out, planned):
         return ApplyReport(out, recipe.name, True, time.perf_counter() - begin)
     reports = []
     with building(out) as folder:
@@ -402,7 +403,7 @@ def _manifest(
             "calibration": record.digest if record is not None and recipe.needs_calibration else None,
             "calibration_prompts": record.marks if record is not None and recipe.needs_calibration else [],
         },
-        versions={**manifest.versions, **tool_versions("torch", "onnx-ir"), "quantize": _code_digest()},
+        versions={**manifest.versions, **step_versions("quantize", REVISION, "torch", "onnx-ir")},
         files={},
     )
 
@@ -410,22 +411,3 @@ def _manifest(
 def _holds_weights(file: str) -> bool:
     """Tell weight files by their name: a digest covers their header alone, so a time stamp must tell of new values."""
     return file.endswith(".safetensors")
-
-
-def _is_current(out: Path, planned: Manifest) -> bool:
-    """Tell whether the artifact at `out` is what the plan would make, from the same source."""
-    if not (out / MANIFEST).is_file():
-        return False
-    try:
-        found = verify(out)
-    except Flux2Error:
-        return False
-    return replace(found, files={}) == planned
-
-
-def _code_digest() -> str:
-    """Digest this package, so that an artifact made by older code is not taken for a current one."""
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):  # not the gate and the search: they make no artifact
-        code.update(file.read_bytes())
-    return code.hexdigest()[:16]

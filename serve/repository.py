@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from importlib import resources
@@ -14,7 +13,8 @@ from kit.artifact import (
     PartRecord,
     digest,
     link_or_copy,
-    tool_versions,
+    step_versions,
+    verified_or_none,
     verify,
     write_manifest,
 )
@@ -31,6 +31,8 @@ from serve.probe import ANSWER, question
 from serve.request import Limits
 from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import ENSEMBLE, configs
+
+REVISION = 1  # raised when the same artifact and settings give another deployment, its models' code included
 
 # model -> the part it runs and where its graph stands below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {
@@ -94,9 +96,9 @@ def write_repository(
             compute=manifest.compute,
             recipe=manifest.recipe,
             options={},
-            source=_source(artifact, settings),
+            source=_source(artifact),
             parts=parts,
-            versions=tool_versions("onnxruntime", "transformers", "numpy", "pillow", "torch"),
+            versions=_versions(),
         )
         if known_answer == "paint":
             write_manifest(folder, deployment)
@@ -121,27 +123,23 @@ def _is_native(model: str, settings: Settings) -> bool:
 
 def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> bool:
     """Tell whether a deployment at `out` verifies and was made from this artifact, with these settings and this kit."""
+    made = verified_or_none(out, ("deployment",))
+    if made is None:
+        return False
     try:
-        made = verify(out, kinds=("deployment",))
         settings = Settings.read(out / "tokenizer" / "1")
     except Flux2Error:
         return False
     same = (settings.limits, settings.tuning) == (limits, tuning)
-    return same and made.source == _source(artifact, settings)
+    return same and made.source == _source(artifact) and dict(made.versions) == _versions()
 
 
-def _source(artifact: Path, settings: Settings) -> dict[str, Any]:
-    """Describe what a deployment is made from: the artifact's manifest, and the code and configs of the models."""
-    code = hashlib.sha256()
-    for model, text in configs(settings).items():
-        code.update(text.encode())
-        if model != ENSEMBLE and not _is_native(model, settings):
-            code.update(_code(model).encode())
-    return {
-        "artifact": artifact.name,
-        "manifest": digest(artifact / "manifest.json"),
-        "models": code.hexdigest(),
-    }
+def _source(artifact: Path) -> dict[str, Any]:
+    return {"artifact": artifact.name, "manifest": digest(artifact / "manifest.json")}
+
+
+def _versions() -> dict[str, str]:
+    return step_versions("serve", REVISION, "onnxruntime", "transformers", "numpy", "pillow", "torch")
 
 
 def _code(model: str) -> str:

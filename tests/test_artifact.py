@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kit.artifact import MANIFEST, Manifest, PartRecord, read_manifest, verify, write_manifest
+from kit.artifact import (
+    MANIFEST,
+    Manifest,
+    PartRecord,
+    current,
+    read_manifest,
+    step_versions,
+    verify,
+    write_manifest,
+)
 from kit.building import UNFINISHED, building
 from kit.errors import ArtifactError, UsageError
 from kit.ports import ports
@@ -31,6 +41,19 @@ def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
     manifest = verify(make(tmp_path / "a"))
     assert (manifest.variant, manifest.parts, manifest.options) == (KLEIN, PLAN.parts, {"opset": 23})
     assert list(manifest.files) == ["vae_decoder/model.onnx"]
+
+
+def test_an_artifact_is_current_when_a_step_of_the_same_revision_plans_the_same(tmp_path: Path) -> None:
+    plan = replace(PLAN, versions=step_versions("export", 3))
+    out = tmp_path / "a"
+    assert not current(out, plan)
+    with building(out) as folder:
+        write_manifest(folder, plan)
+    assert current(out, plan)
+    assert not current(out, replace(plan, versions=step_versions("export", 4)))
+    assert not current(out, replace(plan, options={"opset": 24}))
+    (out / MANIFEST).write_text("{")
+    assert not current(out, plan)
 
 
 def test_an_older_artifact_is_replaced(tmp_path: Path) -> None:

@@ -185,6 +185,13 @@ class TestUpToDate:
         assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before.st_mtime_ns
         assert again.parts == ()
 
+    def test_another_revision_exports_again(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        export(checkpoint, tmp_path / "out", DECODER)
+        monkeypatch.setattr(module, "REVISION", module.REVISION + 1)
+        assert not export(checkpoint, tmp_path / "out", DECODER).up_to_date
+
     @pytest.mark.parametrize(
         "change",
         [{"attention": "op"}, {"dtype": "bf16"}, {"parts": ("vae_encoder",)}],

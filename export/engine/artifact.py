@@ -18,16 +18,18 @@ from kit.artifact import (
     PartRecord,
     digest,
     link_or_copy,
-    tool_versions,
+    step_versions,
+    verified_or_none,
     verify,
     write_manifest,
 )
 from kit.building import building
 from kit.cuda_device import Machine, this_machine
 from kit.engine_record import EngineRecord, PlanRecord
-from kit.errors import Flux2Error, UsageError
+from kit.errors import ArtifactError, UsageError
 from kit.ports import PartName
 
+REVISION = 1  # raised when the same artifact and options give other plans on the same machine
 TEXTS = ("model_index.json", "scheduler", "tokenizer")  # what a server needs beside the engines
 GRAPH = "model.onnx"  # of a part whose plan holds no weights
 Build = Callable[[PlannedPlan, Path], PlanRecord]  # a plan and where to write it
@@ -108,7 +110,7 @@ def _manifest(request: Request, machine: Machine, made: Mapping[PartName, list[P
         options=record.options(),
         source=_source(request),
         parts={part: PartRecord(plans[0].file, source.part(part).ports) for part, plans in made.items()},
-        versions=tool_versions("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        versions=step_versions("engine", REVISION, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     )
 
 
@@ -127,16 +129,17 @@ def _source(request: Request) -> dict[str, Any]:
 
 def _current(request: Request, machine: Machine, out: Path) -> Manifest | None:
     """Return the manifest of an artifact that the build would only make again."""
-    if not (out / MANIFEST).is_file():
-        return None
+    found = verified_or_none(out, ("engine",))
     try:
-        found = verify(out, kinds=("engine",))
-        record = EngineRecord.of(found)
-    except Flux2Error:
+        record = None if found is None else EngineRecord.of(found)
+    except ArtifactError:
+        record = None
+    if found is None or record is None:
         return None
     options = request.options
     same = (
         found.source == _source(request)
+        and found.versions.get("engine revision") == str(REVISION)
         and (record.device, record.tensorrt) == (machine.device, machine.tensorrt)
         and (record.weights, record.hardware, record.version) == (options.weights, options.hardware, options.version)
         and dict(record.build) == _listed(_chosen(options))
