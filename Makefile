@@ -24,7 +24,7 @@ lint: $(MARK)
 
 types: $(MARK)
 	@$(BIN)/mypy
-	@MYPYPATH=typings/tensorrt-10.16 $(BIN)/mypy --cache-dir .mypy_cache/tensorrt-10.16 kit export serve
+	@MYPYPATH=typings/tensorrt-10.16 $(BIN)/mypy --cache-dir .mypy_cache/tensorrt-10.16 kit planner runtimes
 	@for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 env: $(MARK) $(REFERENCES)

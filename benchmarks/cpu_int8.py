@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks import random_weights
 from benchmarks.machine import describe
+from kit.dtypes import torch_type
 from kit.variants import Variant
 
 SIDE, STEPS = 512, 4
@@ -181,7 +182,7 @@ def _step_worker(work: Path, kind: str) -> None:
 def _arrays(joint_dim: int) -> dict[str, Any]:
     import numpy as np
 
-    from serve.denoise import image_ids, text_ids
+    from pipeline.denoise import image_ids, text_ids
 
     rng = np.random.default_rng(0)
     side = SIDE // Variant.pixels_per_token
@@ -196,7 +197,7 @@ def _arrays(joint_dim: int) -> dict[str, Any]:
 
 def _onnx_step(work: Path, panels: bool = True) -> Any:
     from kit.artifact import read_manifest
-    from serve.engine import OrtEngine
+    from runtimes.ort.engine import OrtEngine
 
     folder = work / "step-int8"
     part = read_manifest(folder).part("transformer")
@@ -209,7 +210,7 @@ def _diffusers_step(work: Path, kind: str) -> Any:
     import torch
     from diffusers import Flux2Transformer2DModel
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+    dtype = torch_type(kind)
     model = Flux2Transformer2DModel.from_pretrained(work / "step-checkpoint" / "transformer", torch_dtype=dtype).eval()
     given = {name: torch.from_numpy(array) for name, array in _arrays(model.config.joint_attention_dim).items()}
     inputs = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in given.items()}
@@ -236,7 +237,7 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
 
 def _sample(args: argparse.Namespace) -> dict[str, Any]:
     """Paint with the sample in fp32 and in int8, a picture of each in turn; milliseconds."""
-    from serve.local import LocalPipeline
+    from pipeline.local import LocalPipeline
 
     onnx, record = args.work / "sample", args.work / "sample-calibration.json"
     folders = {"fp32": onnx, "int8": args.work / "sample-int8"}
@@ -275,7 +276,7 @@ def _time_steps(pipeline: Any, seconds: list[float]) -> None:
 
 def _paint(folder: Path) -> dict[str, Any]:
     """Paint one picture with a whole artifact in this process."""
-    from serve.local import LocalPipeline
+    from pipeline.local import LocalPipeline
 
     begin = time.perf_counter()
     pipeline = LocalPipeline(folder)

@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> dict[str, Any]:
     """Export, write the deployment, serve it on loopback, ask once, save the picture; returns seconds by stage."""
     from export.artifact import ExportConfig, export  # brings torch and diffusers
+    from pipeline.request import Limits
     from serve.client import Client
     from serve.launch import Server
     from serve.repository import is_current, write_repository
-    from serve.request import Limits
     from serve.settings import Tuning
 
     table: dict[str, float] = {}

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.gpus import GPUS
-from kit.plan import Plan, Question, plan
-from kit.prices import HOURS_PER_MONTH, read_prices
 from kit.recipes import RecipeName
 from kit.variants import VARIANTS
+from planner.plan import Plan, Question, plan
+from planner.prices import HOURS_PER_MONTH, read_prices
 
 STEPS = {
     "klein-4b": (4,),

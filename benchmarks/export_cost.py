@@ -26,7 +26,7 @@ from benchmarks import machine, residency, sparse
 from benchmarks.export_parity import SMALL_DECODER, with_blocks
 from benchmarks.measure import measure
 from export import node_report
-from export.operators import VERSIONS
+from export.lint.operators import VERSIONS
 from kit.checkpoint import PART_FOLDERS
 from kit.ports import ALL_PARTS
 from kit.variants import Variant

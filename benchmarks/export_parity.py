@@ -25,7 +25,7 @@ from benchmarks import machine, sparse
 from benchmarks.measure import measure
 from kit.errors import CheckFailed, UsageError
 from kit.ports import PartName, ports
-from kit.tensors import StoredTensor, read_header
+from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Variant
 
 BAR = 1e-4

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Start a server, ask for every prompt with its number as the seed, and save the grid."""
+    from pipeline.images import decode
     from serve.client import Client
     from serve.launch import Server
-    from serve.pictures import decode
 
     rows = []
     tiles = []

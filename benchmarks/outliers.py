@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks import random_weights
 from benchmarks.cpu_int8 import blocks_alone
 from benchmarks.machine import describe
-from kit.tensors import StoredTensor, read_header
+from kit.dtypes import numpy_type
+from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Variant
 
 SIDE = 256  # pixels: 256 tokens of the picture beside 512 of the text
@@ -34,11 +35,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare all recipes; errors are relative: deviation from fp32 over the size of fp32's output."""
     from export.artifact import ExportConfig, export
     from kit.artifact import read_manifest
-    from quantize.apply import apply
-    from quantize.calibrate import Calibration, calibrate
+    from quantize.apply.apply import apply
+    from quantize.calibration.calibrate import Calibration, calibrate
     from quantize.prompt_set import Prompt, PromptSet
     from quantize.recipes import RECIPES, find_recipe
-    from serve.engine import OrtEngine
+    from runtimes.ort.engine import OrtEngine
 
     variant = blocks_alone(Variant.named("klein-4b"), 1, 1)
     checkpoint = random_weights.write(variant, args.work / "checkpoint")
@@ -104,7 +105,7 @@ def _recipe_file(work: Path, name: str, base: str, scheme: str) -> Path:
 
 
 def _inputs(variant: Variant, seed: int) -> dict[str, Any]:
-    from serve.denoise import image_ids, text_ids
+    from pipeline.denoise import image_ids, text_ids
 
     rng = np.random.default_rng(seed)
     side = SIDE // variant.pixels_per_token
@@ -153,10 +154,8 @@ def _channels(name: str, dim: int, mlp: int, strong: Any, strong_mlp: Any) -> li
 
 
 def _scale_rows(stream: Any, tensor: StoredTensor, size: Any) -> None:
-    import ml_dtypes
-
     stream.seek(tensor.offset)
-    values = np.frombuffer(stream.read(tensor.nbytes), ml_dtypes.bfloat16).reshape(tensor.shape)
-    scaled = (values.astype(np.float32) * size[:, None]).astype(ml_dtypes.bfloat16)
+    values = np.frombuffer(stream.read(tensor.nbytes), numpy_type("bf16")).reshape(tensor.shape)
+    scaled = (values.astype(np.float32) * size[:, None]).astype(numpy_type("bf16"))
     stream.seek(tensor.offset)
     stream.write(scaled.tobytes())

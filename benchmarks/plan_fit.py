@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import quantiles
 
 from kit.gpus import Generation
-from kit.measurements import Measurement
-from kit.speed import Calibration, passes_of, predict, predict_passes
+from planner.measurements import Measurement
+from planner.speed import Calibration, passes_of, predict, predict_passes
 
 # Where the search begins; START and BOUNDS are what is known without a measurement.
 START = {

@@ -2,8 +2,8 @@
 
     python -m benchmarks plan [--fit] [--by-gpu] [--save benchmarks/results/plan_validation.json] [--json]
 
-`--fit` fits the calibration anew and writes kit/data/calibration.json. `--by-gpu` also asks the harder question: how
-far off each GPU is when all of its points are left out of a fit to all others, held out or not. The bar is a median
+`--fit` fits the calibration anew and writes planner/data/calibration.json. `--by-gpu` also asks the harder question:
+how far off each GPU is when all of its points are left out of a fit to all others, held out or not. The bar is a median
 absolute error of at most 20 % over the points that were held out; the exit code is 1 when it is not met.
 """
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import kit.data
+import planner.data
 from benchmarks import deployment_table, machine, plan_fit
-from kit.boards import board
 from kit.errors import CheckFailed
-from kit.measurements import Measurement, load, measurements, split
-from kit.memory import Shape
 from kit.recipes import RECIPES, recipe
-from kit.speed import Calibration, calibration, predict
 from kit.variants import VARIANTS
-from kit.work import work
+from planner.boards import board
+from planner.measurements import Measurement, load, measurements, split
+from planner.memory import Shape
+from planner.speed import Calibration, calibration, predict
+from planner.work import work
 
 BAR = 0.20
-CALIBRATION = Path(kit.data.__path__[0]) / "calibration.json"
+CALIBRATION = Path(planner.data.__path__[0]) / "calibration.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -145,7 +145,7 @@ def _synthetic_record(artifact: Path, out: Path) -> None:
     import onnx_ir as ir
 
     from kit.artifact import read_manifest
-    from quantize import record
+    from quantize.calibration import record
     from quantize.linears import find_linears
 
     manifest = read_manifest(artifact)

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from benchmarks import sparse
-from kit.tensors import StoredTensor, read_header
+from kit.dtypes import numpy_type
+from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Variant
 
 BLOCK = (1 << 22) + 3  # odd, so that rows of a matrix do not repeat at the same columns
@@ -52,6 +53,4 @@ def _fill(stream: BinaryIO, tensor: StoredTensor, normal: Any, start: int) -> No
 
 
 def _bf16(values: Any) -> Any:
-    import ml_dtypes
-
-    return values.astype(ml_dtypes.bfloat16)
+    return values.astype(numpy_type("bf16"))

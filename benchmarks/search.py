@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the search as a user would; its plot goes beside the JSON that `--save` names."""
-    from quantize import search_command
+    from quantize.search import command as search_command
 
     parser = argparse.ArgumentParser()
     search_command.add_arguments(parser)

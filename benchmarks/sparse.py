@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import tiny
-from kit.tensors import ITEM_BYTES
+from kit.dtypes import ITEM_BYTES
 from kit.variants import Variant
 
 # The largest shard that save_pretrained writes: diffusers 10 GB; transformers 5 GB when these checkpoints were saved.

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.attention import Attention
+from export.graphs.attention import Attention
 from export.lora.merge import merge, record
 from export.lora.terms import Lora
 from export.node_report import Counts, count_nodes
@@ -24,9 +24,11 @@ from export.single_file import has_decoder_alone, sizes_of_vae
 from export.trace import OPSET, FakePart
 from export.weights import Binding, attach, find
 from kit.artifact import Manifest, PartRecord, current, digest, link_or_copy, step_versions, write_manifest
-from kit.building import building
+from kit.atomic_folder import building
+from kit.configs import read_variant
+from kit.dtypes import Compute
 from kit.errors import UsageError
-from kit.ports import Compute, PartName, parts_of
+from kit.ports import PartName, parts_of
 from kit.variants import Variant
 
 REVISION = 1  # raised when the same checkpoint and options give another artifact
@@ -90,7 +92,7 @@ def export(
     that is not what its configs say, UsageError for a path that cannot be written.
     """
     begin = time.perf_counter()
-    variant = Variant.of(checkpoint)
+    variant = read_variant(checkpoint)
     if vae_file := config.single_files.get("vae"):
         variant = replace(variant, vae=sizes_of_vae(vae_file, variant.vae))
     parts = _chosen(config.parts, variant)

@@ -15,8 +15,9 @@ import numpy as np
 
 from export.lora.delta import Term
 from export.values import as_stored, read_all, read_rows
+from kit.dtypes import ITEM_BYTES
 from kit.errors import CheckpointError
-from kit.tensors import ITEM_BYTES, StoredTensor, read_header
+from kit.safetensors_file import StoredTensor, read_header
 
 FILE = "derived.safetensors"
 CHUNK_VALUES = 8_000_000  # fp32 values of a weight in memory at once

@@ -11,24 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.attention import Attention
-from export.constants import read_constant
+from export.graphs.attention import Attention
+from export.graphs.constants import read_constant
 from export.parts import PARTS
-from kit.ports import Compute, Dtype, PartName
+from kit.dtypes import Compute, torch_type
+from kit.ports import PartName
 from kit.variants import Variant
-
-TORCH_TYPES: dict[Dtype, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "i64": torch.int64,
-    "u8": torch.uint8,
-}
 
 
 def meta_part(part: PartName, variant: Variant, compute: Compute, attention: Attention = "sdpa") -> nn.Module:
     """Build the module of a part with weights of the compute type on the meta device, constants on the CPU."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(TORCH_TYPES[compute])
+    torch.set_default_dtype(torch_type(compute))
     try:
         with torch.device("meta"):
             module = PARTS[part].build(variant, attention).eval()

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from export.attention import Attention
-from export.kv_graphs import CachedGraph, ExtractGraph
-from export.text_encoder_graph import TextEncoderGraph
-from export.transformer_graph import TransformerGraph
-from export.vae_graphs import VaeDecoderGraph, VaeEncoderGraph
+from export.graphs.attention import Attention
+from export.graphs.kv_cache import CachedGraph, ExtractGraph
+from export.graphs.text_encoder import TextEncoderGraph
+from export.graphs.transformer import TransformerGraph
+from export.graphs.vae import VaeDecoderGraph, VaeEncoderGraph
 from kit.ports import PartName
-from kit.tensors import StoredTensor
+from kit.safetensors_file import StoredTensor
 from kit.variants import Variant
 
 MODULE = "model."  # the attribute under which every graph module holds the checkpoint's modules

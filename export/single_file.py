@@ -16,7 +16,7 @@ from pathlib import Path
 from export.names import Target, bfl_linears, bfl_norms
 from export.values import read_all
 from kit.errors import CheckpointError
-from kit.tensors import StoredTensor, read_header
+from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Transformer, Vae, Variant
 
 FP8 = "F8_E4M3"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.parts import EMBEDDING
-from kit.tensors import StoredTensor
+from kit.safetensors_file import StoredTensor
 
 HEAD = "lm_head.weight"
 FIRST_NORM = "layers.0.input_layernorm.weight"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,19 +18,14 @@ from torch.export import Dim
 from torch.onnx._internal.exporter._core import _exported_program_to_onnx_program
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from export.attention import Attention
-from export.constants import read_constant
+from export.graphs.attention import Attention
+from export.graphs.constants import read_constant
 from export.parts import MODULE, PARTS
-from kit.ports import Compute, Dtype, PartName, Ports, ports, split_axis
+from kit.dtypes import Compute, torch_type
+from kit.ports import PartName, Ports, ports, split_axis
 from kit.variants import Variant
 
 OPSET = 23  # BF16 Conv, fp32 scales in QuantizeLinear, Attention; TensorRT 10.15 to 11 and ONNX Runtime read it
-TORCH_TYPES: Mapping[Dtype, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "i64": torch.int64,
-    "u8": torch.uint8,
-}
 # Sizes of the example: all different and none of them 1, so that no axis is taken for another or for a constant.
 EXAMPLE = {"batch": 2, "image_tokens": 24, "ref_tokens": 20, "latent_height": 4, "latent_width": 6}
 
@@ -42,7 +37,7 @@ class FakePart:
         self.part = part
         self.ports: Ports = ports(part, variant, compute)
         self.mode = FakeTensorMode()
-        with self.mode, _default_dtype(TORCH_TYPES[compute]):
+        with self.mode, _default_dtype(torch_type(compute)):
             self.module: nn.Module = PARTS[part].build(variant, attention).eval()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -59,7 +54,7 @@ class FakePart:
         axes: dict[str, Any] = {}
         with self.mode, torch.no_grad(), _quiet():
             example = {
-                port.name: torch.zeros(port.shape(EXAMPLE), dtype=TORCH_TYPES[port.dtype]) for port in self.ports.inputs
+                port.name: torch.zeros(port.shape(EXAMPLE), dtype=torch_type(port.dtype)) for port in self.ports.inputs
             }
             dynamic = {
                 port.name: {i: _axis(word, axes) for i, word in enumerate(port.dims) if isinstance(word, str)}

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from kit.tensors import StoredTensor
+from kit.dtypes import numpy_type
+from kit.safetensors_file import StoredTensor
 
 Float32 = npt.NDArray[np.float32]
-NUMPY_TYPES: Mapping[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-}
+READABLE = ("F32", "F16", "BF16", "F8_E4M3")  # what rows are read from
 
 
 def read_rows(tensor: StoredTensor, begin: int, end: int) -> Float32:
@@ -28,7 +22,7 @@ def read_rows(tensor: StoredTensor, begin: int, end: int) -> Float32:
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.offset + begin * row_bytes)
         raw = stream.read((end - begin) * row_bytes)
-    values = np.frombuffer(raw, NUMPY_TYPES[tensor.dtype]).reshape((end - begin, *tensor.shape[1:]))
+    values = np.frombuffer(raw, numpy_type(tensor.dtype)).reshape((end - begin, *tensor.shape[1:]))
     return values.astype(np.float32)
 
 
@@ -41,5 +35,5 @@ def read_all(tensor: StoredTensor) -> Float32:
 def as_stored(values: Float32, dtype: str) -> bytes:
     """Round fp32 once, to the nearest and ties to even, to a stored type; what is too large becomes infinite."""
     with np.errstate(over="ignore"):
-        stored: npt.NDArray[Any] = values.astype(NUMPY_TYPES[dtype])
+        stored: npt.NDArray[Any] = values.astype(numpy_type(dtype))
     return stored.tobytes()

@@ -14,17 +14,14 @@ from export.parts import MODULE, PARTS, is_unneeded, source_names
 from export.single_file import FP8, Weights, has_decoder_alone, read_single_file
 from export.tied_heads import restore_embedding
 from export.values import read_all
+from kit.dtypes import onnx_type
 from kit.errors import CheckpointError
 from kit.ports import PartName
-from kit.tensors import StoredTensor, read_folder
+from kit.safetensors_file import StoredTensor, read_folder
 from kit.variants import Variant
 
-STORED_TYPES: Mapping[str, ir.DataType] = {
-    "F32": ir.DataType.FLOAT,
-    "F16": ir.DataType.FLOAT16,
-    "BF16": ir.DataType.BFLOAT16,
-}
-SCALED_TYPES = {FP8: ir.DataType.FLOAT8E4M3FN}  # of no use without the scale that makes numbers of them
+PLAIN = ("F32", "F16", "BF16")
+SCALED = (FP8,)  # of no use without the scale that makes numbers of them
 
 
 @dataclass(frozen=True)
@@ -87,10 +84,9 @@ def find(
             raise CheckpointError(
                 f"{folder}: tensor {tensor.name!r} is stored as {FP8} without a weight_scale beside it"
             )
-        if tensor.dtype not in STORED_TYPES and tensor.dtype not in SCALED_TYPES:
+        if tensor.dtype not in (*PLAIN, *SCALED):
             raise CheckpointError(
-                f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}; a graph can point at "
-                f"{', '.join(STORED_TYPES)}"
+                f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}; a graph can point at {', '.join(PLAIN)}"
             )
         found[name] = tensor
     unknown = [names[name] for name in names if name not in shapes and not is_unneeded(part, name, variant)]
@@ -132,7 +128,7 @@ def attach(model: ir.Model, binding: Binding) -> None:
 
 def _external(tensor: StoredTensor) -> ir.Value:
     """Return an initializer that is a byte range of a file."""
-    dtype = {**STORED_TYPES, **SCALED_TYPES}[tensor.dtype]
+    dtype = onnx_type(tensor.dtype)
     source = ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape))
     source.const_value = ir.ExternalTensor(
         location=tensor.file.name,

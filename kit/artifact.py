@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from kit import tensors
+from kit import safetensors_file
+from kit.dtypes import Compute
 from kit.errors import ArtifactError, Flux2Error, UsageError
-from kit.ports import Compute, PartName, Port, Ports
+from kit.ports import PartName, Port, Ports
 from kit.variants import TextEncoder, Transformer, Vae, Variant
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Manifest:
 def digest(path: Path) -> str:
     """Digest a file: safetensors by header and size, everything else by content."""
     if path.suffix == ".safetensors":
-        return tensors.header_digest(path)
+        return safetensors_file.header_digest(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from typing import Any
 
 from kit.errors import CheckFailed, Flux2Error
@@ -47,6 +48,11 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     if as_json:
         print(json.dumps({**found, "error": message, "exit_code": code}), flush=True)
     return code
+
+
+def option(default: Any, about: str) -> Any:
+    """Return a dataclass field that a command line offers as an option, with its default and help text."""
+    return field(default=default, metadata={"about": about})
 
 
 def _drop_stdout() -> None:

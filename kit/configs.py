@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import CheckpointError
-from kit.schedule import check_config
 from kit.variants import (
     FAMILY_DEFAULTS,
     MAX_TEXT_TOKENS,
@@ -20,6 +19,32 @@ from kit.variants import (
     Vae,
     Variant,
 )
+
+TRAIN_TIMESTEPS = 1000
+
+# What the family's scheduler_config.json must say for the formulas of `pipeline.schedule` to hold.
+SCHEDULER_CONFIG: Mapping[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": TRAIN_TIMESTEPS,
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "shift_terminal": None,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+_REQUIRED = ("_class_name", "num_train_timesteps", "use_dynamic_shifting")  # the others may be left out
+
+
+def check_scheduler(config: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError when a scheduler config asks for a schedule that `pipeline.schedule` does not compute."""
+    for key, expected in SCHEDULER_CONFIG.items():
+        # diffusers writes False for unset beta/karras switches in some versions and null in others
+        found = config.get(key, None if key in _REQUIRED else expected)
+        if found != expected and (found or expected):
+            raise CheckpointError(f"{where}: {key} is {found!r}; FLUX.2 schedules have {expected!r}")
 
 
 def read_variant(checkpoint: Path) -> Variant:
@@ -46,7 +71,7 @@ def read_variant(checkpoint: Path) -> Variant:
     )
     base = known or replace(FAMILY_DEFAULTS[family], name=f"{family}-custom", licence="see the checkpoint")
     scheduler = checkpoint / "scheduler" / "scheduler_config.json"
-    check_config(_config(scheduler), str(scheduler))
+    check_scheduler(_config(scheduler), str(scheduler))
     tokens = _text_tokens(checkpoint / "tokenizer" / "tokenizer_config.json")
     vae, image_size = _vae(checkpoint / "vae" / "config.json")
     return replace(

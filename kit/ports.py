@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from kit.dtypes import Compute, Dtype
 from kit.variants import Transformer, Variant
 
-Dtype = Literal["fp32", "bf16", "i64", "u8"]
-Compute = Literal["fp32", "bf16"]
 PartName = Literal[
     "text_encoder", "transformer", "transformer_extract", "transformer_cached", "vae_encoder", "vae_decoder"
 ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.ports import Compute
+from kit.dtypes import Compute
 from kit.variants import MAX_TEXT_TOKENS, Family
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from kit.errors import UsageError
@@ -87,16 +86,6 @@ class Variant:
     def tokens(self, width: int, height: int) -> int:
         """Count image tokens of a picture of `width` x `height` pixels."""
         return (width // self.pixels_per_token) * (height // self.pixels_per_token)
-
-    @classmethod
-    def of(cls, checkpoint: Path) -> Variant:
-        """Read the variant from the configs of a checkpoint folder in diffusers layout; names of folders play no part.
-
-        Raises CheckpointError, naming the file, when a config is missing, unreadable or not of FLUX.2.
-        """
-        from kit.configs import read_variant  # stands on this module
-
-        return read_variant(checkpoint)
 
     @classmethod
     def named(cls, name: str) -> Variant:

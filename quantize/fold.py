@@ -6,9 +6,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from export.values import NUMPY_TYPES
 from kit.graph_values import constant
-from quantize.linears import STORED, Linear
+from quantize.linears import Linear
 
 
 def fold_modulation(model: ir.Model, linear: Linear, inverse: Tensor, compute: ir.DataType) -> None:
@@ -65,5 +64,5 @@ def _made_by(value: ir.Value | None, op: str) -> bool:
 
 
 def _vector(model: ir.Model, name: str, values: Tensor, dtype: ir.DataType) -> ir.Value:
-    array = values.to(torch.float32).numpy().astype(NUMPY_TYPES[STORED[dtype]])
+    array = values.to(torch.float32).numpy().astype(dtype.numpy())
     return constant(model, name, array, dtype)

@@ -10,16 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from kit.dtypes import format_of_onnx
 from kit.errors import ArtifactError
-from kit.tensors import StoredTensor
+from kit.safetensors_file import StoredTensor
 
-STORED: dict[ir.DataType, str] = {
-    ir.DataType.FLOAT: "F32",
-    ir.DataType.FLOAT16: "F16",
-    ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
-    ir.DataType.INT8: "I8",
-}
+READABLE = ("fp32", "fp16", "bf16", "fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -73,10 +68,11 @@ def find_linears(model: ir.Model, folder: Path) -> Iterator[Linear]:
 
 def stored(tensor: ir.ExternalTensor, folder: Path) -> StoredTensor:
     """Return the byte range that an external tensor of a graph in `folder` points at."""
-    if tensor.dtype not in STORED:
+    found = format_of_onnx(tensor.dtype)
+    if found is None or found.name not in READABLE:
         raise ArtifactError(f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}, which cannot be read")
     shape = tuple(int(size) for size in tensor.shape)
     nbytes = math.prod(shape) * tensor.dtype.itemsize
     return StoredTensor(
-        tensor.name or "", STORED[tensor.dtype], shape, folder / tensor.location, tensor.offset or 0, int(nbytes)
+        tensor.name or "", found.stored, shape, folder / tensor.location, tensor.offset or 0, int(nbytes)
     )

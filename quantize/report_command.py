@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     width, height = args.width or variant.image_size, args.height or variant.image_size
     tokens = {"text_encoder": variant.text_tokens, "transformer": variant.text_tokens + variant.tokens(width, height)}
-    from quantize.proof import prove
+    from quantize.kernel_report import prove
 
     facts: dict[str, Any] = {"artifact": str(args.artifact), "recipe": manifest.recipe, "parts": {}}
     for part in PARTS:

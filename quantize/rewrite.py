@@ -18,17 +18,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from kit.dtypes import onnx_type
 from kit.graph_values import constant, describe
-from kit.tensors import StoredTensor
+from kit.safetensors_file import StoredTensor
 from quantize.linears import Linear
-from quantize.recipes import Number, Scheme
+from quantize.recipes import Scheme
 from quantize.stream import Quantized
-
-CODES: Mapping[Number, ir.DataType] = {
-    "fp8": ir.DataType.FLOAT8E4M3FN,
-    "int8": ir.DataType.INT8,
-    "int4": ir.DataType.INT4,
-}
 
 
 @dataclass(frozen=True)
@@ -97,9 +92,9 @@ def _quantize(model: ir.Model, change: Change, compute: ir.DataType) -> ir.Value
     number, x, name = change.scheme.activations, change.activation, change.name
     assert number is not None
     scale = constant(model, f"{name}/input_scale", np.array(change.scale, np.float32), ir.DataType.FLOAT)
-    zero = constant(model, f"{number}_zero_point", np.zeros((), CODES[number].numpy()), CODES[number])
+    zero = constant(model, f"{number}_zero_point", np.zeros((), onnx_type(number).numpy()), onnx_type(number))
     quantize = ir.node("QuantizeLinear", [x, scale, zero], name=f"{name}/QuantizeLinear")
-    codes = describe(quantize.outputs[0], f"{quantize.name}:0", CODES[number], x.shape)
+    codes = describe(quantize.outputs[0], f"{quantize.name}:0", onnx_type(number), x.shape)
     attributes = {"output_dtype": int(compute)}
     dequantize = ir.node("DequantizeLinear", [codes, scale, zero], attributes, name=f"{name}/DequantizeLinear_input")
     model.graph.insert_before(change.linears[0].node, [quantize, dequantize])
@@ -113,7 +108,7 @@ def _dequantize_weight(
     scheme = change.scheme
     outputs, inputs = change.job.shape
     shape = (inputs, outputs)
-    codes = _external(model, written[change.job.codes_name], CODES[scheme.weights], shape)
+    codes = _external(model, written[change.job.codes_name], onnx_type(scheme.weights), shape)
     scales = _external(model, written[change.job.scales_name], ir.DataType.FLOAT, change.job.scales_shape)
     attributes: dict[str, int] = {"output_dtype": int(compute)}
     if scheme.granularity == "channel":

@@ -20,13 +20,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kit.dtypes import ITEM_BYTES, torch_type
 from kit.errors import ArtifactError
-from kit.tensors import ITEM_BYTES, StoredTensor, read_header
+from kit.safetensors_file import StoredTensor, read_header
 from quantize.recipes import Scheme
 from quantize.scales import NotFinite, amax, encode, pack_int4, scale_of
 
 CHUNK_VALUES = 1 << 19  # of a weight in fp32 at once: what the cores' own caches hold
-TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 Progress = Callable[[int], None]  # told of bytes of the source that are done
 
 
@@ -75,7 +75,7 @@ class Kept:
     def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
         if self.factors is not None:
             values = read_rows(self.source, 0, self.source.shape[0]) * self.factors
-            yield self.source.name, 0, _bytes(values.to(TORCH_TYPES[self.source.dtype]))
+            yield self.source.name, 0, _bytes(values.to(torch_type(self.source.dtype)))
             progress(self.source.nbytes)
             return
         step = 32 << 20
@@ -314,7 +314,7 @@ def _read(source: StoredTensor, begin: int, end: int, space: _Workspace) -> Tens
             if not count:
                 raise ArtifactError(f"{source.file}: ends within tensor {source.name!r}; the file is truncated")
             view = view[count:]
-    dtype = TORCH_TYPES[source.dtype]
+    dtype = torch_type(source.dtype)
     stored = torch.frombuffer(space.raw, dtype=dtype, count=wanted // dtype.itemsize)
     if len(space.floats) < len(stored):
         space.floats, space.magnitudes = torch.empty(len(stored)), torch.empty(len(stored))

@@ -12,8 +12,8 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from kit.errors import CheckFailed, Flux2Error, UsageError
-from serve.request import FIELDS, Field, FieldType, RequestError
+from kit.errors import CheckFailed, Flux2Error, RequestError, ServerError, UsageError
+from pipeline.request import FIELDS, Field, FieldType
 from serve.triton_config import ENSEMBLE
 
 _NUMPY: dict[FieldType, Any] = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
@@ -23,10 +23,6 @@ _WIRE: dict[FieldType, str] = {
     "TYPE_INT64": "INT64",
     "TYPE_FP32": "FP32",
 }
-
-
-class ServerError(Flux2Error):
-    """The server could not be reached or failed; the message has its status and words."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import IO
 
 from kit.artifact import verify
 from kit.errors import CheckFailed, UsageError
+from runtimes.trt.record import RECORD, read_record
 from serve.client import Client
 from serve.find_server import Binary, find_server
-from serve.open_engine import RECORD, read_record
 from serve.probe import probe
 
 SHM = Path("/dev/shm")

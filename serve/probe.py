@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import CheckFailed
+from pipeline.images import decode
+from pipeline.request import Limits
 from serve.client import Client
-from serve.pictures import decode
-from serve.request import Limits
 from serve.settings import Settings
 
 ANSWER = "known_answer.png"

@@ -18,17 +18,16 @@ from kit.artifact import (
     verify,
     write_manifest,
 )
-from kit.building import building
+from kit.atomic_folder import building
 from kit.cuda_device import this_machine
-from kit.engine_record import EngineRecord, mismatch
 from kit.errors import Flux2Error, UsageError
 from kit.ports import PartName
+from pipeline.images import encode
+from pipeline.local import LocalPipeline
+from pipeline.request import Limits
+from runtimes.trt.record import RECORD, EngineRecord, mismatch, write_record
 from serve import tensorrt_deploy
-from serve.local import LocalPipeline
-from serve.open_engine import RECORD, write_record
-from serve.pictures import encode
 from serve.probe import ANSWER, question
-from serve.request import Limits
 from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import ENSEMBLE, configs
 
@@ -43,7 +42,7 @@ _GRAPHS: Mapping[str, tuple[PartName, str]] = {
 
 
 def write_repository(
-    artifact: Path, out: Path, limits: Limits, tuning: Tuning, known_answer: KnownAnswer = "paint"
+    artifact: Path, out: Path, limits: Limits, tuning: Tuning, known_answer: KnownAnswer = "generate"
 ) -> Manifest:
     """Write a deployment of `artifact` at `out`; weights are hard links, nothing is copied twice.
 
@@ -100,7 +99,7 @@ def write_repository(
             parts=parts,
             versions=_versions(),
         )
-        if known_answer == "paint":
+        if known_answer == "generate":
             write_manifest(folder, deployment)
             answer = LocalPipeline(folder if record is None else artifact, limits).paint(question(limits))
             (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
@@ -111,7 +110,7 @@ def _check_engine(record: EngineRecord, limits: Limits, known_answer: KnownAnswe
     """Raise UsageError when requests could leave the profiles, or the answer is to be painted where nothing loads."""
     if why := tensorrt_deploy.limits_refusal(record, limits):
         raise UsageError(why)
-    if known_answer == "paint" and (why := mismatch(record, this_machine())):
+    if known_answer == "generate" and (why := mismatch(record, this_machine())):
         raise UsageError(f"the known answer cannot be painted here: {why}; or write it with --known-answer none")
 
 

@@ -8,26 +8,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kit.artifact import ports_from_json, variant_from_json
+from kit.cli import option
+from kit.dtypes import Compute
 from kit.errors import ArtifactError
-from kit.ports import Compute, PartName, Ports
+from kit.ports import PartName, Ports
 from kit.variants import Variant
-from serve.request import Limits
+from pipeline.request import Limits
 
 SETTINGS = "settings.json"
-KnownAnswer = Literal["paint", "none"]  # of a deployment: painted when it is written, or not known
+KnownAnswer = Literal["generate", "none"]  # of a deployment: generated when it is written, or not known
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How a deployment uses its machine; the command line of `serve repository` reads its defaults here."""
 
-    live_requests: int = 8  # sequences that share the denoiser's executions; more wait in the queue
-    max_rows: int = 16  # rows of one transformer call
-    text_batch: int = 8
-    vae_batch: int = 4
-    queue_size: int = 256  # requests that wait; one more is refused with UNAVAILABLE
-    threads: int = 0  # of a CPU engine; 0: one per core
-    idle_seconds: int = 300  # must exceed one denoising step, or Triton drops the request in mid-picture
+    live_requests: int = option(8, "requests that share the denoiser's executions; more wait in the queue")
+    max_rows: int = option(16, "rows of one transformer call")
+    text_batch: int = option(8, "texts of one text encoder call")
+    vae_batch: int = option(4, "images of one VAE call")
+    queue_size: int = option(256, "requests that wait; one more is refused with UNAVAILABLE")
+    threads: int = option(0, "threads of a CPU engine; 0: one per core")
+    idle_seconds: int = option(300, "must exceed one denoising step, or Triton drops the request while it is denoised")
 
 
 @dataclass(frozen=True)

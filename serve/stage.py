@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from kit.dtypes import Array
+from kit.engine import Engine
+from kit.errors import EngineError
 from kit.ports import PartName
-from serve import triton_io
-from serve.engine import Array, Engine, EngineError
-from serve.open_engine import open_model
+from runtimes.ort.engine import OrtEngine
+from runtimes.trt.record import RECORD, read_record
+from serve import wire
 from serve.settings import Settings, version_folder
 
 
@@ -29,12 +33,22 @@ class EngineModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         ports = self.engine.ports.inputs
-        inputs = [{p.name: triton_io.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
+        inputs = [{p.name: wire.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
         try:
             results = run_together(self.engine, inputs)
         except EngineError as error:
-            return [triton_io.refuse(self.pb, error) for _ in requests]
-        return [triton_io.answer(self.pb, result) for result in results]
+            return [wire.refuse(self.pb, error) for _ in requests]
+        return [wire.answer(self.pb, result) for result in results]
+
+
+def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
+    """Open the part of a Triton python model, whose files stand in its version folder."""
+    if part in settings.tensorrt:
+        from runtimes.trt.engine import open_engines
+
+        return open_engines(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
+    below = version / part if part == "transformer" else version
+    return OrtEngine(below / "model.onnx", settings.ports[part], settings.tuning.threads)
 
 
 def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from kit.engine_record import EngineRecord
 from kit.ports import PartName
-from kit.profiles import PIXELS, Profile
-from serve.request import Limits
+from pipeline.request import Limits
+from runtimes.trt.profiles import PIXELS, Profile
+from runtimes.trt.record import EngineRecord
 from serve.settings import TensorRtModel
 
 SERVED: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_decoder")

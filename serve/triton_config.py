@@ -13,12 +13,12 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from kit.ports import Dtype, PartName, Port
-from serve.request import FIELDS
+from kit.dtypes import triton_type
+from kit.ports import PartName, Port
+from pipeline.request import FIELDS
 from serve.settings import Settings
 
 ENSEMBLE = "flux2"
-TRITON_TYPES: dict[Dtype, str] = {"fp32": "TYPE_FP32", "bf16": "TYPE_BF16", "i64": "TYPE_INT64", "u8": "TYPE_UINT8"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ _FORMAT = Wire("checked_format", "TYPE_STRING", (1,))
 def wires(ports: Sequence[Port]) -> tuple[Wire, ...]:
     """Turn the ports of a graph into Triton's view: the batch axis left out, dynamic axes as -1."""
     return tuple(
-        Wire(p.name, TRITON_TYPES[p.dtype], tuple(-1 if isinstance(d, str) else d for d in p.dims[1:])) for p in ports
+        Wire(p.name, triton_type(p.dtype), tuple(-1 if isinstance(d, str) else d for d in p.dims[1:])) for p in ports
     )
 
 

@@ -1,4 +1,4 @@
-"""What several tests share: tiny checkpoints of each family, their exports and deployments, and one running server."""
+"""What several rooms' tests share: tiny checkpoints of each family and their exports."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a network; read
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from export.artifact import ExportConfig, export
-from kit import tiny
-from kit.checkpoint import resolve
-from kit.variants import Family
-from serve.launch import Server
-from serve.repository import write_repository
-from serve.request import Limits
-from serve.settings import Tuning
+if TYPE_CHECKING:
+    from kit.variants import Family
+    from serve.launch import Server
 
-ByFamily = Callable[[Family], Path]
+ByFamily = Callable[["Family"], Path]  # fixtures import what they need when they run: a room's tests load no other room
 
 
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
     """Make the tiny checkpoint of a family once."""
+    from kit import tiny
 
     @cache
     def make(family: Family) -> Path:
@@ -38,6 +35,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
 @pytest.fixture(scope="session")
 def artifact_of(checkpoint_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
     """Export the tiny checkpoint of a family once, all parts, fp32."""
+    from export.artifact import ExportConfig, export
 
     @cache
     def make(family: Family) -> Path:
@@ -51,6 +49,9 @@ def artifact_of(checkpoint_of: ByFamily, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export the checkpoint that ships with the kit once, all parts, fp32."""
+    from export.artifact import ExportConfig, export
+    from kit.checkpoint import resolve
+
     out = tmp_path_factory.mktemp("artifacts") / "sample"
     export(resolve("sample"), out, ExportConfig())
     return out
@@ -59,6 +60,9 @@ def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def deployment_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
     """Write the deployment of a family once."""
+    from pipeline.request import Limits
+    from serve.repository import write_repository
+    from serve.settings import Tuning
 
     @cache
     def make(family: Family) -> Path:
@@ -72,6 +76,8 @@ def deployment_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def server(deployment_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run one real tritonserver with the tiny klein for all tests that need one."""
+    from serve.launch import Server
+
     with Server(deployment_of("klein"), log=tmp_path_factory.mktemp("server") / "triton.log") as running:
         yield running
 
@@ -79,8 +85,10 @@ def server(deployment_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def sample_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Calibrate the checkpoint that ships with the kit once; on too few scenes, what was not seen is clipped."""
-    from quantize import prompt_set, record
-    from quantize.calibrate import Calibration, calibrate
+    from kit.checkpoint import resolve
+    from quantize import prompt_set
+    from quantize.calibration import record
+    from quantize.calibration.calibrate import Calibration, calibrate
 
     path = tmp_path_factory.mktemp("records") / "sample.json"
     record.write(calibrate(resolve("sample"), Calibration(prompt_set.load("sample:24:7"), dtype="fp32", batch=8)), path)
@@ -92,8 +100,8 @@ def quantized_of(
     sample_artifact: Path, sample_record: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Quantize the sample by a recipe once."""
-    from quantize import record
-    from quantize.apply import apply
+    from quantize.apply.apply import apply
+    from quantize.calibration import record
     from quantize.recipes import find_recipe
 
     @cache

@@ -19,12 +19,12 @@ from benchmarks.gpu.cases import Case, Settings, variant_of
 from benchmarks.gpu.clock import clock, percentile
 from benchmarks.gpu.modes import Call, mode_of
 from benchmarks.gpu.parts import Measure, build
+from kit.dtypes import Array, numpy_type, to_array, to_tensor
 from kit.ports import Ports, ports
 from kit.variants import Variant
-from serve import buckets
-from serve.aoti import pad, to_numpy, to_torch
-from serve.denoise import Denoiser, Job
-from serve.engine import Array
+from pipeline.denoise import Denoiser, Job
+from runtimes.aoti import buckets
+from runtimes.aoti.engine import pad
 
 STEPS = ((4, 0.6), (8, 0.3), (20, 0.1))  # step counts and how often they are asked for
 LOAD = 0.8
@@ -44,11 +44,11 @@ class TorchEngine:
         for part in buckets.calls(self.batches, {buckets.BATCH: rows}):
             batch = self.batches[part.bucket][buckets.BATCH]
             given = {
-                port.name: pad(to_torch(inputs[port.name][part.start : part.stop]), batch).to(self.device)
+                port.name: pad(to_tensor(inputs[port.name][part.start : part.stop]), batch).to(self.device)
                 for port in self.ports.inputs
             }
             made.append(self.call(given)[: part.stop - part.start].cpu())
-        return {"velocity": to_numpy(torch.cat(made))}
+        return {"velocity": to_array(torch.cat(made))}
 
 
 def open_batching(settings: Settings, _: str, policy: str) -> Measure:
@@ -97,10 +97,8 @@ def arrivals(count: int, gap: float) -> list[tuple[float, int]]:
 
 def job(variant: Variant, denoiser: Denoiser, side: int, steps: int) -> Job:
     """Admit a request; its prompt is noise, which times as well as words."""
-    import ml_dtypes
-
     shape = (variant.text_tokens, variant.transformer.joint_dim)
-    embeds = np.zeros(shape, np.float32).astype(ml_dtypes.bfloat16)
+    embeds = np.zeros(shape, np.float32).astype(numpy_type("bf16"))
     return denoiser.admit(
         prompt_embeds=embeds,
         negative_embeds=None,

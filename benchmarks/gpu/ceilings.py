@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.cases import Case, Settings
 from benchmarks.gpu.clock import Unavailable, clock
 from benchmarks.gpu.parts import Measure
-from quantize.torch_linears import FP8, FP8_MAX, INT8_MAX, to_rows
+from export.aoti.linears import FP8, FP8_MAX, INT8_MAX, to_rows
 
 SIDES = {"true": (4096, 8192, 16384), "tiny": (64, 128)}  # of square products; the best of them is the ceiling
 COPY_BYTES = {"true": 4 << 30, "tiny": 1 << 20}

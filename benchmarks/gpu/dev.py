@@ -18,7 +18,7 @@ from benchmarks.gpu.parts import Measure, operations
 from benchmarks.gpu.weights import inputs, random_part
 from kit.recipes import recipe
 from kit.variants import VARIANTS, Variant
-from kit.weights import weights
+from planner.weights import weights
 
 BLOCKS = ((1, 1), (3, 1), (1, 5))
 ROOM = 1.08  # of the weights' bytes: activations and workspaces of a step

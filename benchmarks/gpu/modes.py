@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.cases import Launch, Settings
 from benchmarks.gpu.clock import Unavailable
-from export.text_encoder_graph import DecoderLayer, TextEncoderGraph
-from export.transformer_graph import TransformerGraph
-from quantize.aot_package import compile_package
-from quantize.torch_linears import is_quantized
-from serve.package import Package
-from serve.replay import Replay
+from export.aoti.linears import is_quantized
+from export.aoti.package import compile_package
+from export.graphs.text_encoder import DecoderLayer, TextEncoderGraph
+from export.graphs.transformer import TransformerGraph
+from runtimes.aoti.package import Package
+from runtimes.aoti.replay import Replay
 
 Compiled = Literal["no", "blocks", "whole", "package"]
 Call = Callable[[Mapping[str, Tensor]], Tensor]

@@ -14,9 +14,9 @@ from benchmarks.gpu.cases import Case, Settings, variant_of
 from benchmarks.gpu.clock import clock
 from benchmarks.gpu.modes import Call, Calls, mode_of, quantize_by_torchao, ready
 from benchmarks.gpu.weights import inputs, random_part
-from kit import flops
 from kit.ports import PartName
 from kit.variants import Variant
+from planner import flops
 
 Measure = Callable[[Case], dict[str, Any]]
 

@@ -18,10 +18,10 @@ from benchmarks.gpu.cases import Case, Settings, variant_of
 from benchmarks.gpu.clock import clock
 from benchmarks.gpu.modes import MODES, Call
 from benchmarks.gpu.parts import Measure, build, operations, recipe_of, relative_error
-from kit import schedule
 from kit.variants import Variant
-from serve.denoise import image_ids, text_ids
-from serve.noise import initial_latents
+from pipeline import schedule
+from pipeline.denoise import image_ids, text_ids
+from pipeline.noise import initial_latents
 
 PROMPT = "a red fox in fresh snow at dawn, the low sun behind it, photograph number"
 Tokens = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # prompts to ids and masks, each [B, T]
@@ -122,7 +122,7 @@ class Ours:
 def tokenizer(variant: Variant) -> Tokens:
     """Return what turns prompts into ids and masks: the kit's own encoder over a tokenizer of bytes."""
     from kit import tiny
-    from serve.prompts import PromptEncoder
+    from pipeline.prompts import PromptEncoder
 
     with tempfile.TemporaryDirectory(prefix="flux2-tokenizer-") as folder:
         tiny.pipeline().tokenizer.save_pretrained(folder)

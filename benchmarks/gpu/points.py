@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from kit.gpus import GPUS, of_device
-from kit.measurements import Measurement, Stack
 from kit.recipes import RECIPE_NAMES
-from kit.speed import calibration, predict
+from planner.measurements import Measurement, Stack
+from planner.speed import calibration, predict
 
 SOURCE = "flux2-deploy"
 # The fastest of several modes with one recipe stands for it, as a deployment would choose it.

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.fusion import fuse_projections
-from export.meta_part import TORCH_TYPES, meta_part
+from export.aoti.linears import LINEARS, is_quantized, quantize_linears
+from export.graphs.fusion import fuse_projections
+from export.meta_part import meta_part
 from export.parts import MODULE
-from kit.ports import Compute, PartName
+from kit.dtypes import Compute, torch_type
+from kit.ports import PartName
 from kit.variants import Variant
-from quantize.torch_linears import LINEARS, is_quantized, quantize_linears
 
 _MASK = 0x7FFFFFFF
 
@@ -29,7 +30,7 @@ def random_part(
 ) -> Any:
     """Build a part with random weights on a device; `fused` joins the projections of queries, keys and values."""
     module: Any = meta_part(part, variant, compute)
-    fill(module, device, TORCH_TYPES[compute], None if fused else recipe)
+    fill(module, device, torch_type(compute), None if fused else recipe)
     if fused:
         fuse_projections(module.model.transformer_blocks)
         if recipe in LINEARS:
@@ -73,11 +74,11 @@ def inputs(part: PartName, variant: Variant, side: int, batch: int, compute: Com
     rows = side // per
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, TORCH_TYPES[compute])
+        return torch.randn(shape, generator=generator).to(device, torch_type(compute))
 
     match part:
         case "transformer":
-            from serve.denoise import image_ids, text_ids
+            from pipeline.denoise import image_ids, text_ids
 
             text = variant.text_tokens
             made = {

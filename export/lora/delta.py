@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from export.values import Float32, read_all
-from kit.tensors import StoredTensor
+from kit.safetensors_file import StoredTensor
 
 RowsOf = Callable[[int, int], Float32]
 

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from export.names import Targets, all_linears
 from kit.errors import UsageError
-from kit.tensors import StoredTensor
+from kit.safetensors_file import StoredTensor
 from kit.variants import Transformer
 
 Role = Literal["A", "B", "alpha", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
-from kit.tensors import read_metadata
+from kit.safetensors_file import read_metadata
 
 HEADER_KEY = "lora_adapter_metadata"
 PEFT_FILE = "adapter_model.safetensors"

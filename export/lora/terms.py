@@ -11,9 +11,9 @@ from pathlib import Path
 from export.lora.delta import Kronecker, LowRank, Term
 from export.lora.keys import Module, Role, read_modules
 from export.lora.settings import Settings, read_settings
-from export.values import NUMPY_TYPES, read_all
+from export.values import READABLE, read_all
 from kit.errors import UsageError
-from kit.tensors import StoredTensor, read_header
+from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Transformer
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -65,9 +65,9 @@ def _module_terms(lora: Lora, module: Module, settings: Settings | None, shapes:
     """Check one module of a file against the weights that it stands for."""
     where = f"{lora.file}: {module.name}"
     for tensor in module.tensors.values():
-        if tensor.dtype not in NUMPY_TYPES:
+        if tensor.dtype not in READABLE:
             raise UsageError(
-                f"{lora.file}: {tensor.name!r} is stored as {tensor.dtype}; an adapter is {', '.join(NUMPY_TYPES)}"
+                f"{lora.file}: {tensor.name!r} is stored as {tensor.dtype}; an adapter is {', '.join(READABLE)}"
             )
     factors, rank = _factors(where, module.tensors)
     scale = _scale(where, module, rank, settings, isinstance(factors, Kronecker))

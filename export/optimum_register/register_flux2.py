@@ -20,17 +20,18 @@ class Flux2ExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimu
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        from export.__main__ import add_onnx_options
+        from export.onnx_command import add_onnx_options
 
         parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what `python -m export onnx` takes")
         parser.add_argument("out", metavar="OUT", help="folder of the artifact")
         add_onnx_options(parser)
+        parser.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
 
     def run(self) -> None:
-        from export.__main__ import run_onnx
+        from export.onnx_command import run_parsed
 
         arguments: Namespace = self.args
-        sys.exit(run_onnx(arguments))
+        sys.exit(run_parsed(arguments))
 
 
 REGISTER_COMMANDS: list[tuple[type[Any], type[Any]]] = [(Flux2ExportCommand, ExportCommand)]

@@ -61,7 +61,7 @@ Measure = Callable[[Prompt, Drawing, Drawing], Mapping[str, Score]]  # of refere
 
 def open_painter(artifact: Path, canvas: Canvas, threads: int = 0) -> Paint:
     """Load an artifact; what comes back paints a prompt from a seed, and holds the weights until it is dropped."""
-    from serve.local import LocalPipeline
+    from pipeline.local import LocalPipeline
 
     pipeline = LocalPipeline(artifact, threads=threads)
 

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from kit.errors import UsageError
-from quantize.apply import QUANTIZED_PARTS, apply
+from quantize.apply.apply import QUANTIZED_PARTS, apply
+from quantize.calibration.record import Record
 from quantize.gate.contract import Bound
 from quantize.gate.drawing import Canvas, Drawing, Measure, Paint, Side, compare, open_painter
 from quantize.gate.intervals import Interval, interval
@@ -18,7 +19,6 @@ from quantize.gate.measures import FACTORIES, Scope
 from quantize.gate.metrics import METRICS
 from quantize.prompt_set import Prompt
 from quantize.recipes import Rule, read_recipe, write_recipe
-from quantize.record import Record
 
 Tick = Callable[[str], None]  # told of every picture, what it belongs to
 

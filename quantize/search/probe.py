@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from quantize.torch_part import TorchPart
-from serve.engine import Array
+from export.torch_part import TorchPart
+from kit.dtypes import Array
 
 See = Callable[[str, Tensor, Tensor, Tensor], None]  # layer, its weight [N, K], input [B, ..., K], gradient [B, ..., N]
 

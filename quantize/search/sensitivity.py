@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.torch_part import TorchPart, load
 from export.weights import Binding
-from kit.ports import Compute, PartName
+from kit.dtypes import Array, Compute
+from kit.ports import PartName
 from kit.variants import Variant
+from pipeline.prompts import PromptEncoder
+from pipeline.request import Request
 from quantize.search.groups import Group, Key
 from quantize.search.probe import probing, pull_back
 from quantize.search.simulate import Shelf
 from quantize.search.trajectory import Trajectory, denoise, go_back
-from quantize.torch_part import TorchPart, load
-from serve.engine import Array
-from serve.prompts import PromptEncoder
-from serve.request import Request
 
 Progress = Callable[[str, int, int], None]  # what runs, done, of
 State = str  # "quantized", "unsmoothed" or "spared"

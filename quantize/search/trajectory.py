@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.torch_part import TorchPart
+from kit.dtypes import Array
 from kit.errors import CheckFailed
 from kit.ports import Ports
 from kit.variants import Variant
+from pipeline.denoise import Denoiser, Float32, Job
+from pipeline.request import Request
 from quantize.search.probe import pull_back
-from quantize.torch_part import TorchPart
-from serve.denoise import Denoiser, Float32, Job
-from serve.engine import Array
-from serve.request import Request
 
 
 @dataclass

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from kit.errors import UsageError
-from serve import triton_io
-from serve.denoise import Denoiser, Job, numpy_dtype
-from serve.engine import EngineError
-from serve.open_engine import open_model
+from kit.dtypes import numpy_type
+from kit.errors import EngineError, UsageError
+from pipeline.denoise import Denoiser, Job
+from serve import wire
 from serve.settings import Settings, version_folder
+from serve.stage import open_model
 
 
 class TritonPythonModel:
@@ -62,7 +62,7 @@ class TritonPythonModel:
                 live.append((position, sequence))
                 self.seen[sequence] = now
             except (UsageError, ValueError) as error:
-                responses[position] = triton_io.refuse(pb, UsageError(str(error)))
+                responses[position] = wire.refuse(pb, UsageError(str(error)))
         before = self.denoiser.occupancy.calls, self.denoiser.occupancy.rows
         self.denoiser.step([self.jobs[sequence] for _, sequence in live])
         if live:
@@ -76,18 +76,18 @@ class TritonPythonModel:
 
     def _admit(self, request: Any) -> Job:
         """Start a job from the tokenizer's and text encoder's outputs; each has a batch axis of one."""
-        width, height = triton_io.read(pb, request, "checked_size")[0]
+        width, height = wire.read(pb, request, "checked_size")[0]
         compute = self.settings.compute
-        negative = triton_io.read_optional(pb, request, "negative_prompt_embeds", compute)
+        negative = wire.read_optional(pb, request, "negative_prompt_embeds", compute)
         return self.denoiser.admit(
-            prompt_embeds=triton_io.read(pb, request, "prompt_embeds", compute)[0].copy(),
+            prompt_embeds=wire.read(pb, request, "prompt_embeds", compute)[0].copy(),
             negative_embeds=None if negative is None else negative[0].copy(),
-            seed=int(triton_io.read(pb, request, "checked_seed")[0, 0]),
+            seed=int(wire.read(pb, request, "checked_seed")[0, 0]),
             width=int(width),
             height=int(height),
-            steps=int(triton_io.read(pb, request, "checked_steps")[0, 0]),
-            guidance=float(triton_io.read(pb, request, "checked_guidance")[0, 0]),
-            num_images=int(triton_io.read(pb, request, "checked_num_images")[0, 0]),
+            steps=int(wire.read(pb, request, "checked_steps")[0, 0]),
+            guidance=float(wire.read(pb, request, "checked_guidance")[0, 0]),
+            num_images=int(wire.read(pb, request, "checked_num_images")[0, 0]),
         )
 
     def _respond(self, request: Any, sequence: int) -> Any:
@@ -98,14 +98,12 @@ class TritonPythonModel:
             return None
         del self.jobs[sequence], self.seen[sequence]
         if job.error is not None:
-            return triton_io.refuse(pb, EngineError(job.error))
+            return wire.refuse(pb, EngineError(job.error))
         latents = job.picture_latents()
         if not np.isfinite(latents).all():
-            return triton_io.refuse(
-                pb, RuntimeError("the latents are not finite; the weights or the precision are broken")
-            )
+            return wire.refuse(pb, RuntimeError("the latents are not finite; the weights or the precision are broken"))
         self.images.increment(len(latents))
-        return triton_io.answer(pb, {"latents": latents.astype(numpy_dtype(self.settings.compute), copy=False)})
+        return wire.answer(pb, {"latents": latents.astype(numpy_type(self.settings.compute), copy=False)})
 
     def _forget(self, now: float) -> None:
         """Drop jobs that Triton no longer brings: their request was cancelled or timed out."""
@@ -114,4 +112,4 @@ class TritonPythonModel:
 
 
 def _control(request: Any, name: str) -> int:
-    return int(triton_io.read(pb, request, name).item())
+    return int(wire.read(pb, request, name).item())

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from kit.dtypes import Array
 from kit.errors import Flux2Error
-from serve import triton_io
-from serve.engine import Array
-from serve.prompts import PromptEncoder
-from serve.request import check
+from pipeline.prompts import PromptEncoder
+from pipeline.request import check
+from serve import wire
 from serve.settings import Settings, version_folder
 
 
@@ -29,14 +29,14 @@ class TritonPythonModel:
         for request in requests:
             try:
                 outputs = self._tokenize(request)
-                responses.append(triton_io.answer(pb, outputs))
+                responses.append(wire.answer(pb, outputs))
             except Flux2Error as error:
-                responses.append(triton_io.refuse(pb, error))
+                responses.append(wire.refuse(pb, error))
         return responses
 
     def _tokenize(self, request: Any) -> dict[str, Array]:
         variant = self.settings.variant
-        checked = check(triton_io.read_fields(pb, request), variant, self.settings.limits)
+        checked = check(wire.read_fields(pb, request), variant, self.settings.limits)
         tokens = self.encoder.encode(checked.prompt)
         outputs: dict[str, Array] = {
             "input_ids": tokens.input_ids[None],

@@ -1,0 +1,1 @@
+"""Compile a checkpoint with AOTInductor."""

@@ -1,0 +1,79 @@
+"""`quantize compile`: from a checkpoint to AOTInductor packages for this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kit.configs import read_variant
+from kit.errors import UsageError
+
+PARTS = ("text_encoder", "transformer", "vae_decoder")
+RECIPES = ("fp32", "bf16", "fp8", "int8", "int8-weights")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
+    parser.add_argument("--sizes", default="1024x1024", metavar="WxH,...", help="pictures that it will paint")
+    parser.add_argument("--batches", default="1", metavar="N,...", help="rows of a call; other batches are padded")
+    parser.add_argument("--recipe", choices=RECIPES, default="bf16", help="numbers of the block linears")
+    parser.add_argument("--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on no other")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Compile; returns what was made."""
+    parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
+    for part in parts:
+        if part not in PARTS:
+            raise UsageError(f"--parts {part}: cannot be compiled; there are: {', '.join(PARTS)}")
+    if not all(word.strip().isdigit() for word in args.batches.split(",")):
+        raise UsageError(f"--batches {args.batches}: write numbers separated by commas, as 1,2,4")
+    from export.lora.terms import Lora
+    from export.sources import find_sources
+
+    loras = tuple(Lora.parse(text) for text in args.lora)
+    sources = find_sources(args.checkpoint, parts, args.config, args.transformer)
+    from tqdm import tqdm
+
+    from export.aoti.build import AotConfig, Package, buckets, compile_artifact, parse_sizes
+
+    config = AotConfig(
+        sizes=parse_sizes(args.sizes),
+        batches=tuple(int(word) for word in args.batches.split(",")),
+        recipe=args.recipe,
+        device=args.device,
+        parts=parts,  # checked above
+        loras=loras,
+        single_files=sources.single_files,
+    )
+    variant = read_variant(sources.checkpoint)
+    total = sum(len(buckets(part, variant, config)) for part in config.parts)
+    begin = time.perf_counter()
+    with tqdm(total=total, desc="compile", unit="package", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def done(package: Package) -> None:
+            sizes = ", ".join(f"{axis} {size}" for axis, size in package.sizes.items())
+            bar.update()
+            bar.write(f"{package.part:<13} {package.seconds:6.1f} s  {sizes}", file=sys.stdout)
+
+        made = compile_artifact(sources.checkpoint, args.out, config, done)
+    seconds = time.perf_counter() - begin
+    print(f"{args.out}: {variant.name}, {args.recipe}, {len(made)} packages for {args.device} in {seconds:.1f} s")
+    return {
+        "out": str(args.out),
+        "variant": variant.name,
+        "recipe": args.recipe,
+        "device": args.device,
+        "seconds": round(seconds, 1),
+        "packages": [
+            {"part": p.part, "sizes": dict(p.sizes), "bytes": p.bytes, "seconds": round(p.seconds, 1)} for p in made
+        ],
+    }

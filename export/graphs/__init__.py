@@ -1,0 +1,1 @@
+"""The parts as torch modules written for export."""

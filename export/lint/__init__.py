@@ -1,0 +1,1 @@
+"""Would TensorRT take every node of a graph?"""

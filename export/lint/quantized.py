@@ -1,0 +1,214 @@
+"""Restrictions of TensorRT on QuantizeLinear and DequantizeLinear, and on what stands between them and a product.
+
+TensorRT sees low precision in the pattern x -> Q -> DQ -> MatMul <- DQ <- weight and nowhere else: eight-bit and
+four-bit tensors live between a Q and its DQ, or as constants in front of a DQ. A graph that breaks a rule is refused,
+or multiplies in the wide type without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from export.lint.rules import EIGHT_BIT, FLOATS, Complaint, Rule, is_constant, number, operand
+
+BLOCKED_OPSET = 21
+TYPE_OPSETS: Mapping[ir.DataType, int] = {
+    ir.DataType.FLOAT8E4M3FN: 19,
+    ir.DataType.INT4: BLOCKED_OPSET,
+    ir.DataType.FLOAT4E2M1: 23,
+}
+OUTPUT_DTYPE_OPSETS = {"QuantizeLinear": 21, "DequantizeLinear": 23}
+PACKED = {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}  # two to a byte
+FP4_BLOCK = 16
+PASSING = {"Cast", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice"}
+SCALING = {"Mul", "Div", "Add", "Sub"}  # with a constant
+
+
+def quantize(node: ir.Node) -> Iterator[Complaint]:
+    """QuantizeLinear stands on an activation: one scale, read by DequantizeLinear alone."""
+    value, output = operand(node, 0), node.outputs[0]
+    if value is not None and value.dtype is not None and value.dtype not in FLOATS:
+        yield f"quantizes {value.name}, which is {value.dtype}", "quantize FP32, FP16 or BF16"
+    yield from _scales(node, value, output.dtype, value.dtype if value is not None else None)
+    if output.dtype is not None and output.dtype not in EIGHT_BIT:
+        yield f"quantizes to {output.dtype}; TensorRT has INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
+    if output.dtype == ir.DataType.INT4 and not is_constant(value):
+        yield "quantizes an activation to INT4, which TensorRT has for weights only", "use INT8 or FP8"
+    if output.is_graph_output() or any(use.node.op_type != "DequantizeLinear" for use in output.uses()):
+        yield "its output goes to something else than DequantizeLinear", "put a DequantizeLinear behind it"
+
+
+def dequantize(node: ir.Node) -> Iterator[Complaint]:
+    """DequantizeLinear follows a QuantizeLinear or a quantized weight, and gives the compute type."""
+    value, output = operand(node, 0), node.outputs[0]
+    yield from _scales(node, value, value.dtype if value is not None else None, output.dtype)
+    if value is not None and not is_constant(value):
+        before = value.producer()
+        if before is None or before.op_type != "QuantizeLinear":
+            yield "its input is neither a QuantizeLinear nor an initializer", "remove what stands between"
+    if value is not None and value.dtype is not None and value.dtype not in EIGHT_BIT:
+        yield f"dequantizes {value.dtype}; TensorRT has INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
+    if output.dtype is not None and output.dtype not in FLOATS:
+        yield f"gives {output.dtype}", "dequantize to FP32, FP16 or BF16"
+
+
+def product(node: ir.Node) -> Iterator[Complaint]:
+    """A product of two dequantized operands is fused into a low-precision one if nothing stands in between."""
+    between = [_behind_dequantize(operand(node, index)) for index in (0, 1)]
+    if None in between:
+        return  # at most one of them is quantized: weights alone, which are dequantized first
+    for chain in between:
+        for other in chain or ():
+            yield (
+                f"{other.name or 'unnamed'} ({other.op_type}) stands between DequantizeLinear and the product, which "
+                "then is not one in low precision",
+                "move it before the QuantizeLinear, or store the weight so that it is not needed",
+            )
+
+
+def _behind_dequantize(value: ir.Value | None) -> list[ir.Node] | None:
+    """Return what stands between a value and the DequantizeLinear that it comes from; None where there is none."""
+    between: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return between
+        computed = [source for source in node.inputs if source is not None and not is_constant(source)]
+        if len(computed) != 1 or node.op_type not in PASSING | SCALING:
+            return None
+        between.append(node)
+        value = computed[0]
+    return None
+
+
+def _scales(
+    node: ir.Node, value: ir.Value | None, narrow: ir.DataType | None, wide: ir.DataType | None
+) -> Iterator[Complaint]:
+    """Check scale, zero point, axis and block of a node that goes between a narrow and a wide type."""
+    yield from _opset(node, narrow)
+    scale = operand(node, 1)
+    if scale is None or not is_constant(scale):
+        yield "its scale is not an initializer", "export scales as constants"
+        return
+    if scale.dtype not in FLOATS:
+        yield f"its scale is {scale.dtype}", "store scales as FP32"
+    elif wide in FLOATS and scale.dtype not in (ir.DataType.FLOAT, wide):
+        yield f"its scale is {scale.dtype} beside {wide}", "store scales as FP32, or in the type that they scale"
+    values = _values(scale)
+    if values is not None and (not np.isfinite(values).all() or (values <= 0).any()):
+        yield "its scale is not strictly positive", "calibrate again; an amax of zero or NaN gives such a scale"
+    yield from _layout(node, value, scale)
+    yield from _zero_point(node, scale, narrow)
+    sizes = value.shape.numpy() if value is not None and value.shape is not None and value.shape.is_static() else None
+    if narrow in PACKED and sizes is not None and np.prod(sizes) % 2:
+        yield f"{np.prod(sizes)} elements of {narrow} are an odd number", "pad the weight to an even number"
+
+
+def _opset(node: ir.Node, narrow: ir.DataType | None) -> Iterator[Complaint]:
+    opset = node.graph.opset_imports.get("") if node.graph is not None else None
+    if opset is None:
+        return
+    needs = {f"{narrow}": TYPE_OPSETS.get(narrow, 0) if narrow is not None else 0}
+    if number(node, "block_size", 0):
+        needs["block_size"] = BLOCKED_OPSET
+    if "output_dtype" in node.attributes:
+        needs["output_dtype"] = OUTPUT_DTYPE_OPSETS[node.op_type]
+    for what, least in needs.items():
+        if opset < least:
+            yield f"{what} needs opset {least}, the graph has {opset}", "export with opset 23"
+
+
+def _layout(node: ir.Node, value: ir.Value | None, scale: ir.Value) -> Iterator[Complaint]:
+    """Check how scales lie on the value: one, one per entry of an axis, or one per block along an axis."""
+    if scale.shape is None or not scale.shape.is_static():
+        return
+    counts = [int(size) for size in scale.shape]
+    block = int(number(node, "block_size", 0))
+    if all(count == 1 for count in counts) and not block:
+        return
+    if not _is_weight(value):
+        what = "is in blocks" if block else "has more than one scale"
+        yield f"an activation {what}", "quantize activations per tensor"
+        return
+    if value is None or value.shape is None or not value.shape.is_static():
+        return
+    sizes = [int(size) for size in value.shape]
+    axis = int(number(node, "axis", 1))
+    if not -len(sizes) <= axis < len(sizes):
+        yield f"axis {axis} is outside the {len(sizes)} dimensions of its input", "set axis"
+    elif block:
+        yield from _blocks(node, sizes, counts, axis % len(sizes), block, value.dtype)
+    elif len(counts) != 1:
+        yield f"its scales have {len(counts)} dimensions", "give scales one dimension, or a block_size"
+    elif sizes[axis] != counts[0]:
+        yield (
+            f"has {counts[0]} scales for the {sizes[axis]} entries of axis {axis}",
+            "give every entry of the axis a scale",
+        )
+
+
+def _blocks(
+    node: ir.Node, sizes: list[int], counts: list[int], axis: int, block: int, narrow: ir.DataType | None
+) -> Iterator[Complaint]:
+    expected = [-(-size // block) if i == axis else size for i, size in enumerate(sizes)]
+    if sizes[axis] % block:
+        yield (
+            f"axis {axis} has {sizes[axis]} entries, which blocks of {block} do not fill",
+            "choose a block that divides",
+        )
+    elif counts != expected:
+        yield (
+            f"has scales {counts}; {sizes} in blocks of {block} along axis {axis} needs {expected}",
+            "block one axis and give each block a scale",
+        )
+    if narrow == ir.DataType.FLOAT4E2M1 and block != FP4_BLOCK:
+        yield f"FP4 in blocks of {block}", f"use blocks of {FP4_BLOCK}"
+
+
+def _zero_point(node: ir.Node, scale: ir.Value, narrow: ir.DataType | None) -> Iterator[Complaint]:
+    zero = operand(node, 2)
+    if zero is None:
+        return
+    if not is_constant(zero):
+        yield "its zero point is computed", "export it as a constant, or leave it out"
+        return
+    if narrow is not None and zero.dtype not in (None, narrow):
+        yield f"its zero point is {zero.dtype}, its codes are {narrow}", "give both one type"
+    values = _values(zero)
+    if values is not None and values.any():
+        yield "its zero point is not zero", "quantize symmetrically"
+    shapes = zero.shape, scale.shape
+    counts = [int(np.prod(shape.numpy())) for shape in shapes if shape is not None and shape.is_static()]
+    if len(set(counts)) > 1:
+        yield f"has {counts[0]} zero points for {counts[1]} scales", "give zero points the shape of the scales"
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Tell whether codes, or what they are made from, are known when the engine is built."""
+    if value is None:
+        return False
+    before = value.producer()
+    if before is not None and before.op_type == "QuantizeLinear":
+        return is_constant(before.inputs[0])
+    return is_constant(value)
+
+
+def _values(value: ir.Value) -> npt.NDArray[np.float32] | None:
+    """Return the numbers of a constant, also behind a Cast; None where they are not at hand."""
+    before = value.producer()
+    if before is not None and before.op_type == "Cast" and before.inputs[0] is not None:
+        return _values(before.inputs[0])
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy()).astype(np.float32)
+
+
+QUANTIZED_RULES: Mapping[str, tuple[Rule, ...]] = {
+    "QuantizeLinear": (quantize,),
+    "DequantizeLinear": (dequantize,),
+    "MatMul": (product,),
+    "Gemm": (product,),
+    "Conv": (product,),
+}

@@ -1,0 +1,146 @@
+"""A part of a checkpoint as a torch module with real weights: the module that is exported, run instead of traced.
+
+The names of its layers are those of the exported graph, and every source that can be exported (folders, shards, single
+files, merged adapters) can be run. Weights are memory-mapped: a model larger than memory is paged in from its own files
+layer by layer, and on a GPU `offload` moves each layer in for the moment in which it runs.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.derived import Derived
+from export.graphs.constants import read_constant
+from export.lora.merge import merge
+from export.lora.terms import Lora
+from export.parts import MODULE
+from export.trace import FakePart
+from export.values import read_all
+from export.weights import Binding, find
+from kit.dtypes import Array, Compute, torch_type
+from kit.errors import UsageError
+from kit.ports import PartName, Ports, ports
+from kit.safetensors_file import StoredTensor
+from kit.variants import Variant
+
+Offload = Literal["none", "layers"]
+
+
+class TorchPart:
+    """Runs one part in torch; behind the same protocol as the engines of a server, with fp32 at its ports."""
+
+    def __init__(self, module: nn.Module, part: PartName, variant: Variant, dtype: torch.dtype, device: str) -> None:
+        self.module, self.dtype, self.device = module, dtype, device
+        self.ports: Ports = ports(part, variant, "fp32")
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        given = {port.name: self.tensor(port.name, inputs[port.name]) for port in self.ports.inputs}
+        output = self.module(**given)
+        return {self.ports.outputs[0].name: output.float().cpu().numpy()}
+
+    def tensor(self, name: str, array: Array) -> Tensor:
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
+        wide = name in ("timestep", "guidance") or not tensor.is_floating_point()
+        return tensor if wide else tensor.to(self.dtype)
+
+    def linears(self) -> dict[str, nn.Module]:
+        """Return the linear layers by their names in an exported graph."""
+        return {
+            name.removeprefix(MODULE): module
+            for name, module in self.module.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+
+
+def bind(
+    part: PartName,
+    variant: Variant,
+    checkpoint: Path,
+    single_file: Path | None = None,
+    loras: tuple[Lora, ...] = (),
+) -> Binding:
+    """Find the weights of a part, adapters merged; raises as an export does."""
+    shapes = FakePart(part, variant, "fp32", "matmul").shapes()
+    binding = find(part, variant, checkpoint, shapes, single_file)
+    return merge(binding, loras, variant.transformer) if loras and part == "transformer" else binding
+
+
+def load(
+    part: PartName,
+    variant: Variant,
+    binding: Binding,
+    compute: Compute | None = None,
+    device: str = "cpu",
+    offload: Offload = "none",
+) -> TorchPart:
+    """Build a part and give it its weights; `compute` None takes the type in which most of them are stored."""
+    compute = compute or stored_type(binding)
+    dtype = torch_type(compute)
+    module = FakePart(part, variant, compute, "matmul").module
+    for name, _ in list(module.named_buffers(recurse=False)):
+        values = torch.from_numpy(read_constant(module, name).copy())
+        module.register_buffer(name, values, persistent=False)
+    for name, tensor in tensors(binding):
+        _assign(module, MODULE + name, tensor.to(dtype))
+    module.requires_grad_(False)
+    if offload == "layers":
+        from accelerate import cpu_offload  # type: ignore[import-untyped]
+
+        cpu_offload(module, torch.device(device), offload_buffers=True)
+    else:
+        module.to(device)
+    return TorchPart(module, part, variant, dtype, device)
+
+
+def stored_type(binding: Binding) -> Compute:
+    """Return the type in which most weights are stored, where a graph can compute in it."""
+    stored: list[StoredTensor | Derived] = [*binding.tensors.values(), *binding.derived.values()]
+    half = sum(tensor.nbytes for tensor in stored if tensor.dtype in ("BF16", "F8_E4M3"))
+    return "bf16" if 2 * half > sum(tensor.nbytes for tensor in stored) else "fp32"
+
+
+def tensors(binding: Binding) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight by its name in the graph module: mapped from its file, or computed where it is derived."""
+    maps: dict[Path, mmap.mmap] = {}
+    for name, stored in binding.tensors.items():
+        if stored.file not in maps:
+            with stored.file.open("rb") as stream:  # a private map: torch wants memory it could write to
+                maps[stored.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        tensor = _mapped(maps[stored.file], stored)
+        if name in binding.scales:
+            tensor = tensor.float() * float(read_all(binding.scales[name]).reshape(()))
+        yield name, tensor
+    for name, derived in binding.derived.items():
+        raw = bytearray(b"".join(derived.chunks()))
+        yield name, torch.frombuffer(raw, dtype=torch_type(derived.dtype)).view(derived.shape)
+
+
+def _mapped(area: mmap.mmap, stored: StoredTensor) -> Tensor:
+    dtype = torch_type(stored.dtype)
+    count = stored.nbytes // dtype.itemsize
+    return torch.frombuffer(area, dtype=dtype, count=count, offset=stored.offset).view(stored.shape)
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner: Any = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner.register_buffer(leaf, tensor)
+
+
+def check_device(device: str, offload: Offload) -> None:
+    """Raise UsageError for a device that is not here, and for offloading from a CPU to itself."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA GPU here; use --device cpu")
+    if offload != "none" and device == "cpu":
+        raise UsageError("--offload layers goes with a GPU; on a CPU weights are paged in from their files anyway")

@@ -1,0 +1,126 @@
+"""Number formats: one table with the word that each library has for them, and bf16 between numpy and torch.
+
+torch, onnx_ir and ml_dtypes are imported by the functions that answer with their types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+Array = npt.NDArray[np.generic]
+Dtype = Literal["fp32", "bf16", "i64", "u8"]  # of ports
+Compute = Literal["fp32", "bf16"]  # of activations in a graph
+
+
+@dataclass(frozen=True)
+class Format:
+    """One number format; a word is empty where the library does not have the format or the kit does not use it."""
+
+    name: str  # the kit's
+    bits: int
+    stored: str = ""  # safetensors
+    numpy: str = ""  # numpy, or ml_dtypes where numpy has none
+    torch: str = ""
+    onnx: str = ""  # onnx_ir.DataType
+    triton: str = ""  # config.pbtxt, without TYPE_
+    tensorrt: str = ""  # tensorrt.DataType
+
+    @property
+    def title(self) -> str:
+        """Return the word of documentation, as in TensorRT's operator table: FP32, FP8, INT64."""
+        return self.triton or self.name.upper()
+
+
+FORMATS = (
+    Format("fp64", 64, "F64", "float64", "float64", "DOUBLE", "FP64"),
+    Format("fp32", 32, "F32", "float32", "float32", "FLOAT", "FP32", "FLOAT"),
+    Format("fp16", 16, "F16", "float16", "float16", "FLOAT16", "FP16", "HALF"),
+    Format("bf16", 16, "BF16", "bfloat16", "bfloat16", "BFLOAT16", "BF16", "BF16"),
+    Format("fp8", 8, "F8_E4M3", "float8_e4m3fn", "float8_e4m3fn", "FLOAT8E4M3FN", tensorrt="FP8"),
+    Format("fp8-e5m2", 8, "F8_E5M2", "float8_e5m2", "float8_e5m2", "FLOAT8E5M2"),
+    Format("i64", 64, "I64", "int64", "int64", "INT64", "INT64", "INT64"),
+    Format("i32", 32, "I32", "int32", "int32", "INT32", "INT32", "INT32"),
+    Format("i16", 16, "I16", "int16", "int16", "INT16", "INT16"),
+    Format("int8", 8, "I8", "int8", "int8", "INT8", "INT8", "INT8"),
+    Format("int4", 4, onnx="INT4", tensorrt="INT4"),
+    Format("fp4", 4, onnx="FLOAT4E2M1"),
+    Format("u8", 8, "U8", "uint8", "uint8", "UINT8", "UINT8", "UINT8"),
+    Format("bool", 8, "BOOL", "bool", "bool", "BOOL", "BOOL", "BOOL"),
+)
+_BY_WORD: Mapping[str, Format] = {f.name: f for f in FORMATS} | {f.stored: f for f in FORMATS if f.stored}
+ITEM_BYTES: Mapping[str, int] = {f.stored: f.bits // 8 for f in FORMATS if f.stored}  # by safetensors' word
+
+
+def number_format(word: str) -> Format:
+    """Return a format by the kit's name of it or by safetensors' word."""
+    return _BY_WORD[word]
+
+
+@cache
+def numpy_type(word: str) -> Any:
+    """Return numpy's dtype of a format, ml_dtypes' where numpy has none."""
+    import ml_dtypes
+
+    name = number_format(word).numpy
+    return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
+
+
+@cache
+def torch_type(word: str) -> torch.dtype:
+    """Return torch's dtype of a format."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, number_format(word).torch)
+    return dtype
+
+
+@cache
+def onnx_type(word: str) -> ir.DataType:
+    """Return onnx_ir's data type of a format."""
+    import onnx_ir as ir
+
+    return ir.DataType[number_format(word).onnx]
+
+
+def format_of_onnx(dtype: ir.DataType | None) -> Format | None:
+    """Return the format that a graph's data type is, None for one that the kit does not use."""
+    return next((f for f in FORMATS if dtype is not None and f.onnx == dtype.name), None)
+
+
+def triton_type(word: str) -> str:
+    """Return the word of a format in config.pbtxt."""
+    return f"TYPE_{number_format(word).triton}"
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """Return a tensor that shares an array's memory (a copy where the array is read-only or not contiguous).
+
+    torch takes no bf16 from numpy, so the bits cross as 16-bit integers.
+    """
+    import torch
+
+    array = np.require(array, requirements=["C", "W"])
+    if array.dtype == numpy_type("bf16"):
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """Return an array that shares the memory of a tensor on the CPU, bf16 as ml_dtypes has it."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        array: Array = tensor.contiguous().view(torch.int16).numpy().view(numpy_type("bf16"))
+        return array
+    plain: Array = tensor.numpy()
+    return plain

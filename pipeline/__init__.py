@@ -1,0 +1,1 @@
+"""From a prompt to an image in one process, without a server."""

@@ -1,0 +1,91 @@
+"""The whole pipeline in this process: what the ensemble does, without a server; the reference for tests and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kit.artifact import read_manifest
+from kit.dtypes import Array, numpy_type
+from kit.errors import EngineError
+from pipeline.denoise import Denoiser, Job
+from pipeline.prompts import PromptEncoder
+from pipeline.request import Limits, Request, check
+from runtimes.open import open_parts
+
+StepObserver = Callable[[Sequence[Job]], None]  # called after every step with the jobs that it advanced
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pictures of one request, uint8 [N, H, W, 3], and the seed that was used."""
+
+    pixels: npt.NDArray[np.uint8]
+    seed: int
+
+
+class LocalPipeline:
+    """Runs an artifact of any runtime, or a deployment of ONNX graphs, in this process."""
+
+    def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
+        self.manifest = read_manifest(folder)
+        self.variant = self.manifest.variant
+        self.limits = limits or Limits()
+        tokenizer = folder / "tokenizer"
+        if self.manifest.kind == "deployment":
+            tokenizer = tokenizer / "1" / "tokenizer"
+        self.prompts = PromptEncoder(tokenizer, self.variant.text_encoder.kind, self.variant.text_tokens)
+        engines = open_parts(folder, self.manifest, ("text_encoder", "transformer", "vae_decoder"), threads)
+        self.text_encoder = engines["text_encoder"]
+        self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
+        self.vae_decoder = engines["vae_decoder"]
+
+    def paint(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> Painted:
+        """Paint one request from raw fields; raises RequestError as the server would."""
+        return self.paint_together([fields], after_step)[0]
+
+    def paint_together(
+        self, requests: Sequence[Mapping[str, Any]], after_step: StepObserver | None = None
+    ) -> list[Painted]:
+        """Paint several requests step by step in shared batches."""
+        checked = [check(fields, self.variant, self.limits) for fields in requests]
+        jobs = [self._start(request) for request in checked]
+        while live := [job for job in jobs if not job.done]:
+            self.denoiser.step(live)
+            failed = next((job.error for job in live if job.error), None)
+            if failed:
+                raise EngineError(failed)
+            if after_step is not None:
+                after_step(live)
+        return [Painted(self._decode(job), request.seed) for job, request in zip(jobs, checked, strict=True)]
+
+    def _decode(self, job: Job) -> npt.NDArray[np.uint8]:
+        latents = job.picture_latents().astype(numpy_type(self.manifest.compute), copy=False)
+        return self.vae_decoder.run({"latents": latents})["image"].astype(np.uint8)
+
+    def embed(self, text: str, field: str = "prompt") -> Array:
+        """Encode one text to [T, 3H]."""
+        tokens = self.prompts.encode(text, field)
+        inputs = {"input_ids": tokens.input_ids[None], "attention_mask": tokens.attention_mask[None]}
+        (embeds,) = self.text_encoder.run(inputs)["prompt_embeds"]
+        return np.asarray(embeds)
+
+    def _start(self, request: Request) -> Job:
+        negative = None
+        if self.variant.guidance == "cfg":
+            negative = self.embed(request.negative_prompt, "negative_prompt")
+        return self.denoiser.admit(
+            prompt_embeds=self.embed(request.prompt),
+            negative_embeds=negative,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            guidance=request.guidance,
+            num_images=request.num_images,
+        )

@@ -1,0 +1,86 @@
+"""From a prompt to token ids, with the chat template and padding of the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kit.errors import ArtifactError, RequestError
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids and mask of one text, both [text_tokens]; padding stays, because the transformer attends to it."""
+
+    input_ids: Int64
+    attention_mask: Int64
+
+
+class PromptEncoder:
+    """Renders a prompt as diffusers does and tokenizes it to the fixed text length of the variant.
+
+    klein: one user turn with thinking switched off, padded right. dev: a system message and one user turn, padded
+    left. diffusers cuts a text that is too long without a word; here it is refused.
+    """
+
+    def __init__(self, folder: Path, kind: Literal["qwen3", "mistral3"], text_tokens: int) -> None:
+        # the generic class: AutoTokenizer would bring torch along, two seconds of a server's start
+        from transformers import PreTrainedTokenizerFast
+
+        if not (folder / "tokenizer.json").is_file():
+            raise ArtifactError(f"{folder / 'tokenizer.json'}: missing; the checkpoint's tokenizer must have this form")
+        self.kind = kind
+        self.text_tokens = text_tokens
+        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        self.system_message = ""
+        if kind == "mistral3":
+            path = folder / "system_message.txt"
+            if not path.is_file():
+                raise ArtifactError(f"{path}: missing; the dev text encoder needs it, export the checkpoint again")
+            self.system_message = path.read_text()
+
+    def encode(self, text: str, field: str = "prompt") -> Tokens:
+        """Tokenize one text.
+
+        Raises RequestError, naming the field, when the text does not fit the variant's text length.
+        """
+        rendered = self._render(text)
+        added = self.kind == "qwen3"  # the mistral template writes <s> itself, and so does its tokenizer
+        length = len(self.tokenizer(rendered, add_special_tokens=added)["input_ids"])
+        if length > self.text_tokens:
+            raise RequestError(
+                f"{field}: {length} tokens with the chat template; the limit is {self.text_tokens}, shorten the text "
+                f"by {length - self.text_tokens} tokens"
+            )
+        encoded = self.tokenizer(
+            rendered,
+            add_special_tokens=added,
+            padding="max_length",
+            max_length=self.text_tokens,
+            truncation=True,
+            return_tensors="np",
+        )
+        return Tokens(
+            encoded["input_ids"][0].astype(np.int64),
+            encoded["attention_mask"][0].astype(np.int64),
+        )
+
+    def _render(self, text: str) -> str:
+        if self.kind == "qwen3":
+            messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
+            options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}
+        else:
+            # diffusers strips the picture token, which the processor would count as a picture
+            text = text.replace("[IMG]", "")
+            messages = [
+                {"role": role, "content": [{"type": "text", "text": content}]}
+                for role, content in (("system", self.system_message), ("user", text))
+            ]
+            options = {"add_generation_prompt": False}
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -1,0 +1,168 @@
+"""What a request may ask for: the fields of the ensemble as data, and the rules that make a checked Request."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from kit.cli import option
+from kit.errors import RequestError, UsageError
+from kit.variants import Variant
+
+FieldType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"]
+PictureFormat = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[PictureFormat, ...] = get_args(PictureFormat)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of the ensemble; every field holds one value, shape [1]."""
+
+    name: str
+    type: FieldType
+    about: str
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("prompt", "TYPE_STRING", "what to paint, UTF-8"),
+    Field("negative_prompt", "TYPE_STRING", "what to avoid; base variants only"),
+    Field("seed", "TYPE_INT64", "0 to 2^63-1; drawn at random when left out, and returned as seed_used"),
+    Field("width", "TYPE_INT32", "pixels, a multiple of 16"),
+    Field("height", "TYPE_INT32", "pixels, a multiple of 16"),
+    Field("steps", "TYPE_INT32", "denoising steps"),
+    Field("guidance", "TYPE_FP32", "guidance scale"),
+    Field("num_images", "TYPE_INT32", "pictures drawn from the one seed"),
+    Field("output_format", "TYPE_STRING", "png, jpeg or webp"),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a deployment allows; written into it by `serve repository`."""
+
+    min_side: int = option(64, "smallest side of an image, pixels")
+    max_side: int = option(2048, "largest side of an image, pixels")
+    max_pixels: int = option(4 * 1024 * 1024, "width x height of an image")
+    max_steps: int = option(100, "denoising steps")
+    max_images: int = option(4, "images of one request")
+    max_guidance: float = option(20.0, "guidance scale")
+
+    def __post_init__(self) -> None:
+        for name in ("min_side", "max_side"):
+            if getattr(self, name) <= 0 or getattr(self, name) % Variant.pixels_per_token:
+                raise UsageError(
+                    f"{name} {getattr(self, name)} is not a positive multiple of {Variant.pixels_per_token}"
+                )
+        if self.min_side > self.max_side:
+            raise UsageError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that holds to every rule, defaults filled in."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    num_images: int
+    output_format: PictureFormat
+
+
+def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Request:
+    """Turn raw fields (None or absent: use the default) into a Request.
+
+    Raises RequestError with one sentence that names the field, its value and the rule.
+    """
+    known = {field.name for field in FIELDS}
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise RequestError(f"unknown field {unknown[0]!r}; there are: {', '.join(f.name for f in FIELDS)}")
+    given = {name: value for name, value in fields.items() if value is not None}
+    prompt = _text(given, "prompt")
+    if not prompt.strip():
+        raise RequestError(f"prompt: {prompt!r} is empty; say what to paint")
+    side = min(max(variant.image_size, limits.min_side), limits.max_side)
+    width, height = (_side(name, int(given.get(name, side)), limits) for name in ("width", "height"))
+    if width * height > limits.max_pixels:
+        raise RequestError(
+            f"width x height: {width} x {height} is {width * height} pixels; this server paints at most "
+            f"{limits.max_pixels}"
+        )
+    return Request(
+        prompt=prompt,
+        negative_prompt=_negative(given, variant),
+        seed=_range("seed", int(given.get("seed", secrets.randbits(32))), 0, 2**63 - 1),
+        width=width,
+        height=height,
+        steps=_range("steps", int(given.get("steps", variant.steps)), 1, limits.max_steps),
+        guidance=_guidance(float(given.get("guidance", variant.guidance_scale)), variant, limits),
+        num_images=_range("num_images", int(given.get("num_images", 1)), 1, limits.max_images),
+        output_format=check_format(given.get("output_format", "png")),
+    )
+
+
+def _text(given: Mapping[str, Any], name: str) -> str:
+    value = given.get(name, "")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{name}: byte {error.start} is not valid UTF-8") from None
+    if not isinstance(value, str):
+        raise RequestError(f"{name}: {value!r} is not text")
+    return value
+
+
+def _range(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise RequestError(f"{name}: {value} is not between {low} and {high}")
+    return value
+
+
+def _side(name: str, value: int, limits: Limits) -> int:
+    if not limits.min_side <= value <= limits.max_side:
+        raise RequestError(f"{name}: {value} is not between {limits.min_side} and {limits.max_side} pixels")
+    if value % Variant.pixels_per_token:
+        below = value - value % Variant.pixels_per_token
+        raise RequestError(
+            f"{name}: {value} is not a multiple of {Variant.pixels_per_token}; nearest: {below} or "
+            f"{below + Variant.pixels_per_token}"
+        )
+    return value
+
+
+def _negative(given: Mapping[str, Any], variant: Variant) -> str:
+    text = _text(given, "negative_prompt")
+    if text and variant.guidance != "cfg":
+        raise RequestError(
+            f"negative_prompt: {text!r} has no effect on {variant.name}, which runs without classifier-free guidance; "
+            "leave it out"
+        )
+    return text
+
+
+def _guidance(value: float, variant: Variant, limits: Limits) -> float:
+    if not math.isfinite(value) or not 0 <= value <= limits.max_guidance:
+        raise RequestError(f"guidance: {value} is not between 0 and {limits.max_guidance}")
+    if variant.guidance == "none" and value != 1.0:
+        raise RequestError(
+            f"guidance: {value:g} has no effect on {variant.name}, which is distilled to run without; leave it out "
+            "or send 1.0"
+        )
+    return value
+
+
+def check_format(value: object) -> PictureFormat:
+    """Return the format that a request names; raises RequestError for one that is not known."""
+    name = _text({"output_format": value}, "output_format")
+    for known in FORMATS:
+        if name.lower() == known:
+            return known
+    raise RequestError(f"output_format: {name!r} is not one of {', '.join(FORMATS)}")

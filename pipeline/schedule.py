@@ -1,0 +1,49 @@
+"""Sigmas and timesteps of FLUX.2, exact to diffusers' FlowMatchEulerDiscreteScheduler and `compute_empirical_mu`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from kit.configs import TRAIN_TIMESTEPS
+from kit.dtypes import Compute, numpy_type
+
+Float32 = npt.NDArray[np.float32]
+
+
+def empirical_mu(image_tokens: int, steps: int) -> float:
+    """Return the time shift mu: two lines fitted by Black Forest Labs at 10 and 200 steps, interpolated in steps.
+
+    Above 4300 tokens the 200-step line is used whatever the number of steps, so mu jumps there. Only tokens of the
+    picture that is painted count, not those of reference pictures.
+    """
+    at_200 = 0.00016927 * image_tokens + 0.45666666
+    if image_tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * image_tokens + 1.89833333
+    slope = (at_200 - at_10) / 190.0
+    return slope * steps + (at_200 - 200.0 * slope)
+
+
+def sigmas(image_tokens: int, steps: int) -> Float32:
+    """Return the `steps` + 1 noise levels from 1 down to 0, float32."""
+    exp_mu = math.exp(empirical_mu(image_tokens, steps))
+    linear = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
+    shifted = exp_mu / (exp_mu + (1 / linear - 1) ** 1.0)
+    return np.append(shifted.astype(np.float32), np.float32(0))
+
+
+def timesteps(levels: Float32, compute: Compute) -> Float32:
+    """Return what the transformer's `timestep` port is fed at each step, [steps], float32 values.
+
+    diffusers multiplies sigma by 1000, rounds to the dtype of the latents, and divides by 1000 in that dtype. In bf16
+    the rounding moves timesteps by up to 2 in 1000 (907.49 becomes 908), so it is part of the picture.
+    """
+    scaled = levels[:-1] * np.float32(TRAIN_TIMESTEPS)
+    if compute == "fp32":
+        return scaled / np.float32(TRAIN_TIMESTEPS)
+    # torch divides a bf16 tensor by a number in float32 and rounds the quotient
+    rounded = scaled.astype(numpy_type("bf16")).astype(np.float32)
+    return (rounded / np.float32(TRAIN_TIMESTEPS)).astype(numpy_type("bf16")).astype(np.float32)

@@ -1,0 +1,75 @@
+"""What a plan costs: dollars per hour and per 1,000 pictures, and from which volume renting beats a hosted service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kit.gpus import Gpu
+from kit.variants import Variant
+from planner.prices import HOURS_PER_MONTH, Hosted, Prices
+from planner.timing import Range
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """From how many pictures a month rented GPUs, on all the time, cost less than a hosted service."""
+
+    hosted: Hosted
+    usd_per_picture: float
+    pictures: float  # a month
+    possible: bool  # one replica can paint as many
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Dollars."""
+
+    per_hour: Range  # of one replica
+    per_thousand: Range  # pictures, at full use
+    at_rate: float | None  # dollars per 1,000 pictures at the rate asked for
+    per_month: float  # of one replica, on all the time
+    break_even: tuple[BreakEven, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is painted and how many of it in a minute."""
+
+    variant: Variant
+    pixels: int
+    steps: int
+    per_minute: Range
+
+
+def cost(
+    job: Job, gpu: Gpu, prices: Prices, price: float | None, cards: int, rate: float | None, replicas: int
+) -> Costs | None:
+    """Return the costs, or None when no price is known; `price` overrides the table, `rate` is what is served."""
+    listed = (price, price, price) if price is not None else prices.per_hour(gpu.name)
+    if listed is None:
+        return None
+    hour = Range(*listed).times(cards)
+    minutes = job.per_minute
+    thousand = Range(
+        *(
+            usd / (pictures * 60) * 1000
+            for usd, pictures in ((hour.low, minutes.high), (hour.mid, minutes.mid), (hour.high, minutes.low))
+        )
+    )
+    month = hour.mid * HOURS_PER_MONTH
+    return Costs(
+        per_hour=hour,
+        per_thousand=thousand,
+        at_rate=replicas * hour.mid / (rate * 60) * 1000 if rate else None,
+        per_month=month,
+        break_even=tuple(
+            _break_even(hosted, month, job)
+            for hosted in prices.hosted.get(job.variant.name, ())
+            if hosted.steps in (None, job.steps)
+        ),
+    )
+
+
+def _break_even(hosted: Hosted, month: float, job: Job) -> BreakEven:
+    usd = hosted.usd_per_picture(job.pixels)
+    return BreakEven(hosted, usd, month / usd, month / usd <= job.per_minute.mid * 60 * HOURS_PER_MONTH)

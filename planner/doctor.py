@@ -1,0 +1,167 @@
+"""The command `kit doctor`: what this machine has, and what of the kit's work it can do, with which recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import software
+from kit.gpus import Gpu
+from kit.hardware import Device, Hardware, look
+from kit.recipes import RECIPES, RecipeName, recipe
+from kit.variants import VARIANTS, Variant
+from planner.feasible import Build, refusal
+from planner.memory import SERVED, Shape, activation_bytes, gigabytes, weight_bytes
+
+CPU_RECIPES: tuple[RecipeName, ...] = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One piece of the kit's work: whether this machine can do it, and how or why not."""
+
+    work: str
+    can: bool
+    words: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the command looks at the machine that it runs on."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Look, judge and print."""
+    hardware, installed = look(Path.cwd()), software.versions()
+    providers, server = software.providers(), software.tritonserver(installed)
+    found = verdicts(hardware, installed, providers, server)
+    if not args.json:
+        from planner.text import coloured
+
+        print(render(hardware, installed, providers, server, found, coloured()))
+    return {
+        **asdict(hardware),
+        "versions": installed,
+        "onnxruntime_providers": list(providers),
+        "tritonserver": server,
+        "can": [asdict(verdict) for verdict in found],
+    }
+
+
+def verdicts(
+    hardware: Hardware, installed: Mapping[str, str], providers: Sequence[str], server: str | None
+) -> tuple[Verdict, ...]:
+    """Judge every piece of work."""
+    return (
+        _export(installed),
+        *(_engine(device, hardware, installed) for device in hardware.gpus),
+        *(() if hardware.gpus else (Verdict("build and run TensorRT engines", False, str(hardware.gpu_problem)),)),
+        *(_cuda(device, providers) for device in hardware.gpus),
+        _cpu(hardware, providers),
+        _serve(installed, server),
+    )
+
+
+def _serve(installed: Mapping[str, str], server: str | None) -> Verdict:
+    work, numpy = "serve with Triton", installed.get("numpy", "1")
+    if server is None:
+        return Verdict(work, False, NO_SERVER)
+    if software.SERVER in server and int(numpy.split(".")[0]) >= 2:
+        return Verdict(work, False, f"numpy {numpy}: the server of {software.SERVER} needs numpy 1.26")
+    return Verdict(work, True, f"tritonserver {server}")
+
+
+NO_SERVER = "no tritonserver on PATH; run in NVIDIA's container, or pip install nvidia-pytriton for one on the CPU"
+
+
+def render(
+    hardware: Hardware,
+    installed: Mapping[str, str],
+    providers: Sequence[str],
+    server: str | None,
+    found: Sequence[Verdict],
+    colour: bool,
+) -> str:
+    """Render everything for people."""
+    from planner.text import GREEN, RED, paint
+
+    cpu = hardware.cpu
+    lines = [
+        f"cpu     {cpu.name}, {cpu.cores} cores; {', '.join(cpu.features) or 'none of the instructions that matter'}",
+        f"memory  {gigabytes(hardware.memory)}, {gigabytes(hardware.memory_available)} available",
+        f"disk    {gigabytes(hardware.disk_free)} free here",
+    ]
+    for device in hardware.gpus:
+        name = device.known.name if device.known else "not in the kit's table"
+        lines.append(
+            f"gpu     {device.name} ({name}), {gigabytes(device.memory)}, {gigabytes(device.free)} free, "
+            f"compute capability {device.capability}, driver {device.driver}"
+        )
+    if not hardware.gpus:
+        lines.append(f"gpu     none: {hardware.gpu_problem}")
+    lines += [
+        f"python  {', '.join(f'{name} {version}' for name, version in installed.items()) or 'no package the kit uses'}",
+        f"onnxruntime providers: {', '.join(providers) or 'none'}",
+        f"tritonserver: {server or 'none'}",
+        "",
+    ]
+    for verdict in found:
+        mark = paint("can   ", GREEN, colour) if verdict.can else paint("cannot", RED, colour)
+        lines.append(f"{mark}  {verdict.work}: {verdict.words}")
+    return "\n".join(lines)
+
+
+def _export(installed: Mapping[str, str]) -> Verdict:
+    missing = [name for name in software.EXPORT if name not in installed]
+    words = f"missing: {', '.join(missing)}" if missing else "all variants, no GPU needed, under 1 GB of memory"
+    return Verdict("export to ONNX", not missing, words)
+
+
+def _engine(device: Device, hardware: Hardware, installed: Mapping[str, str]) -> Verdict:
+    work = f"build and run TensorRT engines on {device.name}"
+    wheel = software.tensorrt(installed)
+    if device.known is None:
+        return Verdict(work, False, "the kit has no facts of this GPU; nearest entries: kit plan --gpu all")
+    if wheel is None:
+        return Verdict(
+            work, False, f"no TensorRT wheel: pip install tensorrt-cu13 (recipe {device.known.default_recipe} then)"
+        )
+    return Verdict(work, True, f"{wheel}; {_fitting(device.known, hardware.disk_free)}")
+
+
+def _cuda(device: Device, providers: Sequence[str]) -> Verdict:
+    work = f"run ONNX Runtime on {device.name}"
+    if "CUDAExecutionProvider" not in providers:
+        return Verdict(work, False, "no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime")
+    return Verdict(work, True, "CUDAExecutionProvider; the planner has no figures of its speed")
+
+
+def _fitting(gpu: Gpu, disk_free: int) -> str:
+    """List the variants that build with the GPU's recipe, and those that do not with the first reason."""
+    name = gpu.default_recipe
+    refused = {v.name: refusal(Build(v, name, gpu, disk_free=disk_free)) for v in VARIANTS.values()}
+    good = [variant for variant, reason in refused.items() if reason is None]
+    first = next((reason for reason in refused.values() if reason), None)
+    return f"{name}: {', '.join(good) or 'nothing'}" + (f"; {first}" if first else "")
+
+
+def _cpu(hardware: Hardware, providers: Sequence[str]) -> Verdict:
+    work = "run on the CPU with ONNX Runtime"
+    if "CPUExecutionProvider" not in providers:
+        return Verdict(work, False, "no ONNX Runtime: pip install onnxruntime")
+    fast = hardware.cpu.int8
+    parts = []
+    for name in CPU_RECIPES:
+        fits = [v.name for v in VARIANTS.values() if cpu_bytes(v, name) <= hardware.memory_available]
+        parts.append(f"{name}: {', '.join(('the sample', *fits))}")
+    speed = f"int8 is fast here ({', '.join(fast)})" if fast else "int8 is slow here (no VNNI or AMX)"
+    return Verdict(work, True, f"{'; '.join(parts)} fit into the memory that is available at 512x512; {speed}")
+
+
+def cpu_bytes(variant: Variant, name: RecipeName) -> int:
+    """Return the memory of all parts in fp32 or int8, with activations in fp32 as ONNX Runtime has them, at 512x512."""
+    chosen, fp32 = recipe(name), RECIPES["fp32"]
+    stored = sum(weight_bytes(part, variant, chosen) for part in SERVED)
+    return stored + max(activation_bytes(part, variant, fp32, Shape(512, 512)) for part in SERVED)

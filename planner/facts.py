@@ -1,0 +1,112 @@
+"""A plan as plain data: what `kit plan --json` prints, and what the chart is drawn from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from planner.boards import board
+from planner.measurements import measurements
+from planner.plan import Plan, Tried
+from planner.timing import Range
+
+
+def facts(answer: Plan) -> dict[str, Any]:
+    """Return everything a plan says; seconds, bytes, dollars, pictures per minute."""
+    question, chosen = answer.question, answer.chosen
+    found: dict[str, Any] = {
+        "variant": question.variant.name,
+        "gpu": question.gpu.name,
+        "preview": question.gpu.preview,
+        "width": question.width,
+        "height": question.height,
+        "steps": question.step_count,
+        "batch": question.batch,
+        "plan": chosen.choice.describe() if chosen else None,
+        "tried": [_tried(t) for t in answer.tried],
+        "memory": _memory(chosen) if chosen else None,
+        "seconds": _seconds(chosen) if chosen and chosen.timing else None,
+        "pictures_per_minute": _range(answer.per_minute) if answer.per_minute else None,
+        "load": asdict(answer.load) | {"pictures_per_minute": question.rate} if answer.load else None,
+        "costs": _costs(answer) if answer.costs else None,
+        "elsewhere": list(answer.elsewhere),
+        "nearest": answer.nearest,
+        "basis": basis(answer),
+    }
+    return found
+
+
+def basis(answer: Plan) -> dict[str, Any]:
+    """Say on how much public measurement the times of this GPU rest."""
+    raw = json.loads(resources.files("planner.data").joinpath("calibration.json").read_text())
+    gpu, points = answer.question.gpu, measurements()
+    return {
+        "calibrated": raw["date"],
+        "points": raw["points"],
+        "held_out_points": raw["held_out_points"],
+        "held_out_median_error": raw["held_out_median_error"],
+        "points_on_this_gpu": sum(p.gpu == gpu.name for p in points),
+        "points_on_its_generation": sum(board(p.gpu).generation == gpu.generation for p in points),
+    }
+
+
+def _tried(tried: Tried) -> dict[str, Any]:
+    return {
+        "plan": tried.choice.describe(),
+        "recipe": tried.choice.recipe.name,
+        "text_encoder": tried.choice.text_encoder,
+        "weights_streamed": tried.choice.streamed,
+        "bytes": tried.layout.needed,
+        "usable_bytes": tried.layout.usable,
+        "works": tried.works,
+        "why_not": tried.layout.reason,
+        "picture_seconds": _range(tried.timing.picture) if tried.timing else None,
+    }
+
+
+def _memory(chosen: Tried) -> dict[str, Any]:
+    layout = chosen.layout
+    return {
+        "weights": dict(layout.weights),
+        "activations": layout.arena,
+        "activations_of": layout.arena_part,
+        "requests": layout.requests,
+        "total": layout.needed,
+        "usable": layout.usable,
+        "host": layout.host,
+        "streamed_per_step": layout.streamed,
+    }
+
+
+def _seconds(chosen: Tried) -> dict[str, Any]:
+    timing = chosen.timing
+    assert timing is not None
+    return {
+        "text_encoder": _range(timing.text),
+        "step": _range(timing.step),
+        "vae_decoder": _range(timing.decode),
+        "picture": _range(timing.picture),
+        "step_at_dense_rate": round(timing.ceiling, 5),
+        "share_of_ceiling": round(timing.ceiling / timing.step.mid, 3),
+    }
+
+
+def _costs(answer: Plan) -> dict[str, Any]:
+    costs = answer.costs
+    assert costs is not None
+    return {
+        "usd_per_hour": _range(costs.per_hour),
+        "usd_per_1000": _range(costs.per_thousand),
+        "usd_per_1000_at_rate": costs.at_rate and round(costs.at_rate, 4),
+        "usd_per_month": round(costs.per_month, 2),
+        "break_even": [
+            {**asdict(even.hosted), "pictures_per_month": round(even.pictures), "possible": even.possible}
+            for even in costs.break_even
+        ],
+    }
+
+
+def _range(value: Range) -> list[float]:
+    return [round(v, 5) for v in (value.low, value.mid, value.high)]

@@ -1,0 +1,176 @@
+"""Whether an engine build can succeed, decided before it starts: the reason if not, and the nearest setting that would.
+
+Only what is certain is refused: a format that the GPU lacks, weights and activations beyond its memory, plans beyond
+the disk, shapes beyond the profile. `refusal` is pure and takes microseconds; the builder's command calls it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from kit.gpus import Gpu
+from kit.ports import PartName
+from kit.recipes import RecipeName, recipe
+from kit.variants import Variant
+from planner.memory import (
+    SERVED,
+    Shape,
+    activation_bytes,
+    gigabytes,
+    rows,
+    transformer_activation_bytes,
+    usable_bytes,
+    weight_bytes,
+)
+
+MIN_TOKENS = 256  # 256x256
+MAX_TOKENS = 16384  # 4 megapixels, as far as the family goes
+DISK_MARGIN = 1.05  # graphs, manifests, timing cache
+SIDES = (2048, 1536, 1024, 768, 512, 256)  # the sizes that a smaller profile is suggested in
+
+
+@dataclass(frozen=True)
+class Build:
+    """One engine build as the command line asks for it."""
+
+    variant: Variant
+    recipe: RecipeName
+    gpu: Gpu
+    min_tokens: int = MIN_TOKENS  # image tokens of the smallest picture that the profiles take
+    max_tokens: int = 4096  # of the largest; 4096 is 1024x1024
+    batch: int = 1  # pictures
+    reference_tokens: int = 0
+    parts: tuple[PartName, ...] = SERVED
+    weight_streaming: bool = False  # weights stay in host memory and pass through the GPU
+    stripped: bool = False  # STRIP_PLAN: the plan holds no weights
+    disk_free: int | None = None  # bytes where the plans go; None when it is not known
+
+
+def refusal(build: Build) -> str | None:
+    """Say why a build cannot succeed and the nearest setting that would; None when nothing speaks against it."""
+    return build.gpu.refusal(build.recipe) or _profile_refusal(build) or _memory_refusal(build) or _disk_refusal(build)
+
+
+def size_refusal(variant: Variant, width: int, height: int, min_tokens: int, max_tokens: int) -> str | None:
+    """Say why a picture of `width` x `height` does not pass through profiles, and the nearest size that does."""
+    step = variant.pixels_per_token
+    if width % step or height % step or min(width, height) < step:
+        near = [max(step, round(side / step) * step) for side in (width, height)]
+        return f"{width}x{height}: sides must be multiples of {step}; nearest: {near[0]}x{near[1]}"
+    tokens = variant.tokens(width, height)
+    if min_tokens <= tokens <= max_tokens:
+        return None
+    near_width, near_height = _nearest_size(width, height, min_tokens, max_tokens, step)
+    return (
+        f"{width}x{height} has {tokens} image tokens, the profiles take {min_tokens} to {max_tokens}; "
+        f"nearest: {near_width}x{near_height}"
+    )
+
+
+def needed_bytes(build: Build) -> int:
+    """Return the least GPU memory in which the largest part can be built and run at its largest shape."""
+    return max(_part_bytes(build, part) for part in build.parts)
+
+
+def _part_bytes(build: Build, part: PartName) -> int:
+    chosen = recipe(build.recipe)
+    stored = 0 if build.weight_streaming else weight_bytes(part, build.variant, chosen)
+    if part == "transformer":
+        sequence = build.max_tokens + build.reference_tokens + build.variant.text_tokens
+        return stored + transformer_activation_bytes(build.variant, chosen, sequence, rows(build.variant, build.batch))
+    if part == "text_encoder":
+        return stored + activation_bytes(part, build.variant, chosen, Shape(256, 256, build.batch))
+    return stored  # how TensorRT tiles the VAE is its own choice: nothing certain is known of its activations
+
+
+def _profile_refusal(build: Build) -> str | None:
+    low, high = build.min_tokens, build.max_tokens
+    if low < 1 or low > high:
+        return f"a profile of {low} to {high} image tokens is empty; use for example {MIN_TOKENS} to 4096"
+    if high > MAX_TOKENS:
+        return (
+            f"a profile up to {high} image tokens goes beyond the family's 4 megapixels; "
+            f"nearest: {MAX_TOKENS} (2048x2048)"
+        )
+    if build.batch < 1:
+        return f"batch {build.batch}: at least 1"
+    return None
+
+
+def _memory_refusal(build: Build) -> str | None:
+    needed, usable = needed_bytes(build), usable_bytes(build.gpu)
+    if needed <= usable:
+        return None
+    part = max(build.parts, key=lambda p: _part_bytes(build, p))
+    why = (
+        f"the {part.replace('_', ' ')} of {build.variant.name} in {build.recipe} needs {gigabytes(needed)} at "
+        f"{build.max_tokens} image tokens, batch {build.batch}; {build.gpu.name} gives {gigabytes(usable)}"
+    )
+    changes = [
+        next((words for words, changed in options if _fits(changed)), None)
+        for options in (_smaller(build), _other_recipe(build), _streamed(build))
+    ]
+    found = [words for words in changes if words]
+    return f"{why}: {' or '.join(found)}" if found else f"{why}, and no recipe or size makes it fit: use a larger --gpu"
+
+
+def _fits(build: Build) -> bool:
+    return build.gpu.refusal(build.recipe) is None and needed_bytes(build) <= usable_bytes(build.gpu)
+
+
+def _smaller(build: Build) -> Iterator[tuple[str, Build]]:
+    """Yield smaller batches, then smaller pictures."""
+    for batch in range(build.batch - 1, 0, -1):
+        yield f"use batch {batch}", replace(build, batch=batch)
+    for side in SIDES:
+        tokens = (side // build.variant.pixels_per_token) ** 2
+        if build.min_tokens <= tokens < build.max_tokens:
+            yield f"use at most {tokens} image tokens ({side}x{side})", replace(build, max_tokens=tokens)
+
+
+def _other_recipe(build: Build) -> Iterator[tuple[str, Build]]:
+    """Yield recipes that store less, at this batch and at batch 1."""
+    bits = recipe(build.recipe).weight_bits
+    names: tuple[RecipeName, ...] = ("bf16", build.gpu.default_recipe, "int8-weights", "int4-weights")
+    for batch in sorted({build.batch, 1}, reverse=True):
+        also = f" with batch {batch}" if batch != build.batch else ""
+        for name in names:
+            if recipe(name).weight_bits < bits:
+                yield f"use --recipe {name}{also}", replace(build, recipe=name, batch=batch)
+
+
+def _streamed(build: Build) -> Iterator[tuple[str, Build]]:
+    """Yield weight streaming, at this batch and at batch 1."""
+    if not build.weight_streaming:
+        yield "stream the weights from host memory", replace(build, weight_streaming=True)
+        yield "stream the weights from host memory with batch 1", replace(build, weight_streaming=True, batch=1)
+
+
+def _disk_refusal(build: Build) -> str | None:
+    if build.disk_free is None:
+        return None
+    stored = sum(weight_bytes(part, build.variant, recipe(build.recipe)) for part in build.parts)
+    needed = int((stored if not build.stripped else 0.02 * stored) * DISK_MARGIN)
+    if needed <= build.disk_free:
+        return None
+    why = f"the plans take about {gigabytes(needed)} and {gigabytes(build.disk_free)} of disk are free"
+    if not build.stripped and 0.02 * stored * DISK_MARGIN <= build.disk_free:
+        return f"{why}: use stripped plans (they hold no weights) or another --out"
+    return f"{why}: use another --out"
+
+
+def _nearest_size(width: int, height: int, low: int, high: int, step: int) -> tuple[int, int]:
+    """Scale a size into the token range, its aspect kept as far as multiples of `step` allow."""
+    columns, lines = width // step, height // step
+    target = min(max(columns * lines, low), high)
+    scale = (target / (columns * lines)) ** 0.5
+    candidates = [
+        (c, n)
+        for c in range(max(1, int(columns * scale) - 1), int(columns * scale) + 3)
+        for n in range(max(1, int(lines * scale) - 1), int(lines * scale) + 3)
+        if low <= c * n <= high
+    ]
+    wanted = columns / lines
+    best = min(candidates, key=lambda cn: abs(cn[0] * cn[1] - target) / target + abs(cn[0] / cn[1] / wanted - 1))
+    return best[0] * step, best[1] * step

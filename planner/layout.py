@@ -1,0 +1,118 @@
+"""Where the weights of each part lie and whether that fits: one way to place a variant on a GPU, counted in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kit.gpus import Gpu
+from kit.ports import PartName
+from kit.recipes import RECIPES, Recipe
+from kit.variants import Variant
+from planner.memory import SERVED, Shape, activation_bytes, gigabytes, request_bytes, usable_bytes, weight_bytes
+from planner.weights import weights
+
+Placement = Literal["resident", "evicted", "own-gpu", "cpu", "cache"]
+PLACEMENTS: dict[Placement, str] = {
+    "resident": "text encoder on the GPU",
+    "evicted": "text encoder's weights pass through the GPU for every prompt",
+    "own-gpu": "text encoder on a GPU of its own",
+    "cpu": "text encoder on the CPU, in int8",
+    "cache": "every prompt's embedding is in the cache, no text encoder",
+}
+_LAYERS_IN_FLIGHT = 2  # of a part whose weights are streamed: one computes while the next arrives
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to serve: a recipe, where the text encoder is, whether the transformer's weights are streamed."""
+
+    recipe: Recipe
+    text_encoder: Placement
+    streamed: bool = False
+
+    def describe(self) -> str:
+        streamed = ", transformer's weights streamed from host memory" if self.streamed else ""
+        return f"{self.recipe.name}, {PLACEMENTS[self.text_encoder]}{streamed}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Bytes of a choice, and why it does not work if it does not."""
+
+    weights: dict[PartName, int]  # on the GPU
+    arena: int  # activations, shared by the parts: the largest counts
+    arena_part: PartName
+    requests: int
+    usable: int
+    host: int  # weights that stay in the host's memory
+    streamed: int  # bytes that pass to the GPU in every step
+    reason: str | None
+
+    @property
+    def needed(self) -> int:
+        return sum(self.weights.values()) + self.arena + self.requests
+
+
+def lay_out(variant: Variant, gpu: Gpu, choice: Choice, shape: Shape, gpus: int = 1) -> Layout:
+    """Place the parts as chosen; `reason` says what is in the way, None when nothing is."""
+    stored = {part: weight_bytes(part, variant, choice.recipe) for part in SERVED}
+    on_gpu, host = dict(stored), 0
+    if choice.text_encoder != "resident":
+        on_gpu["text_encoder"] = _in_flight("text_encoder", variant, choice.recipe) if _evicted(choice) else 0
+        host += _host_text_encoder(variant, choice, stored["text_encoder"])
+    running = [p for p in SERVED if p != "text_encoder" or choice.text_encoder in ("resident", "evicted")]
+    activations = {part: activation_bytes(part, variant, choice.recipe, shape) for part in running}
+    arena_part = max(running, key=lambda part: activations[part])
+    requests, usable, streamed = request_bytes(variant, choice.recipe, shape), usable_bytes(gpu), 0
+    if choice.streamed:
+        others = sum(on_gpu.values()) - on_gpu["transformer"] + activations[arena_part] + requests
+        floor = _in_flight("transformer", variant, choice.recipe)
+        on_gpu["transformer"] = min(stored["transformer"], max(floor, usable - others))
+        streamed = stored["transformer"] - on_gpu["transformer"]
+        host += stored["transformer"] if streamed else 0
+    layout = Layout(on_gpu, activations[arena_part], arena_part, requests, usable, host, streamed, None)
+    reason = gpu.refusal(choice.recipe.name) or _missing(variant, choice, shape, layout, gpus)
+    return Layout(on_gpu, layout.arena, arena_part, requests, usable, host, streamed, reason)
+
+
+def _missing(variant: Variant, choice: Choice, shape: Shape, layout: Layout, gpus: int) -> str | None:
+    if layout.needed > layout.usable:
+        largest = max(layout.weights, key=lambda part: layout.weights[part])
+        parts = f"{gigabytes(layout.weights[largest])} weights of the {largest}"
+        arena = f"{gigabytes(layout.arena)} activations of the {layout.arena_part}"
+        return f"needs {gigabytes(layout.needed)} of {gigabytes(layout.usable)}: {parts}, {arena}"
+    if choice.text_encoder == "own-gpu":
+        if gpus < 2:
+            return "needs a second GPU (--gpus 2)"
+        alone = weight_bytes("text_encoder", variant, choice.recipe) + activation_bytes(
+            "text_encoder", variant, choice.recipe, shape
+        )
+        if alone > layout.usable:
+            return f"the text encoder needs {gigabytes(alone)} of {gigabytes(layout.usable)} on its own GPU"
+    return None
+
+
+def _evicted(choice: Choice) -> bool:
+    return choice.text_encoder == "evicted"
+
+
+def _host_text_encoder(variant: Variant, choice: Choice, stored: int) -> int:
+    match choice.text_encoder:
+        case "evicted":
+            return stored
+        case "cpu":
+            return weight_bytes("text_encoder", variant, RECIPES["int8"])
+        case _:
+            return 0
+
+
+def _in_flight(part: PartName, variant: Variant, recipe: Recipe) -> int:
+    """Return what a part with streamed weights holds on the GPU: a few layers and what is not in layers."""
+    counted = weights(part, variant)
+    if part == "text_encoder":
+        layers = max(variant.text_encoder.taps)
+    else:
+        layers = 2 * variant.transformer.double_blocks + variant.transformer.single_blocks
+    layer = counted.linears / layers * recipe.weight_bits / 8
+    return round(_LAYERS_IN_FLIGHT * layer) + counted.other * recipe.compute_bytes

@@ -1,0 +1,73 @@
+"""Public measurements (data/measurements.json): what the planner is fitted to, and what is held out to judge it.
+
+The split was fixed before anything was fitted and looks at no figure: within each cell of GPU generation and precision
+(16 or 8 bits), sources in alphabetical order are taken in turn to fit and to hold out. A cell with one source is
+fitted, as nothing else tells of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from kit.gpus import Generation
+from kit.recipes import RecipeName, recipe
+from planner.boards import board
+
+Stack = Literal["eager", "fused", "tensorrt"]
+EIGHT_BITS = "8 bits"
+Scope = Literal["step", "picture"]  # one transformer pass | text encoder, all steps and VAE
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One published figure and what was run for it."""
+
+    id: str
+    source: str
+    model: str  # a variant, or flux1-dev
+    gpu: str
+    stack: Stack
+    recipe: RecipeName
+    width: int
+    height: int
+    steps: int
+    scope: Scope
+    seconds: float
+    assumed: str = ""  # what the source does not say
+
+    @property
+    def cell(self) -> tuple[Generation, str]:
+        """Name what the split is stratified by."""
+        return board(self.gpu).generation, EIGHT_BITS if recipe(self.recipe).math in ("fp8", "int8") else "16 bits"
+
+
+def load() -> dict[str, Any]:
+    """Read the data file: sources, points, and what was not used and why."""
+    text = resources.files("planner.data").joinpath("measurements.json").read_text()
+    raw: dict[str, Any] = json.loads(text)
+    return raw
+
+
+def measurements() -> tuple[Measurement, ...]:
+    """Return all points, in the order of the file."""
+    return tuple(Measurement(**point) for point in load()["points"])
+
+
+@cache
+def measured_cells() -> frozenset[tuple[Generation, str]]:
+    """Return the cells of which any point tells."""
+    return frozenset(p.cell for p in measurements())
+
+
+def split(points: Sequence[Measurement]) -> tuple[tuple[Measurement, ...], tuple[Measurement, ...]]:
+    """Return (to fit, held out); see the module's first lines for the rule."""
+    held: set[str] = set()
+    for cell in {p.cell for p in points}:
+        sources = sorted({p.source for p in points if p.cell == cell}, key=str.lower)
+        held |= {p.id for p in points if p.cell == cell and p.source in sources[1::2]}
+    return tuple(p for p in points if p.id not in held), tuple(p for p in points if p.id in held)

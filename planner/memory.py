@@ -1,0 +1,90 @@
+"""GPU memory of each part: weights by recipe, activations by shape, and what CUDA and the server take for themselves.
+
+Activations are a count of the widest moment of a fused graph, in tensors of the compute type. The transformer's is tied
+to two published figures: FLUX.1-dev takes 0.49 GB at 1024x1024 in fp16 (NVIDIA/Model-Optimizer#194, counted here:
+0.48 GB), FLUX.2-dev about 1 GB in bf16 (TensorRT-Model-Connect's notes, read 2026-08-22, counted here: 0.96 GB).
+The arena is shared: text encoder, transformer and VAE never run at once, so the largest of them counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kit.gpus import GB, Gpu
+from kit.ports import PartName
+from kit.recipes import Recipe
+from kit.variants import Variant
+from planner.weights import weights
+
+RESERVE = int(1.0 * GB)  # two CUDA contexts (server, denoiser) with their kernels, about 0.5 GB each
+USABLE_SHARE = 0.97  # of what the driver reports, for fragmentation and for what other processes hold
+SERVED: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_decoder")
+_BLOCK_WIDTHS = 17  # tensors of the model's width alive in a single block: qkv, gate and up, attention, residual
+_CONV_COPIES = 3  # full-size tensors alive in the VAE's last stage: in, normed, out
+_SCORE_COPIES = 2  # the VAE's one attention head is too wide for fused kernels: scores and their softmax
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one execution of the engines is fed."""
+
+    width: int
+    height: int
+    batch: int = 1  # pictures; guidance doubles the rows of the transformer
+    reference_tokens: int = 0
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """Return what engines may use of a GPU: the driver's figure without contexts and fragmentation."""
+    return int(gpu.memory_bytes * USABLE_SHARE) - RESERVE
+
+
+def rows(variant: Variant, batch: int) -> int:
+    """Count the transformer's rows of a batch of pictures."""
+    return batch * (2 if variant.guidance == "cfg" else 1)
+
+
+def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Shape) -> int:
+    """Return the widest moment of a part for a shape."""
+    size = recipe.compute_bytes
+    match part:
+        case "transformer" | "transformer_extract" | "transformer_cached":
+            sequence = variant.tokens(shape.width, shape.height) + shape.reference_tokens + variant.text_tokens
+            return transformer_activation_bytes(variant, recipe, sequence, rows(variant, shape.batch))
+        case "text_encoder":
+            text = variant.text_encoder
+            width = 2 * text.ffn + 6 * text.hidden + 3 * text.hidden  # gate and up, a block, the three taps
+            return rows(variant, shape.batch) * variant.text_tokens * width * size
+        case "vae_decoder" | "vae_encoder":
+            channels = variant.vae.decoder_channels if part == "vae_decoder" else variant.vae.channels
+            convolutions = _CONV_COPIES * shape.pixels * channels[1] * size  # the second level upsampled to full size
+            latent = shape.pixels // 64
+            return max(convolutions, _SCORE_COPIES * latent**2 * size)  # pictures are decoded one by one
+
+
+def transformer_activation_bytes(variant: Variant, recipe: Recipe, sequence: int, batch_rows: int) -> int:
+    """Return the transformer's widest moment for rows of `sequence` tokens, text included; attention is fused."""
+    return batch_rows * sequence * _BLOCK_WIDTHS * variant.transformer.dim * recipe.compute_bytes
+
+
+def request_bytes(variant: Variant, recipe: Recipe, shape: Shape) -> int:
+    """Return what the requests of a batch hold while they live: latents, prompt embeddings, position ids."""
+    tokens = variant.tokens(shape.width, shape.height) + shape.reference_tokens
+    row = (tokens * variant.transformer.channels * 2 + variant.text_tokens * variant.transformer.joint_dim) * (
+        recipe.compute_bytes
+    ) + (tokens + variant.text_tokens) * 4 * 8
+    return rows(variant, shape.batch) * row
+
+
+def weight_bytes(part: PartName, variant: Variant, recipe: Recipe) -> int:
+    """Return a part's weights as stored; the VAE is never quantized."""
+    return weights(part, variant).bytes(recipe)
+
+
+def gigabytes(count: float) -> str:
+    """Write bytes as GB of 10^9 bytes with one decimal."""
+    return f"{count / GB:.1f} GB"

@@ -1,0 +1,111 @@
+"""How long a part takes on a GPU: its work over the rates that public measurements show the GPU to sustain.
+
+A GPU multiplies no faster than a share of its dense rate, and no faster than its power allows: small boards (L4: 72 W)
+are bound by energy per operation, large ones by their tensor cores. Beside that, activations pass through memory a
+number of times in every block: about a hundred times in eager PyTorch, a few dozen times when operations are fused.
+
+    seconds = linears / rate(recipe) + (attention x a + other) / rate(compute type) + passes x bytes / bandwidth
+    rate(format) = min(share x dense rate, watts / joules per operation)
+    picture = text encoder + steps x transformer + VAE + seconds outside
+
+share, joules (per generation; 8-bit operations take a fraction), a, passes and seconds outside are fitted to public
+measurements (data/calibration.json, made by `python -m benchmarks plan --fit`); nothing here is a guess of ours but
+what the lines marked "not fitted" say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from kit.gpus import Generation, Gpu
+from kit.recipes import RECIPES, Precision, Recipe, recipe
+from planner.boards import board
+from planner.measurements import Measurement, Stack
+from planner.memory import Shape
+from planner.reference import model
+from planner.work import Work, work
+
+MEMORY_SHARE = 0.85  # of the bandwidth, for long streams; not fitted
+CONV_PASSES: Mapping[Stack, float] = {"eager": 4, "fused": 2, "tensorrt": 2}  # norm, activation, residual; not fitted
+PICO = 1e-12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, and how far the fitted points scatter around it."""
+
+    share: float  # of the dense rate that large products reach
+    picojoules: Mapping[Generation, float]  # of power per 16-bit operation
+    eight_bits: float  # energy of an 8-bit operation relative to a 16-bit one
+    attention: float  # cost of an operation of attention relative to one of a linear
+    passes: Mapping[Stack, float]
+    tensorrt: float  # seconds of TensorRT relative to other fused stacks
+    outside: float  # seconds per picture beside the passes: tokenizer, scheduler, pixels to a file
+    low: float  # the range: 10th and 90th percentile of measured / predicted, for sources left out of the fit
+    high: float
+
+    def rate(self, gpu: Gpu, precision: Precision) -> float:
+        """Return the operations per second that a GPU sustains in a format."""
+        energy = self.picojoules[gpu.generation] * (self.eight_bits if precision in ("fp8", "int8") else 1.0)
+        if precision == "fp32":
+            return self.share * gpu.dense[precision]  # not tensor cores: never bound by power in what we know
+        return min(self.share * gpu.dense[precision], gpu.watts / (energy * PICO))
+
+    def seconds(self, work: Work, gpu: Gpu, recipe: Recipe, stack: Stack) -> float:
+        """Predict one pass."""
+        memory = MEMORY_SHARE * gpu.bandwidth
+        linears = max(work.linears / self.rate(gpu, recipe.math), work.weight_bytes / memory)
+        rest = (work.attention * self.attention + work.other) / self.rate(gpu, recipe.compute)
+        moved = (self.passes[stack] * work.pass_bytes + CONV_PASSES[stack] * work.conv_bytes) / memory
+        return (linears + rest + moved) * (self.tensorrt if stack == "tensorrt" else 1.0)
+
+
+@cache
+def calibration() -> Calibration:
+    """Read the fitted calibration."""
+    raw = json.loads(resources.files("planner.data").joinpath("calibration.json").read_text())
+    return Calibration(**raw["calibration"])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A part's work, run so many times on a GPU with a recipe."""
+
+    work: Work
+    times: int
+    gpu: Gpu
+    recipe: Recipe
+
+
+def ceiling_seconds(work: Work, gpu: Gpu, recipe: Recipe) -> float:
+    """Return the roofline: the time at full dense rate or full bandwidth, whichever is longer."""
+    compute = work.linears / gpu.dense[recipe.math] + (work.attention + work.other) / gpu.dense[recipe.compute]
+    return max(compute, work.weight_bytes / gpu.bandwidth)
+
+
+def predict(point: Measurement, fitted: Calibration) -> float:
+    """Predict what a published measurement measured."""
+    return predict_passes(point, passes_of(point), fitted)
+
+
+def predict_passes(point: Measurement, passes: Sequence[Pass], fitted: Calibration) -> float:
+    """Predict a measurement whose passes were listed before."""
+    total = sum(p.times * fitted.seconds(p.work, p.gpu, p.recipe, point.stack) for p in passes)
+    return total + (fitted.outside if point.scope == "picture" else 0.0)
+
+
+def passes_of(point: Measurement) -> list[Pass]:
+    """List the passes of a measurement; parts that nobody quantized stay in bf16."""
+    variant, gpu, chosen = model(point.model), board(point.gpu), recipe(point.recipe)
+    shape = Shape(point.width, point.height)
+    passes = [Pass(work("transformer", variant, chosen, shape), point.steps, gpu, chosen)]
+    if point.scope == "picture":
+        plain = RECIPES["bf16"]
+        others: tuple[Literal["text_encoder", "vae_decoder"], ...] = ("text_encoder", "vae_decoder")
+        passes += [Pass(work(part, variant, plain, shape), 1, gpu, plain) for part in others]
+    return passes

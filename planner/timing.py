@@ -1,0 +1,130 @@
+"""How long a laid-out variant takes: every part's seconds as a range, and what of them keeps the GPU busy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kit.gpus import GB, Generation, Gpu
+from kit.ports import PartName
+from kit.recipes import RECIPES, Recipe
+from kit.variants import Variant
+from planner import flops
+from planner.layout import Choice, Layout
+from planner.measurements import EIGHT_BITS, measured_cells
+from planner.memory import Shape, rows, weight_bytes
+from planner.speed import Calibration, ceiling_seconds
+from planner.work import Work, work
+
+# Host to GPU, 16 lanes of PCIe 4 or 5 at about 80 %; not fitted.
+HOST_LINK: Mapping[Generation, float] = {
+    "ampere": 25.0 * GB,
+    "ada": 25.0 * GB,
+    "hopper": 50.0 * GB,
+    "blackwell": 50.0 * GB,
+}
+# int8 operations per second and core: 69 GFLOP/s in fp32 measured on one core with AVX-512 (2026-11-25), 4.4 times as
+# many in int8 (design of the recipes), 60 % of it when all cores work; not fitted.
+CPU_RATE = 69e9 * 4.4 * 0.6
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure that is not known exactly: the best estimate between two ends."""
+
+    low: float
+    mid: float
+    high: float
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.mid + other.mid, self.high + other.high)
+
+    def times(self, factor: float) -> Range:
+        return Range(self.low * factor, self.mid * factor, self.high * factor)
+
+    def per(self, count: float) -> Range:
+        """Turn seconds into how many in `count` seconds."""
+        return Range(count / self.high, count / self.mid, count / self.low)
+
+
+NOTHING = Range(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one batch of pictures."""
+
+    text: Range
+    step: Range
+    decode: Range
+    picture: Range  # latency of the batch: from the prompt to the file
+    busy: Range  # of it, what keeps the GPU from other work
+    ceiling: float  # of one step: the roofline at full dense rate
+    model_flops: float  # of one step
+
+    def utilisation(self, gpu: Gpu, choice: Choice) -> float:
+        """Return the share of the roofline that the estimate of a step reaches."""
+        return self.ceiling / self.step.mid
+
+
+def times(
+    variant: Variant,
+    gpu: Gpu,
+    choice: Choice,
+    layout: Layout,
+    shape: Shape,
+    steps: int,
+    cores: int,
+    model: Calibration,
+    step_seconds: float | None = None,
+) -> Timing:
+    """Estimate what a batch takes with TensorRT engines; a step that was measured is taken as it is."""
+
+    def part(name: PartName) -> Range:
+        return _part(work(name, variant, choice.recipe, shape), gpu, choice.recipe, model)
+
+    transformer = work("transformer", variant, choice.recipe, shape)
+    step = _streamed(part("transformer"), layout.streamed / HOST_LINK[gpu.generation])
+    if step_seconds is not None:
+        step = Range(step_seconds, step_seconds, step_seconds)
+    decode, text, busy_text = part("vae_decoder"), NOTHING, NOTHING
+    match choice.text_encoder:
+        case "resident":
+            text = busy_text = part("text_encoder")
+        case "evicted":
+            moved = weight_bytes("text_encoder", variant, choice.recipe) / HOST_LINK[gpu.generation]
+            text = busy_text = _streamed(part("text_encoder"), moved)
+        case "own-gpu":
+            text = part("text_encoder")
+        case "cpu":
+            count = rows(variant, shape.batch) * flops.text_encoder(variant.text_encoder, variant.text_tokens).total
+            text = Range(count / CPU_RATE / cores / 1.5, count / CPU_RATE / cores, count / CPU_RATE / cores * 1.5)
+        case "cache":
+            pass
+    outside = Range(model.outside / 2, model.outside, model.outside * 2)
+    busy = busy_text + step.times(steps) + decode
+    picture = text + step.times(steps) + decode + outside
+    ceiling = ceiling_seconds(transformer, gpu, choice.recipe)
+    return Timing(text, step, decode, picture, busy, ceiling, transformer.flops)
+
+
+def _part(passed: Work, gpu: Gpu, chosen: Recipe, model: Calibration) -> Range:
+    """Estimate one pass; the slow end is wider where nobody has measured.
+
+    Where no public point tells of 8-bit products on a generation, the slow end is bf16's: nothing gained. Where only
+    weights are quantized, it adds their way through memory in bf16, written and read once per pass.
+    """
+    seconds = model.seconds(passed, gpu, chosen, "tensorrt")
+    slow = seconds * model.high
+    if chosen.math in ("fp8", "int8") and (gpu.generation, EIGHT_BITS) not in measured_cells():
+        slow = max(slow, model.seconds(passed, gpu, RECIPES["bf16"], "tensorrt") * model.high)
+    if chosen.weight_bits < 16 and chosen.math == chosen.compute:
+        slow += 2 * passed.weight_bytes * 16 / chosen.weight_bits / gpu.bandwidth
+    return Range(seconds * model.low, seconds, slow)
+
+
+def _streamed(compute: Range, moved: float) -> Range:
+    """Add the passage of weights: hidden behind the computation at best, in front of it at worst."""
+    if not moved:
+        return compute
+    return Range(max(compute.low, moved), max(compute.mid, moved) * 1.1, compute.high + moved)

@@ -1,0 +1,62 @@
+"""What one pass of a part makes a GPU do: operations by kind, and bytes that must pass through memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kit.ports import PartName
+from kit.recipes import Recipe
+from kit.variants import Variant
+from planner import flops
+from planner.convolutions import Layers, decoder_layers, encoder_layers
+from planner.memory import Shape, rows
+from planner.weights import weights
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass over a batch."""
+
+    linears: float  # operations of quantized linears
+    attention: float
+    other: float  # operations that stay in the compute type
+    pass_bytes: float  # one tensor of the model's width, once through memory in every block
+    conv_bytes: float  # inputs and outputs of every convolution, once
+    weight_bytes: float
+
+    @property
+    def flops(self) -> float:
+        return self.linears + self.attention + self.other
+
+
+def work(part: PartName, variant: Variant, recipe: Recipe, shape: Shape) -> Work:
+    """Return the work of one pass of a part for a batch of pictures."""
+    size, stored = recipe.compute_bytes, float(weights(part, variant).bytes(recipe))
+    match part:
+        case "transformer" | "transformer_extract" | "transformer_cached":
+            sizes, tokens = variant.transformer, variant.tokens(shape.width, shape.height)
+            count = rows(variant, shape.batch)
+            one = flops.transformer(sizes, tokens, variant.text_tokens, shape.reference_tokens)
+            sequence = tokens + shape.reference_tokens + variant.text_tokens
+            blocks = sizes.double_blocks + sizes.single_blocks
+            return _work(one, count, count * sequence * sizes.dim * blocks * size, 0.0, stored)
+        case "text_encoder":
+            text, count = variant.text_encoder, rows(variant, shape.batch)
+            one = flops.text_encoder(text, variant.text_tokens)
+            return _work(one, count, count * variant.text_tokens * text.hidden * max(text.taps) * size, 0.0, stored)
+        case "vae_decoder":
+            one = flops.vae_decoder(variant.vae, shape.width, shape.height)
+            moved = _moved(decoder_layers(variant.vae), shape, size)
+            return _work(one, shape.batch, 0.0, shape.batch * moved, stored)
+        case "vae_encoder":
+            one = flops.vae_encoder(variant.vae, shape.width, shape.height)
+            moved = _moved(encoder_layers(variant.vae), shape, size)
+            return _work(one, shape.batch, 0.0, shape.batch * moved, stored)
+
+
+def _work(one: flops.Flops, count: int, pass_bytes: float, conv_bytes: float, stored: float) -> Work:
+    return Work(count * one.linears, count * one.attention, count * one.other, pass_bytes, conv_bytes, stored)
+
+
+def _moved(layers: Layers, shape: Shape, size: int) -> float:
+    return sum((inward + outward) * shape.pixels / scale**2 * size for inward, outward, _, scale in layers)

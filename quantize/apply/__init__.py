@@ -1,0 +1,1 @@
+"""A quantized artifact from an exported one."""

@@ -1,0 +1,1 @@
+"""What every linear layer sees while a checkpoint runs over prompts."""

@@ -1,0 +1,199 @@
+"""Run the high-precision model over prompts and all their steps, and write down what every linear layer saw.
+
+The text encoder runs over all prompts, is freed, and then the transformer runs with the server's own step loop; so the
+larger of the two is all that must fit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.lora.merge import record as describe_loras
+from export.lora.terms import Lora
+from export.torch_part import Offload, TorchPart, bind, check_device, load
+from export.weights import Binding
+from kit.artifact import tool_versions
+from kit.configs import read_variant
+from kit.dtypes import Compute
+from kit.errors import CheckFailed, UsageError
+from kit.ports import PartName
+from kit.variants import Variant
+from pipeline.denoise import Denoiser
+from pipeline.prompts import PromptEncoder
+from pipeline.request import Limits, Request
+from pipeline.request import check as check_request
+from quantize.calibration.fingerprints import fingerprints
+from quantize.calibration.observe import Observer
+from quantize.calibration.record import Record, Seen, check
+from quantize.prompt_set import PromptSet
+
+CALIBRATED: tuple[PartName, ...] = ("text_encoder", "transformer")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to run; None takes the variant's own."""
+
+    prompts: PromptSet
+    seeds: int = 1  # pictures of each prompt, seeds 0 and on
+    steps: int | None = None
+    width: int | None = None
+    height: int | None = None
+    guidance: float | None = None
+    parts: tuple[PartName, ...] = CALIBRATED
+    dtype: Compute | None = None
+    device: str = "cpu"
+    offload: Offload = "none"
+    loras: tuple[Lora, ...] = ()
+    batch: int = 1  # requests in one call
+    single_files: dict[str, Path] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]  # what runs, done, of
+
+
+def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda what, done, of: None) -> Record:
+    """Calibrate a checkpoint.
+
+    Raises UsageError for options that contradict each other and prompts that do not fit, CheckFailed when the model
+    gives numbers that are not finite.
+    """
+    check_device(config.device, config.offload)
+    variant = read_variant(checkpoint)
+    requests = _requests(variant, config)
+    bindings = {
+        part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras) for part in CALIBRATED
+    }
+    observer = Observer()
+    texts = {request.prompt for request in requests}
+    if variant.guidance == "cfg":
+        texts |= {request.negative_prompt for request in requests}
+    with _prompt_encoder(checkpoint, variant) as prompts:  # all before the first is run: one may be too long
+        tokens = {text: prompts.encode(text, f"prompt {text[:40]!r}") for text in sorted(texts)}
+    embeds: dict[str, Any] = {}
+    encoder = load("text_encoder", variant, bindings["text_encoder"], config.dtype, config.device, config.offload)
+    watched = encoder.linears() if "text_encoder" in config.parts else {}
+    with observer.watching(watched):
+        for done, (text, encoded) in enumerate(tokens.items()):
+            inputs = {"input_ids": encoded.input_ids[None], "attention_mask": encoded.attention_mask[None]}
+            (embeds[text],) = encoder.run(inputs)["prompt_embeds"]
+            progress("text encoder", done + 1, len(texts))
+    del encoder
+    found = {"text_encoder": _seen(observer, bindings["text_encoder"])} if watched else {}
+    if "transformer" in config.parts:
+        observer = Observer()
+        transformer = load("transformer", variant, bindings["transformer"], config.dtype, config.device, config.offload)
+        with observer.watching(_blocks(transformer)):
+            _denoise(transformer, variant, requests, embeds, observer, config.batch, progress)
+        found["transformer"] = _seen(observer, bindings["transformer"])
+    for part, layers in found.items():
+        for name, seen in layers.items():
+            if not np.isfinite(seen.amax):
+                check(name, seen, f"the {part}")
+    return Record(variant.name, (_describe(config, requests[0]),), found)
+
+
+def _requests(variant: Variant, config: Calibration) -> list[Request]:
+    if not config.prompts.prompts:
+        raise UsageError(f"--prompts {config.prompts.spec}: holds no prompt")
+    unknown = [part for part in config.parts if part not in CALIBRATED]
+    if unknown or not config.parts:
+        raise UsageError(
+            f"--parts: {', '.join(unknown) or 'nothing'} cannot be calibrated; {', '.join(CALIBRATED)} can"
+        )
+    given = {"steps": config.steps, "width": config.width, "height": config.height, "guidance": config.guidance}
+    plain = {name: value for name, value in given.items() if value is not None}
+    return [
+        check_request({"prompt": prompt.text, "seed": seed, **plain}, variant, Limits())
+        for prompt in config.prompts.prompts
+        for seed in range(config.seeds)
+    ]
+
+
+@contextmanager
+def _prompt_encoder(checkpoint: Path, variant: Variant) -> Iterator[PromptEncoder]:
+    """Read the checkpoint's tokenizer; dev's gets the system message that an export writes down."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = checkpoint / "tokenizer"
+        if variant.text_encoder.kind == "mistral3":
+            from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+            folder = Path(shutil.copytree(folder, Path(scratch) / "tokenizer"))
+            (folder / "system_message.txt").write_text(SYSTEM_MESSAGE)
+        yield PromptEncoder(folder, variant.text_encoder.kind, variant.text_tokens)
+
+
+def _blocks(transformer: TorchPart) -> dict[str, Any]:
+    """Return the linears inside the blocks: no recipe quantizes the others."""
+    return {name: module for name, module in transformer.linears().items() if "transformer_blocks." in name}
+
+
+def _denoise(
+    transformer: TorchPart,
+    variant: Variant,
+    requests: Sequence[Request],
+    embeds: dict[str, Any],
+    observer: Observer,
+    batch: int,
+    progress: Progress,
+) -> None:
+    denoiser = Denoiser(variant, "fp32", transformer)
+    steps = sum(request.steps for request in requests)
+    done = 0
+    for begin in range(0, len(requests), batch):
+        jobs = [
+            denoiser.admit(
+                prompt_embeds=embeds[request.prompt],
+                negative_embeds=embeds[request.negative_prompt] if variant.guidance == "cfg" else None,
+                seed=request.seed,
+                width=request.width,
+                height=request.height,
+                steps=request.steps,
+                guidance=request.guidance,
+                num_images=1,
+            )
+            for request in requests[begin : begin + batch]
+        ]
+        while live := [job for job in jobs if not job.done]:
+            observer.step = live[0].index
+            denoiser.step(live)
+            for job in live:
+                if job.error or not np.isfinite(job.latents).all():
+                    raise CheckFailed(
+                        f"step {job.index} gave numbers that are not finite; calibrate with --dtype bf16 or fp32"
+                    )
+            done += len(live)
+            progress("transformer", done, steps)
+
+
+def _seen(observer: Observer, binding: Binding) -> dict[str, Seen]:
+    prints = fingerprints(binding)
+    return {name: watch.seen(prints[f"{name}.weight"]) for name, watch in observer.watches.items() if watch.rows}
+
+
+def _describe(config: Calibration, request: Request) -> dict[str, Any]:
+    return {
+        "prompts": {
+            "spec": config.prompts.spec,
+            "digest": config.prompts.digest,
+            "count": len(config.prompts.prompts),
+            "marks": [prompt.mark for prompt in config.prompts.prompts],
+        },
+        "seeds": list(range(config.seeds)),
+        "steps": request.steps,
+        "width": request.width,
+        "height": request.height,
+        "guidance": request.guidance,
+        "dtype": config.dtype or "as stored",
+        "device": config.device,
+        "loras": describe_loras(config.loras),
+        "versions": tool_versions("torch", "transformers", "diffusers"),
+    }

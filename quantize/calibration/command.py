@@ -1,0 +1,104 @@
+"""`quantize calibrate`: from a checkpoint and prompts to a calibration record."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kit.errors import UsageError
+from kit.ports import PartName
+
+FEW = 16  # the sample's int8 pictures lost 4 dB when it was calibrated on 4 prompts instead of 24
+PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the record to write, JSON")
+    parser.add_argument("--prompts", default="kit", metavar="SET", help="kit, kit:N, sample:N, or a file")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what to compute in; as stored when left out")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--offload", choices=("none", "layers"), default="none", help="layers: keep weights in host memory (GPU)"
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests in one call")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Calibrate; returns what was recorded."""
+    for name in ("seeds", "batch"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} {getattr(args, name)} is not positive")
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a folder; give a file")
+    parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
+    from quantize import prompt_set
+
+    prompts = prompt_set.load(args.prompts)
+    from export.lora.terms import Lora
+    from export.sources import find_sources
+
+    loras = tuple(Lora.parse(text) for text in args.lora)
+    sources = find_sources(args.checkpoint, PARTS, args.config, args.transformer)
+    from tqdm import tqdm
+
+    from quantize.calibration import record
+    from quantize.calibration.calibrate import (  # brings torch: only once the arguments make sense
+        Calibration,
+        calibrate,
+    )
+
+    config = Calibration(
+        prompts=prompts,
+        seeds=args.seeds,
+        steps=args.steps,
+        width=args.width,
+        height=args.height,
+        parts=parts,  # checked by calibrate
+        dtype=args.dtype,
+        device=args.device,
+        offload=args.offload,
+        loras=loras,
+        batch=args.batch,
+        single_files=sources.single_files,
+    )
+    begin = time.perf_counter()
+    with tqdm(unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.set_description(what)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = calibrate(sources.checkpoint, config, progress)
+    record.write(found, args.out)
+    seconds = time.perf_counter() - begin
+    layers = {part: len(entries) for part, entries in found.parts.items()}
+    said = ", ".join(f"{count} layers of the {part}" for part, count in layers.items())
+    pictures = len(prompts.prompts) * args.seeds
+    print(f"{args.out}: {found.variant}, {said}; {pictures} pictures in {seconds:.1f} s")
+    if pictures < FEW:
+        print(
+            f"warning: {pictures} pictures are few: activations larger than all that they had will be clipped; "
+            f"calibrate on {FEW} or more, or merge this record with others",
+            file=sys.stderr,
+        )
+    return {
+        "out": str(args.out),
+        "variant": found.variant,
+        "layers": layers,
+        "digest": found.digest,
+        "seconds": seconds,
+        "runs": list(found.runs),
+    }

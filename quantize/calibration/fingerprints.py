@@ -1,0 +1,29 @@
+"""Fingerprints of a part's weights, the same whether they are read from a checkpoint or from an exported artifact."""
+
+from __future__ import annotations
+
+import hashlib
+
+from export.derived import Derived
+from export.weights import Binding
+from quantize.calibration.record import PRINT_BYTES, fingerprint
+
+
+def fingerprints(binding: Binding) -> dict[str, str]:
+    """Return the fingerprint of each weight matrix by its name; merged ones are computed."""
+    found = {name: fingerprint(stored) for name, stored in binding.tensors.items() if len(stored.shape) == 2}
+    for name, derived in binding.derived.items():
+        if len(derived.shape) == 2:
+            print_ = hashlib.sha256(f"{list(derived.shape)}{derived.dtype}".encode() + _head(derived))
+            found[name] = print_.hexdigest()[:16]
+    return found
+
+
+def _head(derived: Derived) -> bytes:
+    """Compute as many of a tensor's first bytes as a fingerprint covers."""
+    head = b""
+    for chunk in derived.chunks():
+        head += chunk[: PRINT_BYTES - len(head)]
+        if len(head) == PRINT_BYTES:
+            break
+    return head

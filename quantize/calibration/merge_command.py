@@ -1,0 +1,23 @@
+"""`quantize merge`: several calibration records of one checkpoint become one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Merge; raises UsageError for records of two checkpoints."""
+    from quantize.calibration import record
+
+    merged = record.merge([record.read(path) for path in args.records])
+    record.write(merged, args.out)
+    pictures = sum(run["prompts"]["count"] * len(run["seeds"]) for run in merged.runs)
+    print(f"{args.out}: {merged.variant}, {len(args.records)} records, {pictures} pictures")
+    return {"out": str(args.out), "variant": merged.variant, "pictures": pictures, "digest": merged.digest}

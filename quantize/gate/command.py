@@ -1,0 +1,183 @@
+"""quantize gate: draw the same prompts and seeds with two artifacts, measure, and hold the result to a contract."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kit.artifact import Manifest, tool_versions
+from kit.atomic_folder import building
+from kit.errors import CheckFailed, UsageError
+from quantize import prompt_set
+from quantize.gate import contract as contracts
+from quantize.gate.admission import Admitted, admit, speaks_the_samples_grammar
+from quantize.gate.contract import Contract
+from quantize.gate.metrics import METRICS
+from quantize.gate.report import REPORT, Report, summarize, to_markdown
+
+SAMPLE_PROMPTS = "sample:200"  # so many, because fewer do not prove that the judge lost less than a point
+KIT_PROMPTS = "kit"
+SHOWN = 24
+PACKAGES = ("onnxruntime", "numpy", "scipy", "scikit-image", "flip-evaluator", "lpips", "torch", "transformers")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe what `quantize gate` takes."""
+    parser.add_argument("artifact", type=Path, metavar="DIR", help="the candidate: an exported or quantized artifact")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the high-precision artifact of the same checkpoint",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="SET",
+        help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; when left out {SAMPLE_PROMPTS} for the sample, "
+        f"else {KIT_PROMPTS}, without what DIR was calibrated on",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures per prompt")
+    parser.add_argument(
+        "--contract", metavar="FILE", help="bounds, TOML or JSON, or a recipe's name; when left out the candidate's"
+    )
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--steps", type=int, metavar="N", help="the variant's own when left out")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="the variant's own when left out")
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model in transformers' layout, for its score")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; 0: one per core")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write report.json, report.md and index.html")
+    parser.add_argument("--pictures", type=int, default=SHOWN, metavar="N", help="pairs to show")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Gate and return the facts; raises CheckFailed, after the report is written, when the contract is broken."""
+    for name, least in (("seeds", 1), ("pictures", 0), ("threads", 0)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
+    with _folder(args.out) as folder:
+        report = gate(args, folder)
+    print(to_markdown(report), end="")
+    where = f"; see {args.out / REPORT}" if args.out else "; --out DIR keeps the report and the pictures"
+    if report.faults:
+        raise CheckFailed(f"contract {report.contract.name} broken: {'; '.join(report.faults)}{where}", report.facts())
+    return {**report.facts(), "out": str(args.out) if args.out else None}
+
+
+def gate(args: argparse.Namespace, folder: Path) -> Report:
+    """Check everything that needs no picture, draw, measure, and write the report into `folder`."""
+    admitted = admit(args.artifact, args.reference)
+    for warning in admitted.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    contract = contracts.find(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
+    prompts, said = choose(args.prompts, admitted, contract)
+    for warning in said:
+        print(f"warning: {warning}", file=sys.stderr)
+
+    from pipeline.request import Limits, check  # serve's weight only once the arguments make sense
+
+    first = {"prompt": prompts.prompts[0].text, "seed": 0}
+    wanted = {name: getattr(args, name) for name in ("width", "height", "steps", "guidance")}
+    drawn = check(first | wanted, admitted.reference.variant, Limits())
+    _check_lengths(args.reference, admitted.reference, prompts.prompts)
+
+    from quantize.gate.drawing import Canvas, Paint, Side, compare, open_painter
+    from quantize.gate.measures import Scope, available
+    from quantize.gate.page import PAGE, PICTURES, chosen, keep_pictures, page
+
+    canvas = Canvas(drawn.width, drawn.height, drawn.steps, drawn.guidance)
+    measures, unmeasured = available(Scope(prompts.prompts, drawn.width, drawn.height, args.clip))
+    measurable = METRICS.keys() - unmeasured.keys()
+    for gap in contract.gaps(measurable, unmeasured, len(prompts.prompts)):
+        print(f"warning: the contract will be broken: {gap}", file=sys.stderr)
+    pictures = folder / PICTURES
+    pictures.mkdir()
+    from tqdm import tqdm
+
+    total = 2 * len(prompts.prompts) * args.seeds
+    with tqdm(total=total, desc="gate", unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def tick(side: Side) -> None:
+            bar.set_postfix_str(side, refresh=False)
+            bar.update()
+
+        painters: dict[Side, Callable[[], Paint]] = {
+            "reference": lambda: open_painter(args.reference, canvas, args.threads),
+            "candidate": lambda: open_painter(args.artifact, canvas, args.threads),
+        }
+        pairs = compare(painters, prompts.prompts, args.seeds, measures, pictures, tick)
+    setting = {
+        "candidate": _identity(args.artifact, admitted.candidate),
+        "reference": _identity(args.reference, admitted.reference),
+        "prompts": {"spec": Path(prompts.spec).name, "digest": prompts.digest, "count": len(prompts.prompts)},
+        "seeds": args.seeds,
+        "canvas": {"width": drawn.width, "height": drawn.height, "steps": drawn.steps, "guidance": drawn.guidance},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": tool_versions(*PACKAGES),
+    }
+    report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + said)
+    shown = chosen(report, args.pictures)
+    keep_pictures(pictures, pairs, shown)
+    (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[prompt_set.PromptSet, tuple[str, ...]]:
+    """Return the prompts to draw and what must be said of them.
+
+    Without a word of the user they are those that the candidate was not calibrated on, if there are enough.
+    """
+    default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
+    prompts = prompt_set.load(spec or default)
+    fresh = prompts.without(admitted.candidate.source.get("calibration_prompts", ()))
+    seen = len(prompts.prompts) - len(fresh.prompts)
+    if not seen or (spec is None and len(fresh.prompts) >= contract.least_prompts):
+        return fresh, ()
+    warning = (
+        f"the candidate was calibrated on {seen} of these {len(prompts.prompts)} prompts, and may do better on them "
+        "than on others: calibrate on fewer (--prompts kit:96), or gate with --prompts that it has not seen"
+    )
+    return prompts, (warning,)
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Give the folder of the report, which appears at `out` whole or not at all; without `out`, one for the moment."""
+    if out is not None:
+        with building(out, REPORT) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="gate-") as temporary:
+            yield Path(temporary)
+
+
+def _check_lengths(artifact: Path, manifest: Manifest, prompts: Sequence[prompt_set.Prompt]) -> None:
+    """Refuse a prompt that the text encoder cannot take before anything is drawn."""
+    from pipeline.prompts import PromptEncoder
+
+    variant = manifest.variant
+    encoder = PromptEncoder(artifact / "tokenizer", variant.text_encoder.kind, variant.text_tokens)
+    for prompt in prompts:
+        encoder.encode(prompt.text, f"prompt {prompt.id}")
+
+
+def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": folder.resolve().name,
+        "variant": manifest.variant.name,
+        "recipe": manifest.recipe,
+        "compute": manifest.compute,
+        "kind": manifest.kind,
+    }

@@ -1,0 +1,210 @@
+"""`quantize search`: which layers of a recipe stay in high precision, to meet a quality at the least cost."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kit.artifact import tool_versions, verify
+from kit.atomic_folder import building
+from kit.errors import CheckFailed, UsageError
+from quantize.recipes import KEEP, RECIPES
+
+SPARES = (KEEP, "int8-weights")
+PROOF = "search.json"
+PACKAGES = ("torch", "onnxruntime", "numpy", "scikit-image", "flip-evaluator", "matplotlib")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx --dtype fp32` made, all parts")
+    parser.add_argument("--checkpoint", required=True, help="what it was exported from, as for export onnx")
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="what is quantized unless it is spared")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="what `quantize calibrate` wrote")
+    parser.add_argument("--prompts", default="kit:32", metavar="SET", help="kit, kit:N, sample:N, or a file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for recipes, table, JSON and plot")
+    parser.add_argument(
+        "--meet",
+        action="append",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="a quality that the pictures must have, as psnr=45 or ssim=0.99; may be repeated",
+    )
+    parser.add_argument("--points", type=int, default=6, metavar="N", help="recipes of the front that are drawn")
+    parser.add_argument("--spare", choices=SPARES, default=KEEP, help="what spared layers become; keep: as they were")
+    parser.add_argument("--cost", choices=("operations", "bytes"), help="what sparing gives up; by the recipe")
+    parser.add_argument("--samples", type=int, default=32, metavar="N", help="prompts on which effects are measured")
+    parser.add_argument("--alone", type=int, default=0, metavar="N", help="groups to draw alone, to check the order")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="prompts in one pass while effects are measured"
+    )
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what torch computes in; as stored when left out")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of torch: cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Search; raises CheckFailed, after everything is written, when no point keeps the bounds."""
+    for name, least in (("points", 2), ("samples", 1), ("alone", 0), ("seeds", 1), ("batch", 1), ("threads", 0)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
+    if args.recipe not in RECIPES:
+        raise UsageError(f"unknown recipe {args.recipe!r}; a search starts from one of: {', '.join(RECIPES)}")
+    from quantize.search import plot
+
+    plot.check()
+    from quantize.search.bounds import parse
+
+    bounds = [parse(text) for text in args.meet]
+    with building(args.out, PROOF) as folder:
+        found = _search(args, bounds, folder)
+    print(_told(found), end="")
+    where = f"see {args.out / 'search.md'}"
+    if bounds and found["chosen"] is None:
+        raise CheckFailed(f"no recipe of this search keeps {', '.join(map(str, bounds))}; {where}")
+    return {name: value for name, value in found.items() if name not in ("groups", "ladder")} | {"out": str(args.out)}
+
+
+def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[str, Any]:
+    """Check everything that needs no long run, search, and write what was found into `folder`."""
+    from quantize import prompt_set
+    from quantize.calibration import record
+    from quantize.gate.admission import admit
+
+    recipe = RECIPES[args.recipe]
+    manifest = verify(args.artifact, ("onnx",))
+    admit(args.artifact, args.artifact)
+    prompts = prompt_set.load(args.prompts)
+    seen = record.read(args.calibration) if args.calibration else None
+    from quantize.search.groups import Picture
+    from quantize.search.subject import choose_cost, open_subject  # brings torch
+
+    cost = choose_cost(recipe, args.spare, args.cost)
+    model = _model(args, manifest)
+    from pipeline.request import Limits, check
+
+    wanted = {name: getattr(args, name) for name in ("width", "height", "steps", "guidance")}
+    requests = [
+        check({"prompt": prompt.text, "seed": seed, **wanted}, manifest.variant, Limits())
+        for seed, prompt in enumerate(prompts.prompts)
+    ]
+    for prompt in prompts.prompts:
+        model.prompts.encode(prompt.text, f"prompt {prompt.id}")
+    drawn = requests[0]
+    tokens = manifest.variant.tokens(drawn.width, drawn.height)
+    picture = Picture(tokens, drawn.steps, 2 if manifest.variant.guidance == "cfg" else 1)
+    from quantize.gate.drawing import Canvas
+    from quantize.gate.measures import Scope
+    from quantize.search.points import Studio, measures_for
+
+    measures = measures_for(Scope(prompts.prompts, drawn.width, drawn.height), bounds)
+    subject = open_subject(args.artifact, manifest, model, recipe, seen, args.spare, picture)
+    from tqdm import tqdm
+
+    from quantize.search import plot, report
+    from quantize.search.find import Search
+    from quantize.search.ladder import Problem
+    from quantize.search.sensitivity import measure
+
+    with tqdm(unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.set_description(what)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        chosen = requests[: args.samples]
+        effects = measure(model, subject.groups, subject.shelves, chosen, args.batch, progress=progress)
+    print(f"effects of {len(subject.groups)} groups measured on {len(chosen)} prompts", flush=True)
+    finals = {key: effect.final for key, effect in effects.items()}
+    problem = Problem(subject.groups, finals, cost, args.spare == KEEP)
+    scratch = folder / "recipes"
+    scratch.mkdir()
+    with tqdm(unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def tick(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        def told(line: str) -> None:
+            bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+        canvas = Canvas(drawn.width, drawn.height, drawn.steps, drawn.guidance)
+        studio = Studio(
+            reference=args.artifact,
+            base=recipe.name,
+            record=seen,
+            prompts=prompts.prompts,
+            seeds=args.seeds,
+            canvas=canvas,
+            measures=measures,
+            scratch=scratch,
+            threads=args.threads,
+            tick=tick,
+            told=told,
+        )
+        search = Search(problem, effects, recipe.name, args.spare, studio.draw, args.points, bounds, args.alone)
+        bar.reset(2 * search.most_drawings() * len(prompts.prompts) * args.seeds)
+        found = search.run()
+    if found.chosen is not None:
+        shutil.copyfile(scratch / f"{found.chosen.name}.json", folder / "recipe.json")
+    (scratch / f"{recipe.name}-alone.json").unlink(missing_ok=True)
+    facts = {
+        "variant": manifest.variant.name,
+        "recipe": recipe.name,
+        "spare": args.spare,
+        "bounds": [asdict(bound) | {"side": bound.side} for bound in bounds],
+        "prompts": {"spec": Path(prompts.spec).name, "digest": prompts.digest, "count": len(prompts.prompts)},
+        "seeds": args.seeds,
+        "samples": len(chosen),
+        "canvas": asdict(canvas),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": tool_versions(*PACKAGES),
+        **report.facts(found),
+    }
+    plot.draw(facts, folder / "search.png")
+    (folder / "search.md").write_text(report.to_markdown(facts), encoding="utf-8")
+    (folder / PROOF).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return facts
+
+
+def _model(args: argparse.Namespace, manifest: Any) -> Any:
+    """Find the checkpoint's weights; nothing is loaded yet."""
+    from export.lora.terms import Lora
+    from export.sources import find_sources
+    from export.torch_part import bind, check_device
+    from pipeline.prompts import PromptEncoder
+    from quantize.apply.apply import QUANTIZED_PARTS
+    from quantize.search.sensitivity import Model
+
+    check_device(args.device, "none")
+    loras = tuple(Lora.parse(text) for text in args.lora)
+    sources = find_sources(args.checkpoint, QUANTIZED_PARTS, args.config, args.transformer)
+    variant = manifest.variant
+    bindings = {
+        part: bind(part, variant, sources.checkpoint, sources.single_files.get(part), loras) for part in QUANTIZED_PARTS
+    }
+    prompts = PromptEncoder(args.artifact / "tokenizer", variant.text_encoder.kind, variant.text_tokens)
+    return Model(variant, bindings, prompts, args.dtype, args.device)
+
+
+def _told(facts: dict[str, Any]) -> str:
+    from quantize.search.report import to_markdown
+
+    return to_markdown(facts)

@@ -1,0 +1,1 @@
+"""Parts compiled by AOTInductor, in torch."""

@@ -1,0 +1,117 @@
+"""Run a part from packages that AOTInductor compiled: no diffusers, no tracing and no compiler when a server starts.
+
+A package holds machine code for one device, one set of shapes and one release of torch, and no weights: those are read
+once and shared by all packages of a part. So an artifact is refused unless torch, device and processor are those it was
+compiled for; there is no telling what foreign machine code would do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kit.artifact import Manifest, verify
+from kit.dtypes import Array, to_array, to_tensor
+from kit.errors import ArtifactError, EngineError
+from kit.ports import PartName
+from runtimes.aoti import buckets
+from runtimes.aoti.package import Package
+from runtimes.aoti.replay import Replay
+
+Launch = Literal["calls", "graphs"]  # every kernel launched anew, or recorded once and replayed (CUDA graphs)
+WEIGHTS = "weights.safetensors"
+
+
+def this_torch() -> str:
+    return str(torch.__version__)
+
+
+def this_processor(device: str) -> str:
+    """Name what compiled code depends on: the GPU's compute capability, or the CPU's vector instructions."""
+    if device.startswith("cuda"):
+        major, minor = torch.cuda.get_device_capability()
+        return f"compute capability {major}.{minor}"
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def check_machine(manifest: Manifest, where: Path) -> str:
+    """Return the device that an artifact was compiled for.
+
+    Raises ArtifactError when torch, the device or its instructions are not those of this machine.
+    """
+    options = manifest.options
+    device = str(options["device"])
+    if options["torch"] != this_torch():
+        raise ArtifactError(
+            f"{where} was compiled with torch {options['torch']}; here is {this_torch()}: compile it again here"
+        )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ArtifactError(f"{where} was compiled for {options['gpu']}; torch finds no CUDA GPU here")
+    if options["processor"] != this_processor(device):
+        raise ArtifactError(
+            f"{where} was compiled for {options['processor']}; here is {this_processor(device)}: compile it again here"
+        )
+    return device
+
+
+class AotiEngine:
+    """The packages of one part behind the protocol of engines."""
+
+    def __init__(self, folder: Path, part: PartName, launch: Launch = "calls") -> None:
+        """Load; raises ArtifactError or UsageError for an artifact that does not verify or is not for this machine."""
+        manifest = verify(folder, kinds=("aoti",))
+        self.device = check_machine(manifest, folder)
+        if launch == "graphs" and not self.device.startswith("cuda"):
+            raise ArtifactError(f"{folder} was compiled for a CPU, which has no CUDA graphs; use launch 'calls'")
+        record = manifest.part(part)
+        self.ports = record.ports
+        home = (folder / record.graph).parent
+        packages = json.loads((folder / record.graph).read_text())["packages"]
+        self.buckets: list[buckets.Sizes] = [package["sizes"] for package in packages]
+        self._weights = _read_weights(home / WEIGHTS, self.device)
+        self._packages = [Package(home / package["file"], self._weights) for package in packages]
+        self._replays: dict[int, Replay] = {}
+        self._launch = launch
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = {port.name: to_tensor(inputs[port.name]) for port in self.ports.inputs if port.name in inputs}
+        try:
+            sizes = buckets.sizes_of(self.ports, {name: tuple(x.shape) for name, x in tensors.items()})
+            made = [
+                self._call(call, {name: x[call.start : call.stop] for name, x in tensors.items()})
+                for call in buckets.calls(self.buckets, sizes)
+            ]
+        except (ValueError, LookupError, RuntimeError) as error:  # torch says out of memory with a RuntimeError
+            raise EngineError(str(error)) from error
+        return {self.ports.outputs[0].name: to_array(torch.cat(made))}
+
+    def _call(self, call: buckets.Call, rows: Mapping[str, Tensor]) -> Tensor:
+        """Run one package on rows padded to its batch; returns the real rows, on the CPU."""
+        batch = self.buckets[call.bucket][buckets.BATCH]
+        padded = {name: pad(x, batch).to(self.device) for name, x in rows.items()}
+        if self._launch == "calls":
+            output = self._packages[call.bucket](**padded)
+        else:
+            if call.bucket not in self._replays:
+                self._replays[call.bucket] = Replay(self._packages[call.bucket], padded)
+            output = self._replays[call.bucket](padded)
+        result: Tensor = output[: call.stop - call.start].cpu()
+        return result
+
+
+def _read_weights(path: Path, device: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = load_file(path, device=device)
+    return weights
+
+
+def pad(x: Tensor, batch: int) -> Tensor:
+    """Repeat the last row until there are `batch` rows."""
+    return x if len(x) == batch else torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])])

@@ -1,0 +1,29 @@
+"""Open what runs a part: a graph in ONNX Runtime, plans in TensorRT, packages in torch, as artifact or settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kit.artifact import Manifest
+from kit.engine import Engine
+from kit.ports import PartName
+from runtimes.ort.engine import OrtEngine
+from runtimes.trt.record import EngineRecord
+
+
+def open_parts(
+    folder: Path, manifest: Manifest, parts: Sequence[PartName], threads: int = 0
+) -> Mapping[PartName, Engine]:
+    """Open parts of an artifact or of a deployment; those of an engine artifact share activation memory."""
+    records = {part: manifest.part(part) for part in parts}
+    if manifest.kind == "engine":
+        from runtimes.trt.engine import open_engines
+
+        return open_engines(folder, EngineRecord.of(manifest), {part: records[part].ports for part in parts})
+    if manifest.kind == "aoti":
+        from runtimes.aoti.engine import AotiEngine  # brings torch, which ONNX Runtime does without
+
+        on_gpu = str(manifest.options["device"]).startswith("cuda")
+        return {part: AotiEngine(folder, part, "graphs" if on_gpu else "calls") for part in parts}
+    return {part: OrtEngine(folder / record.graph, record.ports, threads) for part, record in records.items()}

@@ -1,0 +1,175 @@
+"""From an ONNX artifact to an engine artifact: refuse what cannot be, build the rest, write down what came of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtimes.trt.build.numbers import recipe_of
+from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
+from runtimes.trt.build.refuse import machine_refusal, refusal
+from kit.artifact import (
+    MANIFEST,
+    Manifest,
+    PartRecord,
+    digest,
+    link_or_copy,
+    step_versions,
+    verified_or_none,
+    verify,
+    write_manifest,
+)
+from kit.atomic_folder import building
+from kit.cuda_device import Machine, this_machine
+from runtimes.trt.record import EngineRecord, PlanRecord
+from kit.errors import ArtifactError, UsageError
+from kit.ports import PartName
+
+REVISION = 1  # raised when the same artifact and options give other plans on the same machine
+TEXTS = ("model_index.json", "scheduler", "tokenizer")  # what a server needs beside the engines
+GRAPH = "model.onnx"  # of a part whose plan holds no weights
+Build = Callable[[PlannedPlan, Path], PlanRecord]  # a plan and where to write it
+Announce = Callable[[PlannedPlan], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A build that nothing speaks against."""
+
+    artifact: Path
+    manifest: Manifest
+    options: EngineOptions
+    plans: tuple[PlannedPlan, ...]
+
+
+def check(artifact: Path, options: EngineOptions, out: Path) -> Request:
+    """Check artifact and options, without TensorRT and a GPU; raises UsageError with the nearest setting that works."""
+    manifest = verify(artifact, kinds=("onnx", "quantized"))
+    plans = planned(manifest, options)
+    if why := refusal(manifest, recipe_of(artifact, manifest), options, plans, _free(out)):
+        raise UsageError(why)
+    return Request(artifact, manifest, options, plans)
+
+
+def check_machine(request: Request) -> Machine:
+    """Return what this machine has; raises UsageError when it cannot build the request."""
+    machine = this_machine()
+    if why := machine_refusal(request.manifest, request.options, machine):
+        raise UsageError(why)
+    return machine
+
+
+def write_engine(request: Request, machine: Machine, out: Path, build: Build) -> tuple[Manifest, float]:
+    """Build every plan and write the artifact; returns its manifest and the seconds it took.
+
+    An artifact at `out` that was built from the same source, with the same options on the same GPU, driver and
+    TensorRT is kept as it is. An interrupted build leaves nothing but its timings.
+    """
+    begin = time.perf_counter()
+    if (found := _current(request, machine, out)) is not None:
+        return found, 0.0
+    with building(out) as folder:
+        made: dict[PartName, list[PlanRecord]] = {}
+        for plan in request.plans:
+            target = folder / plan.file
+            target.parent.mkdir(exist_ok=True)
+            made.setdefault(plan.part, []).append(build(plan, target))
+        if request.options.weights == "refit":
+            for part in made:
+                _add_weights(request.artifact / request.manifest.part(part).graph, folder / part)
+        for name in TEXTS:
+            _copy(request.artifact / name, folder / name)
+        manifest = write_manifest(folder, _manifest(request, machine, made))
+    return manifest, time.perf_counter() - begin
+
+
+def _manifest(request: Request, machine: Machine, made: Mapping[PartName, list[PlanRecord]]) -> Manifest:
+    source = request.manifest
+    assert machine.device is not None
+    assert machine.tensorrt is not None
+    options = request.options
+    record = EngineRecord(
+        gpu=options.gpu,
+        device=machine.device,
+        tensorrt=machine.tensorrt,
+        weights=options.weights,
+        hardware=options.hardware,
+        version=options.version,
+        build=_chosen(options),
+        plans={part: tuple(plans) for part, plans in made.items()},
+    )
+    return Manifest(
+        kind="engine",
+        variant=source.variant,
+        compute=source.compute,
+        recipe=source.recipe,
+        options=record.options(),
+        source=_source(request),
+        parts={part: PartRecord(plans[0].file, source.part(part).ports) for part, plans in made.items()},
+        versions=step_versions("engine", REVISION, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    )
+
+
+def _chosen(options: EngineOptions) -> dict[str, Any]:
+    names = ("sizing", "stated", "engines", "level", "workspace")
+    return {name: value for name, value in asdict(options).items() if name in names}
+
+
+def _source(request: Request) -> dict[str, Any]:
+    return {
+        "artifact": request.artifact.name,
+        "kind": request.manifest.kind,
+        "manifest": digest(request.artifact / MANIFEST),
+    }
+
+
+def _current(request: Request, machine: Machine, out: Path) -> Manifest | None:
+    """Return the manifest of an artifact that the build would only make again."""
+    found = verified_or_none(out, ("engine",))
+    try:
+        record = None if found is None else EngineRecord.of(found)
+    except ArtifactError:
+        record = None
+    if found is None or record is None:
+        return None
+    options = request.options
+    same = (
+        found.source == _source(request)
+        and found.versions.get("engine revision") == str(REVISION)
+        and (record.device, record.tensorrt) == (machine.device, machine.tensorrt)
+        and (record.weights, record.hardware, record.version) == (options.weights, options.hardware, options.version)
+        and dict(record.build) == _listed(_chosen(options))
+        and set(record.plans) == {plan.part for plan in request.plans}
+    )
+    return found if same else None
+
+
+def _listed(value: Any) -> Any:
+    """Turn tuples into the lists that JSON makes of them."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _add_weights(graph: Path, folder: Path) -> None:
+    """Put the graph and its weight files beside plans that hold no weights, as links."""
+    link_or_copy(graph, folder / GRAPH)
+    for file in sorted(graph.parent.glob("*.safetensors")):
+        link_or_copy(file, folder / file.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copyfile(source, target)
+
+
+def _free(out: Path) -> int | None:
+    """Return the free bytes where an artifact would lie; None where nothing of the path exists."""
+    place = next((folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir()), None)
+    return shutil.disk_usage(place).free if place else None

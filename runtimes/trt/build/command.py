@@ -1,0 +1,170 @@
+"""`python -m export engine`: its options, and what it tells while it builds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from runtimes.trt.record import Hardware, PlanRecord, Version, Weights
+from kit.errors import UsageError
+from kit.gpus import GPUS
+from kit.ports import ALL_PARTS, PartName
+from runtimes.trt.profiles import Sizing
+
+GB = 10**9
+
+
+def add_arguments(engine: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    from runtimes.trt.build.options import EngineOptions, Engines, default_timing_cache
+
+    engine.description = (
+        "Build TensorRT engines. What cannot succeed is refused before the build, with the nearest setting that would "
+        "work. --check stops there, and needs neither TensorRT nor a GPU."
+    )
+    engine.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx` or `quantize apply` wrote")
+    engine.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")
+    engine.add_argument("--out", type=Path, required=True, metavar="DIR", help="the engine artifact to write")
+    engine.add_argument("--check", action="store_true", help="say what would be built, or why not, and stop")
+    engine.add_argument("--parts", metavar="A,B", help="default: all that the artifact has")
+    sizes = engine.add_argument_group("which pictures")
+    sizes.add_argument(
+        "--sides",
+        default=",".join(map(str, Sizing.sides)),
+        metavar="PIXELS,...",
+        help="one profile for squares of each side and all that has as many tokens",
+    )
+    sizes.add_argument("--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images in one batch at one megapixel")
+    sizes.add_argument(
+        "--references", type=int, default=Sizing.references, metavar="N", help="reference pictures; default: none"
+    )
+    sizes.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="PART:AXIS=LOW..BEST..HIGH,...",
+        help="your own in place of the derived ones, such as transformer:batch=1..2,image_tokens=256..4096..4096",
+    )
+    how = engine.add_argument_group("how")
+    default = EngineOptions
+    for name, choices, about in (
+        ("engines", get_args(Engines), "all profiles in one plan per part, or a plan for each"),
+        ("weights", get_args(Weights), "in the plan, in one file that small plans share, or streamed from host memory"),
+        ("hardware", get_args(Hardware), "which other GPUs the plans shall run on; costs speed"),
+        ("version", get_args(Version), "whether newer versions of TensorRT shall load the plans; costs speed"),
+    ):
+        how.add_argument(
+            f"--{name}", choices=choices, default=getattr(default, name), help=f"{about}"
+        )
+    how.add_argument("--level", type=int, default=default.level, metavar="0..5", help="of tuning")
+    how.add_argument("--workspace", type=float, metavar="GB", help="scratch memory of the build; default: all")
+    how.add_argument(
+        "--timing-cache", type=Path, default=default_timing_cache(), metavar="DIR", help="where timings are kept between builds"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Check, build and tell; returns the facts for --json."""
+    from runtimes.trt.build.artifact import check, check_machine, write_engine
+    from runtimes.trt.build.options import PlannedPlan
+
+    request = check(args.artifact, _options(args), args.out)
+    if args.check:
+        for plan in request.plans:
+            for profile in plan.profiles:
+                print(f"{plan.file:<32} {profile}")
+        print(f"nothing speaks against building this for {args.gpu}")
+        return {"plans": _facts(request.plans), "gpu": args.gpu, "checked": True}
+    machine = check_machine(request)
+    assert machine.device is not None
+    from tqdm import tqdm
+
+    from runtimes.trt.build.build import build_plan  # brings TensorRT: only once nothing speaks against a build
+    from runtimes.trt.build.timing import TimingCache
+
+    cache = TimingCache(args.timing_cache, machine.device)
+
+    def build(plan: PlannedPlan, target: Path) -> PlanRecord:
+        record = request.manifest.part(plan.part)
+        silent = not sys.stderr.isatty()
+        if silent:
+            print(f"building {plan.file}", file=sys.stderr, flush=True)
+        with tqdm(total=100, desc=plan.file, unit="%", disable=silent, leave=False) as bar:
+
+            def tick(fraction: float, phase: str) -> None:
+                bar.set_postfix_str(phase[:40], refresh=False)
+                bar.update(max(0, int(100 * fraction) - bar.n))
+
+            graph = request.artifact / record.graph
+            made = build_plan(plan, graph, record.ports, request.options, target, cache, tick)
+        print(f"{plan.file:<32} {made.bytes / 1e6:9.1f} MB  {_precision(made)}", flush=True)
+        if made.layers["missed"]:
+            names = ", ".join(made.layers["missed"][:3])
+            print(f"warning: quantized, and yet run in a wider type: {names}, ...", file=sys.stderr, flush=True)
+        return made
+
+    manifest, seconds = write_engine(request, machine, args.out, build)
+    print(
+        f"{args.out}: {manifest.variant.name} {manifest.recipe} for {machine.device.title}, "
+        + (f"built in {seconds:.0f} s" if seconds else "up to date")
+    )
+    return {"out": str(args.out), "seconds": round(seconds, 1), **manifest.options}
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from runtimes.trt.build.options import EngineOptions
+
+    sides = tuple(_number(word, "--sides") for word in args.sides.split(",") if word.strip())
+    stated: dict[PartName, tuple[str, ...]] = {}
+    for text in args.profile:
+        part, colon, axes = text.partition(":")
+        if not colon:
+            raise UsageError(f"--profile {text!r}: starts with no part; for example transformer:{text}")
+        known = _part(part, "--profile")
+        stated[known] = (*stated.get(known, ()), axes)
+    return EngineOptions(
+        gpu=args.gpu,
+        parts=tuple(_part(word, "--parts") for word in args.parts.split(",")) if args.parts else (),
+        sizing=Sizing(sides, args.max_batch, args.references),
+        stated=stated,
+        engines=args.engines,
+        weights=args.weights,
+        hardware=args.hardware,
+        version=args.version,
+        level=args.level,
+        workspace=None if args.workspace is None else int(args.workspace * GB),
+    )
+
+
+def _number(word: str, option: str) -> int:
+    if not word.strip().isdigit():
+        raise UsageError(f"{option}: {word.strip()!r} is not a number")
+    return int(word)
+
+
+def _part(word: str, option: str) -> PartName:
+    for part in ALL_PARTS:
+        if part == word.strip():
+            return part
+    raise UsageError(f"{option}: unknown part {word.strip()!r}; there are: {', '.join(ALL_PARTS)}")
+
+
+def _facts(plans: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "part": plan.part,
+            "file": plan.file,
+            "profiles": {p.name: {a: [r.low, r.best, r.high] for a, r in p.axes.items()} for p in plan.profiles},
+        }
+        for plan in plans
+    ]
+
+
+def _precision(made: PlanRecord) -> str:
+    """Say which share of the quantized products runs in 8 bits, or what the products run in."""
+    quantized = made.layers["quantized"]
+    if quantized["asked"]:
+        return f"{quantized['run']} of {quantized['asked']} quantized products run in 8 bits or fewer"
+    return ", ".join(f"{count} products in {name}" for name, count in made.layers["products"].items())

@@ -1,0 +1,140 @@
+"""Why a build cannot succeed, told before it starts: a build that fails does so after half an hour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from runtimes.trt.build.options import EngineOptions, PlannedPlan
+from planner import feasible
+from kit.artifact import Manifest
+from kit.cuda_device import Machine
+from kit.gpus import gpu
+from kit.ports import KV_PARTS, PartName
+from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
+from kit.recipes import Recipe
+
+OLDEST, NEWEST = (10, 13), (11, 99)  # where weights are fed by address, up to the last major version that is known
+ATTENTION = (10, 14)  # where the parser knows the Attention operator
+
+
+def refusal(
+    manifest: Manifest,
+    chosen: Recipe,
+    options: EngineOptions,
+    plans: Sequence[PlannedPlan],
+    disk_free: int | None,
+) -> str | None:
+    """Say why artifact and options make no engine and the nearest setting that would; None when they do.
+
+    Raises UsageError for a GPU that the kit does not know.
+    """
+    return next(_against_options(manifest, chosen, options, plans), None) or next(
+        (
+            why
+            for build in _builds(manifest, chosen, options, plans, disk_free)
+            if (why := feasible.refusal(build)) is not None
+        ),
+        None,
+    )
+
+
+def _against_options(
+    manifest: Manifest, chosen: Recipe, options: EngineOptions, plans: Sequence[PlannedPlan]
+) -> Iterator[str]:
+    card = gpu(options.gpu)
+    if manifest.compute == "fp32" and chosen.compute != "fp32":
+        yield (
+            f"the artifact is {manifest.recipe} with fp32 activations, which is for a CPU: on a GPU they take twelve "
+            "times the memory of bf16; export with --dtype bf16 and quantize again"
+        )
+    several = next((plan for plan in plans if len(plan.profiles) > 1), None)
+    if options.weights == "refit" and several is not None:
+        yield (
+            f"--weights refit takes one profile per plan, the {several.part} has {len(several.profiles)}: "
+            "use --engines per-profile or --weights plan"
+        )
+    if options.hardware == "ampere-plus" and chosen.math == "fp8":
+        yield (
+            "--hardware ampere-plus runs from compute capability 8.0 up, fp8 needs 8.9: "
+            "use --hardware same-capability or an int8 artifact"
+        )
+    if options.hardware != "exact" and card.compute_capability < (8, 0):
+        yield f"--hardware {options.hardware} needs Ampere or newer, {card.name} has {card.capability}"
+
+
+def _builds(
+    manifest: Manifest,
+    chosen: Recipe,
+    options: EngineOptions,
+    plans: Sequence[PlannedPlan],
+    disk_free: int | None,
+) -> Iterator[feasible.Build]:
+    """Put every profile to the planner's question; the disk is asked about all parts at once."""
+    parts: tuple[PartName, ...] = tuple(dict.fromkeys(plan.part for plan in plans))
+    copies = max((sum(plan.part == part for plan in plans) for part in parts), default=1)
+    asked = options.sizing.references * REFERENCE_TOKENS
+    for plan in plans:
+        for profile in plan.profiles:
+            low, high = _tokens(profile)
+            references = min(asked, high - low) if plan.part == "transformer" else 0
+            if "ref_tokens" in profile.axes:
+                references = profile.axes["ref_tokens"].high
+            batch = profile.axes["batch"].high
+            yield feasible.Build(
+                variant=manifest.variant,
+                recipe=chosen.name,
+                gpu=gpu(options.gpu),
+                min_tokens=low,
+                max_tokens=high - references if plan.part == "transformer" else high,
+                reference_tokens=references,
+                batch=max(1, batch // (2 if manifest.variant.guidance == "cfg" else 1)),
+                parts=("transformer" if plan.part in KV_PARTS else plan.part,),
+                weight_streaming=options.weights == "stream",
+                stripped=options.weights == "refit",
+            )
+    if disk_free is not None:
+        yield feasible.Build(
+            variant=manifest.variant,
+            recipe=chosen.name,
+            gpu=gpu(options.gpu),
+            max_tokens=feasible.MIN_TOKENS,
+            parts=parts,
+            weight_streaming=True,  # memory was asked about above
+            stripped=options.weights == "refit",
+            disk_free=disk_free // copies,
+        )
+
+
+def _tokens(profile: Profile) -> tuple[int, int]:
+    """Return the fewest and most image tokens of a profile; the text encoder has none, and any number does."""
+    if "image_tokens" in profile.axes:
+        return profile.axes["image_tokens"].low, profile.axes["image_tokens"].high
+    if "latent_height" in profile.axes:
+        height, width = profile.axes["latent_height"], profile.axes["latent_width"]
+        return height.low * width.low, height.high * width.high
+    return feasible.MIN_TOKENS, feasible.MIN_TOKENS
+
+
+def machine_refusal(manifest: Manifest, options: EngineOptions, machine: Machine) -> str | None:
+    """Say why this machine cannot build for the GPU that was asked for; None when it can."""
+    card = gpu(options.gpu)
+    if machine.device is None:
+        return (
+            f"a plan is built on the GPU that it is for, and this machine has none: run this where {card.title} is; "
+            "--check tells here what would be built"
+        )
+    if machine.device.name != card.name:
+        here = machine.device.name
+        other = f"use --gpu {here}" if here else "the kit has no facts of it, so nothing is built for it"
+        return f"--gpu {card.name}, but this machine has {machine.device.title}: {other}"
+    if machine.tensorrt is None:
+        return "TensorRT is not installed: pip install tensorrt-cu13"
+    version = tuple(int(word) for word in machine.tensorrt.split(".")[:2])
+    if not OLDEST <= version <= NEWEST:
+        return f"TensorRT {machine.tensorrt} is installed; the kit builds with 10.13 to 11.x"
+    if manifest.options.get("attention") == "op" and version < ATTENTION:
+        return (
+            f"the artifact has the Attention operator, which TensorRT knows from 10.14 on, here is {machine.tensorrt}: "
+            "export with --attention matmul or install a newer TensorRT"
+        )
+    return None

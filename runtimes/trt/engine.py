@@ -1,0 +1,181 @@
+"""A part in TensorRT behind the Engine protocol: profiles by token count, one CUDA graph per shape, tensors by address.
+
+A shape that comes for the first time is run once as it is, which settles what TensorRT defers, then captured; from then
+on a call is two copies and a replay. A batch larger than its profile takes is cut, a picture larger is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorrt as trt
+
+from kit.cuda_device import Machine, this_machine
+from kit.dtypes import Array, number_format
+from kit.errors import ArtifactError, EngineError, UsageError
+from kit.ports import PartName, Port, Ports, split_axis
+from runtimes.trt.cuda import Cuda, Device
+from runtimes.trt.plans import Arena, Context, Plans
+from runtimes.trt.profiles import choose
+from runtimes.trt.record import EngineRecord, mismatch
+
+KEPT_SHAPES = 16  # prepared shapes per part; each holds its inputs and outputs on the GPU and a graph
+
+
+@dataclass
+class Prepared:
+    """Everything of one shape: where its tensors lie and what runs it."""
+
+    context: Context
+    tensors: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]  # of the inputs
+    replay: Callable[[], None] | None = None
+    uploaded: dict[str, Array] = field(default_factory=dict)  # read-only arrays that lie on the GPU already
+
+
+class TensorRtEngine:
+    """One part of an engine artifact."""
+
+    def __init__(self, ports: Ports, plans: Plans, device: Device, lock: threading.Lock, graphs: bool = True) -> None:
+        self.ports = ports
+        self._plans = plans  # owns runtime and engines
+        self._contexts: Sequence[Context] = plans.contexts()
+        self._device = device
+        self._lock = lock
+        self._graphs = graphs
+        self._prepared: OrderedDict[tuple[tuple[int, ...], ...], Prepared] = OrderedDict()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once, or as often as the largest batch of the profile makes it; raises EngineError for other shapes."""
+        sizes = self._sizes(inputs)
+        try:
+            chosen = self._contexts[choose([c.profile for c in self._contexts], sizes)]
+        except UsageError as error:
+            raise EngineError(str(error)) from None
+        rows, most = sizes["batch"], chosen.profile.axes["batch"].high
+        with self._lock:
+            if rows <= most:
+                return self._call(chosen, inputs)
+            parts = [
+                self._call(chosen, {name: array[start : start + most] for name, array in inputs.items()})
+                for start in range(0, rows, most)
+            ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        """Read the size of every named axis off the inputs; raises EngineError where they contradict their ports."""
+        sizes: dict[str, int] = {}
+        for port in self.ports.inputs:
+            if port.name not in inputs:
+                raise EngineError(f"input {port.name} is missing; given: {', '.join(inputs)}")
+            array = inputs[port.name]
+            if array.dtype.name != number_format(port.dtype).numpy:
+                raise EngineError(f"input {port.name} is {array.dtype.name}, its port is {port.dtype}")
+            for axis, size in zip(port.dims, array.shape, strict=False):
+                if isinstance(axis, str):
+                    factor, name = split_axis(axis)
+                    sizes.setdefault(name, size // factor)
+            if len(array.shape) != len(port.dims) or port.shape(sizes) != array.shape:
+                raise EngineError(f"input {port.name} has shape {list(array.shape)}, its port is {list(port.dims)}")
+        return sizes
+
+    def _call(self, chosen: Context, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        key = tuple(inputs[port.name].shape for port in self.ports.inputs)
+        ready = self._prepared.pop(key, None)  # comes back as the newest when all went well
+        try:
+            if ready is None:
+                ready = self._prepare(chosen, key)
+            self._upload(ready, inputs)
+            self._execute(ready)
+            outputs = {port.name: self._device.download(ready.tensors[port.name]) for port in self.ports.outputs}
+        except RuntimeError as error:  # torch: out of memory, or a CUDA error
+            raise EngineError(f"the GPU failed: {error}") from error
+        self._prepared[key] = ready
+        return outputs
+
+    def _execute(self, ready: Prepared) -> None:
+        if ready.replay is not None:
+            ready.replay()
+            return
+        self._enqueue(ready)
+        if self._graphs:
+            ready.replay = self._device.capture(lambda: self._enqueue(ready))
+
+    def _prepare(self, chosen: Context, key: tuple[tuple[int, ...], ...]) -> Prepared:
+        """Allocate the tensors of a shape; of those seen longest ago the memory is given back."""
+        while len(self._prepared) >= KEPT_SHAPES:
+            self._prepared.popitem(last=False)
+        shapes = {port.name: shape for port, shape in zip(self.ports.inputs, key, strict=True)}
+        self._set_shapes(chosen, shapes)
+        tensors: dict[str, Any] = {}
+        for port in self.ports.inputs:
+            tensors[port.name] = self._device.empty(shapes[port.name], port.dtype)
+        for port in self.ports.outputs:
+            tensors[port.name] = self._device.empty(self._output_shape(chosen, port), port.dtype)
+        return Prepared(chosen, tensors, shapes)
+
+    def _output_shape(self, chosen: Context, port: Port) -> tuple[int, ...]:
+        shape = tuple(chosen.context.get_tensor_shape(port.name))
+        if any(size < 0 for size in shape):
+            raise EngineError(f"the shape of output {port.name} does not follow from the inputs: {list(shape)}")
+        return shape
+
+    def _set_shapes(self, chosen: Context, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            if not chosen.context.set_input_shape(name, shape):
+                raise EngineError(f"TensorRT refuses shape {list(shape)} of {name}: {self._plans.log}")
+        if missing := chosen.context.infer_shapes():
+            raise EngineError(f"TensorRT wants to know more of {', '.join(missing)}")
+        chosen.shapes = dict(shapes)
+
+    def _upload(self, ready: Prepared, inputs: Mapping[str, Array]) -> None:
+        """Copy inputs to the GPU; a read-only array that was the last one there has not changed since."""
+        for port in self.ports.inputs:
+            array = inputs[port.name]
+            if ready.uploaded.get(port.name) is array:
+                continue
+            self._device.upload(ready.tensors[port.name], array)
+            ready.uploaded.pop(port.name, None)
+            if not array.flags.writeable:
+                ready.uploaded[port.name] = array
+
+    def _enqueue(self, ready: Prepared) -> None:
+        chosen = ready.context
+        if chosen.shapes != ready.shapes:
+            self._set_shapes(chosen, ready.shapes)
+        for name, tensor in ready.tensors.items():
+            if not chosen.context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"TensorRT refuses the address of {name}: {self._plans.log}")
+        if not chosen.context.execute_async_v3(self._device.stream):
+            raise EngineError(f"TensorRT did not run: {self._plans.log}")
+
+
+def open_engines(
+    root: Path,
+    record: EngineRecord,
+    ports: Mapping[PartName, Ports],
+    device: Device | None = None,
+    machine: Machine | None = None,
+    graphs: bool = True,
+) -> dict[PartName, TensorRtEngine]:
+    """Load the parts named in `ports` from an engine artifact, all in one arena.
+
+    Raises ArtifactError with the sentence that says why when the engine was built for another GPU or TensorRT.
+    """
+    here = machine or this_machine()
+    if why := mismatch(record, Machine(here.device, trt.__version__)):
+        raise ArtifactError(why)
+    device = device or Cuda()
+    arena, lock = Arena(device), threading.Lock()
+    plans = {part: Plans(root, part, record, device, arena) for part in ports}
+    if record.weights == "stream":
+        arena.allocate()  # activations first: weights take what is left
+        for loaded in plans.values():
+            loaded.share_budget(sum(others.streamable for others in plans.values()))
+    return {part: TensorRtEngine(ports[part], loaded, device, lock, graphs) for part, loaded in plans.items()}

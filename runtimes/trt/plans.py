@@ -1,0 +1,152 @@
+"""Plans from disk to execution contexts: deserialized from mapped files, refitted where they hold no weights.
+
+Contexts own no activation memory (USER_MANAGED): text encoder, transformer and VAE never run at once, so they share one
+arena. Each profile has a context of its own, since switching the profile of one costs a synchronization.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tensorrt as trt
+
+from kit.errors import ArtifactError
+from kit.ports import PartName
+from runtimes.trt.cuda import Device
+from runtimes.trt.external_weights import ExternalWeights, complaints
+from runtimes.trt.log import Log
+from runtimes.trt.profiles import Profile
+from runtimes.trt.record import EngineRecord, PlanRecord
+
+ALIGNMENT = 256  # of activation memory, as TensorRT asks for
+
+
+class Arena:
+    """One block of activation memory for engines that run one after the other; reserve first, then allocate once."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._block: Any = None
+        self.nbytes = 0
+
+    def reserve(self, nbytes: int) -> None:
+        """Ask for memory before anything is bound: captured graphs hold addresses, so the block cannot move."""
+        if self._block is not None:
+            raise AssertionError("the arena is allocated already")
+        self.nbytes = max(self.nbytes, nbytes)
+
+    def allocate(self) -> None:
+        """Take the block; from now on nothing can be reserved."""
+        if self._block is None:
+            self._block = self._device.empty((self.nbytes + ALIGNMENT,), "u8")
+
+    @property
+    def address(self) -> int:
+        """Return where the block begins, allocating it when it is first asked for."""
+        self.allocate()
+        start = int(self._block.data_ptr())
+        return start + -start % ALIGNMENT
+
+
+@dataclass
+class Context:
+    """An execution context that is set to one profile of one plan."""
+
+    profile: Profile
+    context: trt.IExecutionContext
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # as last set
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A plan as its manifest tells of it, and as TensorRT holds it."""
+
+    record: PlanRecord
+    engine: trt.ICudaEngine
+
+
+class Plans:
+    """All plans of one part on one device."""
+
+    def __init__(self, root: Path, part: PartName, record: EngineRecord, device: Device, arena: Arena) -> None:
+        """Load every plan and reserve its activation memory.
+
+        Raises ArtifactError when TensorRT does not take a plan or its weights.
+        """
+        self.log = Log()
+        self._runtime = trt.Runtime(self.log)
+        if record.version == "compatible":
+            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime along
+        self._device = device
+        self._arena = arena
+        self._loaded: list[Loaded] = []
+        self._maps: list[mmap.mmap] = []
+        for plan in record.plans_of(part):
+            engine = self._deserialize(root / plan.file)
+            if record.weights == "refit":
+                refit(engine, root / part / "model.onnx", self.log)
+            self._loaded.append(Loaded(plan, engine))
+            for index in range(engine.num_optimization_profiles):
+                arena.reserve(engine.get_device_memory_size_for_profile_v2(index))
+
+    @property
+    def streamable(self) -> int:
+        """How many bytes of weights can be streamed, of all plans."""
+        return sum(loaded.engine.streamable_weights_size for loaded in self._loaded)
+
+    def share_budget(self, total: int) -> None:
+        """Let streamed weights take a share of the free GPU memory, as large as theirs of `total` streamable bytes.
+
+        TensorRT's automatic budget is for an engine that is alone. It cannot change once there are contexts.
+        """
+        for loaded in self._loaded:
+            engine = loaded.engine
+            size, automatic = engine.streamable_weights_size, engine.get_weight_streaming_automatic_budget()
+            engine.weight_streaming_budget_v2 = min(size, automatic * size // max(1, total))
+
+    def contexts(self) -> Sequence[Context]:
+        """Make a context for each profile, in the order of the record, bound to the arena."""
+        made = []
+        for loaded in self._loaded:
+            plan, engine = loaded.record, loaded.engine
+            if engine.num_optimization_profiles != len(plan.profiles):
+                raise ArtifactError(
+                    f"{plan.file}: has {engine.num_optimization_profiles} profiles, the manifest {len(plan.profiles)}"
+                )
+            for index, profile in enumerate(plan.profiles):
+                context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+                if context is None:
+                    raise ArtifactError(f"{plan.file}: no execution context: {self.log}")
+                if not context.set_optimization_profile_async(index, self._device.stream):
+                    raise ArtifactError(f"{plan.file}: profile {profile} cannot be set: {self.log}")
+                context.set_device_memory(self._arena.address, self._arena.nbytes)
+                made.append(Context(profile, context))
+        return made
+
+    def _deserialize(self, path: Path) -> trt.ICudaEngine:
+        if not path.is_file() or not path.stat().st_size:
+            raise ArtifactError(f"{path}: missing or empty; build the engine again")
+        with path.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps.append(mapped)
+        engine = self._runtime.deserialize_cuda_engine(mapped)
+        if engine is None:
+            raise ArtifactError(f"{path}: TensorRT cannot load the plan: {self.log}")
+        return engine
+
+
+def refit(engine: trt.ICudaEngine, graph: Path, log: Log) -> None:
+    """Give a plan without weights those of a graph, by address; raises ArtifactError with what is missing."""
+    weights = ExternalWeights(graph)
+    refitter = trt.Refitter(engine, log)
+    reader = trt.OnnxParserRefitter(refitter, log)
+    weights.feed(reader)
+    if not reader.refit_model_proto():
+        raise ArtifactError(f"{graph}: does not fit the plan: {complaints(reader)}")
+    if not refitter.refit_cuda_engine():
+        missing = ", ".join(refitter.get_missing_weights()[:5])
+        raise ArtifactError(f"{graph}: the plan still lacks weights ({missing or log})")

@@ -1,0 +1,153 @@
+"""What an engine was built on and how, as its manifest keeps it, and why it does not load elsewhere.
+
+A plan holds kernels that were compiled and timed for one GPU by one version of TensorRT. What loads it all the same
+fails late or runs slowly, so a mismatch is told before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kit.artifact import Manifest
+from kit.cuda_device import CudaDevice, Machine
+from kit.errors import ArtifactError
+from kit.ports import PartName
+from runtimes.trt.profiles import Profile, Range
+
+RECORD = "engine.json"  # the name of a record that stands beside plans without a manifest
+Weights = Literal["plan", "refit", "stream"]  # in the plan | one shared file, plans without | host memory, bit by bit
+Hardware = Literal["exact", "same-capability", "ampere-plus"]
+Version = Literal["exact", "compatible"]
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """One plan of a part: its file in the artifact, what it takes, and which precisions its layers run in."""
+
+    file: str
+    profiles: tuple[Profile, ...]
+    bytes: int
+    layers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The engine's own part of a manifest."""
+
+    gpu: str  # the kit's name
+    device: CudaDevice
+    tensorrt: str
+    weights: Weights
+    hardware: Hardware
+    version: Version
+    build: Mapping[str, Any]  # what else was chosen: optimization level, workspace, ...
+    plans: Mapping[PartName, tuple[PlanRecord, ...]]
+
+    def options(self) -> dict[str, Any]:
+        """Return the record as a manifest's options."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> EngineRecord:
+        """Read the record of an engine artifact; raises ArtifactError when it cannot be understood."""
+        return cls.read(manifest.options)
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> EngineRecord:
+        """Rebuild a record from what `options` and JSON made of it."""
+        try:
+            raw = dict(options)
+            device = dict(raw.pop("device"))
+            capability = tuple(device.pop("compute_capability"))
+            plans = {
+                part: tuple(
+                    PlanRecord(**{**plan, "profiles": tuple(_profile(p) for p in plan["profiles"])}) for plan in made
+                )
+                for part, made in raw.pop("plans").items()
+            }
+            return cls(device=CudaDevice(**device, compute_capability=capability), plans=plans, **raw)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"the manifest of an engine is not understood ({error!r}); build it again") from None
+
+    def plans_of(self, part: PartName) -> tuple[PlanRecord, ...]:
+        if part not in self.plans:
+            raise ArtifactError(f"the engine has no {part}; it has: {', '.join(self.plans) or 'no parts'}")
+        return self.plans[part]
+
+
+def _profile(raw: Mapping[str, Any]) -> Profile:
+    return Profile(raw["name"], {axis: Range(**bounds) for axis, bounds in raw["axes"].items()})
+
+
+def mismatch(record: EngineRecord, machine: Machine) -> str | None:
+    """Say in one sentence why an engine does not load on a machine and what to do; None when it does."""
+    return _wrong_gpu(record, machine.device) or _wrong_tensorrt(record, machine.tensorrt)
+
+
+def _wrong_gpu(record: EngineRecord, device: CudaDevice | None) -> str | None:
+    built = f"the engine was built on {record.device.title} (compute capability {_dotted(record.device)})"
+    if device is None:
+        return f"{built}, this machine has no NVIDIA GPU that nvidia-smi shows"
+    here = f"this machine has {device.title} ({_dotted(device)})"
+    match record.hardware:
+        case "exact":
+            fits, wider = device.title == record.device.title, "--hardware same-capability or ampere-plus"
+        case "same-capability":
+            fits, wider = device.compute_capability == record.device.compute_capability, "--hardware ampere-plus"
+        case "ampere-plus":
+            fits, wider = device.compute_capability >= (8, 0), "nothing older than Ampere"
+    if not fits:
+        again = f"build it again here, or there with {wider}" if "--" in wider else f"it loads on {wider}"
+        return f"{built}, {here}: {again}"
+    if _major(device.driver) < _major(record.device.driver):
+        return (
+            f"the engine was built with driver {record.device.driver}, this machine has {device.driver}: "
+            f"install driver {_major(record.device.driver)} or newer, or build it again here"
+        )
+    return None
+
+
+def _wrong_tensorrt(record: EngineRecord, version: str | None) -> str | None:
+    built = f"the engine was built with TensorRT {record.tensorrt}"
+    if version is None:
+        return f"{built}, this machine has none: pip install tensorrt-cu13=={record.tensorrt}"
+    there, here = _numbers(record.tensorrt), _numbers(version)
+    if record.version == "compatible":
+        if here[:2] < there[:2]:
+            return f"{built}, version-compatible with newer ones, this machine has the older {version}"
+        return None
+    if here[:3] != there[:3]:
+        return (
+            f"{built}, this machine has {version}: pip install tensorrt-cu13=={record.tensorrt}, build it again here, "
+            "or there with --version compatible"
+        )
+    return None
+
+
+def _dotted(device: CudaDevice) -> str:
+    return ".".join(map(str, device.compute_capability))
+
+
+def _major(version: str) -> int:
+    return _numbers(version)[0]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    words = version.split("+")[0].split(".")
+    return tuple(int("".join(c for c in word if c.isdigit()) or 0) for word in words)
+
+
+def write_record(path: Path, record: EngineRecord) -> None:
+    path.write_text(json.dumps(record.options(), indent=1) + "\n")
+
+
+def read_record(path: Path) -> EngineRecord:
+    """Read the record beside plans; raises ArtifactError that names the file."""
+    try:
+        return EngineRecord.read(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); write the deployment again") from None

@@ -1,0 +1,65 @@
+"""The command `serve generate`: ask a running server for images and save them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kit.errors import UsageError
+from pipeline.request import FIELDS, FORMATS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; those of a request are the ensemble's fields."""
+    from serve.launch import Ports
+
+    parser.add_argument("prompt", help="what to generate")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="its suffix chooses the format")
+    parser.add_argument("--url", default=f"127.0.0.1:{Ports.grpc}", metavar="HOST:PORT", help="the server's gRPC port")
+    kinds = {"TYPE_STRING": str, "TYPE_INT32": int, "TYPE_INT64": int, "TYPE_FP32": float}
+    for field in FIELDS:
+        if field.name not in ("prompt", "output_format"):
+            option = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(option, type=kinds[field.type], metavar="VALUE", help=field.about)
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this time; default: wait")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask, save and print; returns the files, the seed and the seconds."""
+    from serve.client import Client
+
+    suffix = args.out.suffix.lower().removeprefix(".")
+    output_format = {"jpg": "jpeg"}.get(suffix, suffix)
+    if output_format not in FORMATS:
+        raise UsageError(f"--out {args.out}: the suffix must be one of .png, .jpg, .jpeg, .webp")
+    if not args.out.parent.is_dir() or not os.access(args.out.parent, os.W_OK):
+        raise UsageError(f"--out {args.out}: cannot write into {args.out.parent}")
+    wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name != "output_format"}
+    wanted["output_format"] = output_format
+    show = sys.stderr.isatty()
+
+    def tick(seconds: float) -> None:
+        if show:
+            print(f"\rpainting {seconds:5.1f} s", end="", file=sys.stderr, flush=True)
+
+    with Client(args.url) as client:
+        try:
+            pictures = client.paint(wanted, timeout=args.timeout, tick=tick)
+        finally:
+            if show:
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+    paths = _paths(args.out, len(pictures.images))
+    for path, image in zip(paths, pictures.images, strict=True):
+        path.write_bytes(image)
+    if not args.json:
+        print(f"{', '.join(str(p) for p in paths)}  seed {pictures.seed}  {pictures.seconds:.2f} s")
+    return {"images": [str(p) for p in paths], "seed": pictures.seed, "seconds": round(pictures.seconds, 3)}
+
+
+def _paths(out: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{n}{out.suffix}") for n in range(1, count + 1)]

@@ -1,0 +1,58 @@
+"""The command `serve repository`: an artifact to a Triton model repository."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from kit.errors import UsageError
+from pipeline.request import Limits
+from serve.settings import KnownAnswer, Tuning
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; limits and tuning have those of their dataclasses."""
+    parser.add_argument(
+        "artifact", type=Path, metavar="DIR", help="what `export onnx`, `quantize apply` or `export engine` wrote"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the deployment to write")
+    for group, defaults in (("what requests may ask for", Limits()), ("how the machine is used", Tuning())):
+        section = parser.add_argument_group(group)
+        for item in fields(defaults):
+            value = getattr(defaults, item.name)
+            section.add_argument(
+                f"--{item.name.replace('_', '-')}",
+                type=type(value),
+                default=value,
+                metavar="N",
+                help=item.metadata["about"],
+            )
+    parser.add_argument(
+        "--known-answer",
+        choices=get_args(KnownAnswer),
+        default="generate",
+        help="the image that the server must generate before it is ready; none: write a deployment on a machine where "
+        "its engines do not load",
+    )
+
+
+def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
+    values = {item.name: getattr(args, item.name) for item in fields(cls)}
+    for name, value in values.items():
+        if value < (0 if name in ("threads", "max_guidance") else 1):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: too small")
+    return cls(**values)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the deployment; returns where it is and of what."""
+    from serve.repository import write_repository
+
+    limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
+    manifest = write_repository(args.artifact, args.out, limits, tuning, args.known_answer)
+    if not args.json:
+        print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
+        print(f"next: python -m serve run {args.out}")
+    return {"out": str(args.out), "variant": manifest.variant.name, "recipe": manifest.recipe}

@@ -1,0 +1,59 @@
+"""The command `serve run`: a deployment on a tritonserver until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from kit.errors import CheckFailed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; ports and host have the defaults of Triton."""
+    from serve.launch import Ports
+
+    parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
+    parser.add_argument("--host", default=Ports.host, help="address to listen on; the default is loopback only")
+    for name in ("http", "grpc", "metrics"):
+        about = f"port of {name}"
+        parser.add_argument(f"--{name}-port", type=int, default=getattr(Ports, name), metavar="PORT", help=about)
+    parser.add_argument("--tritonserver", type=Path, help="the binary to run; default: PATH, then nvidia-pytriton's")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run until the server ends or is interrupted; with --json the facts are printed when it is ready."""
+    from serve.launch import Ports, Server
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    ports = Ports(args.http_port, args.grpc_port, args.metrics_port, args.host)
+    with Server(args.deployment, ports, args.tritonserver) as server:
+        facts = {
+            "url": server.url,
+            "http_port": ports.http,
+            "metrics_port": ports.metrics,
+            "pid": server.pid,
+            "start_seconds": round(server.start_seconds, 2),
+            "probe_seconds": round(server.probe_seconds, 2),
+        }
+        if args.json:
+            print(json.dumps(facts), flush=True)
+        else:
+            print(
+                f"ready after {server.start_seconds:.1f} s; the known-answer request took {server.probe_seconds:.2f} s"
+            )
+            print(
+                f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}", flush=True
+            )
+            print("Ctrl-C ends it", flush=True)
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            print("stopping", file=sys.stderr, flush=True)
+            return
+    raise CheckFailed(f"tritonserver ended with code {code}")

@@ -1,0 +1,73 @@
+"""Small bridge between Triton's python backend and arrays, shared by the models of the repository.
+
+`pb` is the module triton_python_backend_utils, which exists inside the server only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kit.dtypes import Array, Dtype
+from kit.errors import UsageError
+from pipeline.request import FIELDS
+
+logger = logging.getLogger(__name__)
+
+
+def read_optional(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array | None:
+    """Return an input as an array, None when the request does not have it.
+
+    `dtype` must be given where it is bf16: Triton hands such tensors out by DLPack alone.
+    """
+    tensor = pb.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    if dtype != "bf16":
+        return np.asarray(tensor.as_numpy())
+    from torch.utils import dlpack
+
+    from kit.dtypes import to_array
+
+    return to_array(dlpack.from_dlpack(tensor.to_dlpack()).cpu())
+
+
+def read(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array:
+    """Return an input as an array; raises UsageError when the request does not have it."""
+    value = read_optional(pb, request, name, dtype)
+    if value is None:
+        raise UsageError(f"{name}: missing")
+    return value
+
+
+def read_fields(pb: Any, request: Any) -> dict[str, Any]:
+    """Return the raw values of the ensemble's fields; each has shape [1]."""
+    values = {field.name: read_optional(pb, request, field.name) for field in FIELDS}
+    return {name: None if array is None else array.flat[0] for name, array in values.items()}
+
+
+def answer(pb: Any, outputs: Mapping[str, Array]) -> Any:
+    """Make a response; numpy text arrays must have dtype object."""
+    return pb.InferenceResponse([_tensor(pb, name, value) for name, value in outputs.items()])
+
+
+def _tensor(pb: Any, name: str, value: Array) -> Any:
+    if value.dtype.name != "bfloat16":
+        return pb.Tensor(name, np.ascontiguousarray(value))
+    from kit.dtypes import to_tensor
+
+    return pb.Tensor.from_dlpack(name, to_tensor(value).__dlpack__())
+
+
+def refuse(pb: Any, error: Exception) -> Any:
+    """Make an error response: INVALID_ARGUMENT for wrong use, INTERNAL (and a line in the log) for all else.
+
+    Only the request that it answers fails; those beside it in the batch go on.
+    """
+    if isinstance(error, UsageError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+    logger.error("request failed", exc_info=error)
+    return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))

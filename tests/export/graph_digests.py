@@ -1,0 +1,163 @@
+"""Digests of the sample's exported and quantized graphs: a change that only moves code must leave them as they are.
+
+    python -m tests.export.graph_digests --save    writes tests/export/graph_digests.json
+
+Graphs are digested without names of tools or paths. Constants that are computed in floating point may differ in the
+last bit between CPUs, so each graph has two digests: `form` (operators, names, shapes, types, integer constants) holds
+everywhere, `bytes` (the file) and `weights` (what quantization wrote) on CPUs with the same vector instructions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from export.artifact import ExportConfig, export
+from kit.checkpoint import resolve
+from quantize.apply.apply import FILE, QUANTIZED_PARTS, apply
+from quantize.calibration.record import Record, Seen, fingerprint
+from quantize.linears import find_linears
+from quantize.recipes import RECIPES
+
+EXPECTED = Path(__file__).parent / "graph_digests.json"
+EXPORTS = (("fp32", "matmul"), ("fp32", "op"), ("bf16", "matmul"), ("bf16", "op"))
+QUANTIZED = tuple(name for name, recipe in RECIPES.items() if recipe.rules)
+VECTORS = torch.backends.cpu.get_cpu_capability()
+
+
+def synthetic_record(artifact: Path) -> Record:
+    """Make a calibration record out of layers' names, so that no arithmetic of a CPU goes into it."""
+    parts: dict[str, dict[str, Seen]] = {}
+    for part in QUANTIZED_PARTS:
+        folder = artifact / part
+        for linear in find_linears(ir.load(folder / "model.onnx"), folder):
+            draw = np.random.default_rng(zlib.crc32(linear.name.encode()))
+            amax = np.round(draw.integers(64, 1024, linear.inputs) / 64, 6).astype(np.float32)
+            amax[::37] *= 16
+            parts.setdefault(part, {})[linear.name] = Seen(
+                rows=1024,
+                amax=float(amax.max()),
+                amax_by_step=(float(amax.max()),),
+                histogram={},
+                channel_amax=amax,
+                channel_square=(amax / 4) ** 2,
+                weight=fingerprint(linear.weight),
+            )
+    return Record("synthetic", ({"prompts": {"marks": []}},), parts)
+
+
+def form(path: Path) -> str:
+    """Digest a graph without the values of its floating-point constants."""
+    model = ir.load(path)
+    lines = [f"opset {model.opset_imports}"]
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        lines.append(f"port {value.name} {value.dtype} {value.shape}")
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        lines.append(f"constant {name} {tensor.dtype} {tensor.shape}{_value(tensor)}")
+    for node in model.graph:
+        attributes = {name: _plain(attribute) for name, attribute in sorted(node.attributes.items())}
+        inputs, outputs = [v and v.name for v in node.inputs], [v.name for v in node.outputs]
+        lines.append(f"{node.domain} {node.op_type} {node.name} {inputs} {outputs} {attributes}")
+    return _sha("\n".join(lines).encode())
+
+
+def _value(tensor: ir.TensorProtocol) -> str:
+    if isinstance(tensor, ir.ExternalTensor):
+        return f" at {tensor.location} {tensor.offset} {tensor.length}"
+    return "" if tensor.dtype.is_floating_point() else f" {tensor.numpy().tolist()}"
+
+
+def _plain(attribute: ir.Attr) -> Any:
+    value = attribute.value
+    if isinstance(value, ir.TensorProtocol):
+        return f"{value.dtype} {value.shape}{_value(value)}"
+    return "a float" if isinstance(value, float) else str(value)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digests(work: Path) -> dict[str, dict[str, str]]:
+    """Export and quantize the sample in every way below `work`; returns the digests of each graph by its name."""
+    found: dict[str, dict[str, str]] = {}
+    for dtype, attention in EXPORTS:
+        out = work / f"{dtype}-{attention}"
+        export(resolve("sample"), out, ExportConfig(dtype=dtype, attention=attention))  # type: ignore[arg-type]
+        found |= exported(out, out.name)
+        if attention == "matmul":
+            found |= quantized(out, dtype, QUANTIZED, work)
+    return found
+
+
+def exported(artifact: Path, name: str) -> dict[str, dict[str, str]]:
+    """Digest the graphs of an exported artifact."""
+    return {
+        f"{name}/{graph.parent.name}/{graph.name}": {"form": form(graph), "bytes": _sha(graph.read_bytes())}
+        for graph in sorted(artifact.rglob("*.onnx"))
+    }
+
+
+def quantized(source: Path, dtype: str, recipes: Iterable[str], work: Path) -> dict[str, dict[str, str]]:
+    """Quantize an exported artifact by each recipe below `work`; returns the digests of graphs and weights."""
+    record, found = synthetic_record(source), {}
+    for name in recipes:
+        out = work / f"{dtype}-{name}"
+        apply(source, out, RECIPES[name], record)
+        for part in QUANTIZED_PARTS:
+            graph = out / part / "model.onnx"
+            found[f"{out.name}/{part}/{graph.name}"] = {
+                "form": form(graph),
+                "bytes": _sha(graph.read_bytes()),
+                "weights": _sha((out / part / FILE).read_bytes()),
+            }
+    return found
+
+
+def main() -> int:
+    """Write or compare the digests; returns the exit code."""
+    with tempfile.TemporaryDirectory() as work:
+        found = digests(Path(work))
+    if "--save" in sys.argv:
+        known = json.loads(EXPECTED.read_text())["bytes"] if EXPECTED.is_file() else {}
+        form_, bytes_ = {}, {}
+        for graph, made in found.items():
+            form_[graph] = made["form"]
+            bytes_[graph] = [made["bytes"], made.get("weights", "")]
+        if EXPECTED.is_file() and json.loads(EXPECTED.read_text())["form"] != form_:
+            known = {}  # digests of other CPUs are of older graphs
+        content = {"form": form_, "bytes": {**known, VECTORS: bytes_}}
+        EXPECTED.write_text(json.dumps(content, indent=1) + "\n")
+        return 0
+    wrong = differences(found, whole=True)
+    print("\n".join(wrong) or f"{len(found)} graphs are as they were")
+    return 1 if wrong else 0
+
+
+def differences(found: dict[str, dict[str, str]], whole: bool = False) -> list[str]:
+    """Say which graphs are not the expected ones; with `whole`, also which are missing."""
+    expected = json.loads(EXPECTED.read_text())
+    bytes_ = expected["bytes"].get(VECTORS, {})
+    wrong = []
+    for graph, made in found.items():
+        if expected["form"].get(graph) != made["form"]:
+            wrong.append(f"{graph}: form")
+        if graph in bytes_ and bytes_[graph] != [made["bytes"], made.get("weights", "")]:
+            wrong.append(f"{graph}: bytes")
+    return wrong + ([f"{graph}: missing" for graph in expected["form"] if graph not in found] if whole else [])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

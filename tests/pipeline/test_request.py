@@ -1,0 +1,84 @@
+"""The rules of a request, each with its sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kit.errors import RequestError, UsageError
+from kit.variants import VARIANTS
+from pipeline.request import FIELDS, Limits, check
+
+KLEIN, BASE, DEV = VARIANTS["klein-4b"], VARIANTS["klein-base-4b"], VARIANTS["dev"]
+
+
+def test_defaults_are_those_of_the_variant() -> None:
+    request = check({"prompt": "a cat"}, KLEIN, Limits())
+    assert (request.width, request.height, request.steps, request.guidance) == (1024, 1024, 4, 1.0)
+    assert (request.num_images, request.output_format, request.negative_prompt) == (1, "png", "")
+    assert check({"prompt": "a cat"}, DEV, Limits()).guidance == 4.0
+    assert check({"prompt": "a cat"}, BASE, Limits()).steps == 50
+
+
+def test_a_seed_is_drawn_when_none_is_given() -> None:
+    seeds = {check({"prompt": "a cat"}, KLEIN, Limits()).seed for _ in range(8)}
+    assert len(seeds) > 1
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_absent_fields_are_none() -> None:
+    fields: dict[str, Any] = {field.name: None for field in FIELDS}
+    assert check(fields | {"prompt": b"a cat", "seed": np.int64(5)}, KLEIN, Limits()).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 100}, "width: 100 is not a multiple of 16; nearest: 96 or 112"),
+        ({"height": 1000}, "height: 1000 is not a multiple of 16; nearest: 992 or 1008"),
+        ({"width": 4096}, "width: 4096 is not between 64 and 2048 pixels"),
+        ({"height": 0}, "height: 0 is not between 64 and 2048 pixels"),
+        ({"width": -16}, "width: -16 is not between"),
+        ({"steps": 0}, "steps: 0 is not between 1 and 100"),
+        ({"steps": -4}, "steps: -4 is not between 1 and 100"),
+        ({"steps": 101}, "steps: 101 is not between 1 and 100"),
+        ({"num_images": 0}, "num_images: 0 is not between 1 and 4"),
+        ({"seed": -1}, "seed: -1 is not between 0 and"),
+        ({"guidance": float("nan")}, "guidance: nan is not between 0 and 20"),
+        ({"guidance": float("inf")}, "guidance: inf is not between"),
+        ({"guidance": 4.0}, "guidance: 4 has no effect on klein-4b, which is distilled"),
+        ({"prompt": ""}, "prompt: '' is empty; say what to paint"),
+        ({"prompt": "  \n"}, r"prompt: '  \\n' is empty"),
+        ({"prompt": b"\xff"}, "prompt: byte 0 is not valid UTF-8"),
+        ({"prompt": 3}, "prompt: 3 is not text"),
+        ({"negative_prompt": "fog"}, "negative_prompt: 'fog' has no effect on klein-4b"),
+        ({"output_format": "gif"}, "output_format: 'gif' is not one of png, jpeg, webp"),
+        ({"widht": 64}, "unknown field 'widht'; there are: prompt, negative_prompt"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        check({"prompt": "a cat"} | fields, KLEIN, Limits())
+
+
+def test_too_many_pixels_are_refused_though_each_side_fits() -> None:
+    with pytest.raises(RequestError, match="2048 x 2048 is 4194304 pixels; this server paints at most 1048576"):
+        check({"prompt": "a", "width": 2048, "height": 2048}, KLEIN, Limits(max_pixels=1024 * 1024))
+
+
+def test_a_base_variant_takes_a_negative_prompt() -> None:
+    assert check({"prompt": "a", "negative_prompt": "fog"}, BASE, Limits()).negative_prompt == "fog"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"min_side": 100}, "min_side 100 is not a positive multiple of 16"),
+        ({"min_side": 4096}, "larger than max_side"),
+    ],
+)
+def test_limits_that_cannot_hold_are_refused(limits: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Limits(**limits)

@@ -1,0 +1,228 @@
+"""The planner: what fits and how, in which order, how fast, at which load, for how much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kit.gpus import GB, GPUS, gpu
+from kit.recipes import RECIPES
+from kit.variants import VARIANTS
+from planner.facts import facts
+from planner.layout import Choice, lay_out
+from planner.memory import Shape, activation_bytes, usable_bytes
+from planner.plan import Plan, Question, plan
+from planner.prices import read_prices
+from planner.reference import FLUX1_DEV
+from planner.text import compare, render
+
+KLEIN, DEV = VARIANTS["klein-4b"], VARIANTS["dev"]
+PRICES = read_prices()
+
+
+def ask(question: Question, price: float | None = None) -> Plan:
+    return plan(question, PRICES, price)
+
+
+def test_klein_4b_is_served_whole_on_every_gpu() -> None:
+    for card in GPUS.values():
+        answer = ask(Question(KLEIN, card))
+        assert answer.chosen is not None
+        assert answer.chosen.choice == Choice(RECIPES[card.default_recipe], "resident")
+        assert answer.per_minute is not None
+        assert 0 < answer.per_minute.low < answer.per_minute.mid < answer.per_minute.high
+
+
+def test_dev_on_24_gb_streams_weights_and_says_why_nothing_else_came_before() -> None:
+    answer = ask(Question(DEV, gpu("l4")))
+    assert answer.chosen is not None
+    assert answer.chosen.choice == Choice(RECIPES["fp8"], "evicted", streamed=True)
+    assert answer.chosen.layout.needed <= usable_bytes(gpu("l4")) < 24 * GB
+    before = answer.tried[: answer.tried.index(answer.chosen)]
+    assert [t.layout.reason for t in before] == [
+        "needs 52.8 GB of 22.4 GB: 33.0 GB weights of the transformer, 1.6 GB activations of the vae_decoder",
+        "needs 37.2 GB of 22.4 GB: 33.0 GB weights of the transformer, 1.6 GB activations of the vae_decoder",
+    ]
+
+
+def test_dev_on_40_gb_evicts_the_text_encoder_and_80_gb_hold_everything() -> None:
+    evicted, whole = ask(Question(DEV, gpu("a100-40g"))).chosen, ask(Question(DEV, gpu("h100"))).chosen
+    assert evicted is not None
+    assert whole is not None
+    assert evicted.choice.text_encoder == "evicted"
+    assert whole.choice.text_encoder == "resident"
+
+
+def test_a_second_gpu_takes_the_text_encoder_and_costs_twice() -> None:
+    question = Question(DEV, gpu("a100-40g"), gpus=2)
+    answer = ask(question, price=1.0)
+    assert answer.chosen is not None
+    assert answer.chosen.choice.text_encoder == "own-gpu"
+    assert answer.costs is not None
+    assert answer.costs.per_hour.mid == 2.0
+    alone = ask(replace(question, gpus=1, text_encoder="own-gpu"))
+    assert alone.chosen is None
+    assert "needs a second GPU (--gpus 2)" in str(alone.tried[0].layout.reason)
+
+
+def test_a_text_encoder_too_large_for_its_own_gpu_is_said() -> None:
+    layout = lay_out(DEV, gpu("l4"), Choice(RECIPES["bf16"], "own-gpu", streamed=True), Shape(1024, 1024), gpus=2)
+    assert "the text encoder needs 34.8 GB of 22.4 GB on its own GPU" in str(layout.reason)
+
+
+def test_the_cache_takes_no_time_for_text_and_the_cpu_takes_more_than_a_gpu() -> None:
+    found = {}
+    for placement in ("resident", "cache", "cpu"):
+        chosen = ask(Question(DEV, gpu("h100"), text_encoder=placement)).chosen
+        assert chosen is not None
+        assert chosen.timing is not None
+        found[placement] = (chosen.timing.text.mid, chosen.layout.weights["text_encoder"])
+    assert found["cache"] == (0.0, 0)
+    assert found["cpu"][0] > found["resident"][0] > 0
+    assert found["cpu"][1] == 0
+
+
+def test_prompts_that_queue_at_the_cpu_limit_the_throughput() -> None:
+    slow, fast = (ask(Question(KLEIN, gpu("h100"), text_encoder="cpu", cores=n)).per_minute for n in (2, 64))
+    assert slow is not None
+    assert fast is not None
+    assert slow.mid < fast.mid / 3
+
+
+def test_activations_agree_with_published_figures() -> None:
+    flux1 = activation_bytes("transformer", FLUX1_DEV, RECIPES["bf16"], Shape(1024, 1024))
+    flux2 = activation_bytes("transformer", DEV, RECIPES["bf16"], Shape(1024, 1024))
+    assert flux1 / GB == pytest.approx(0.49, rel=0.1)
+    assert flux2 / GB == pytest.approx(1.0, rel=0.1)
+
+
+def test_unmeasured_int8_on_ampere_has_bf16_as_its_slow_end() -> None:
+    int8, bf16 = (ask(Question(KLEIN, gpu("a10g"), recipe=name)).chosen for name in ("int8", "bf16"))
+    assert int8 is not None
+    assert bf16 is not None
+    assert int8.timing is not None
+    assert bf16.timing is not None
+    assert int8.timing.step.high == pytest.approx(bf16.timing.step.high)
+    assert int8.timing.step.mid < bf16.timing.step.mid
+
+
+def test_weight_only_recipes_are_not_faster_than_bf16() -> None:
+    plain, small = (ask(Question(KLEIN, gpu("l4"), recipe=name)).chosen for name in ("bf16", "int4-weights"))
+    assert plain is not None
+    assert small is not None
+    assert plain.timing is not None
+    assert small.timing is not None
+    assert small.timing.step.mid == pytest.approx(plain.timing.step.mid)
+    assert small.timing.step.high > plain.timing.step.high
+    assert small.layout.needed < plain.layout.needed
+
+
+def test_a_rate_gets_as_many_replicas_as_it_needs_and_waits_grow_with_load() -> None:
+    question = Question(KLEIN, gpu("h100"), batch=4)
+    p95 = []
+    for rate in (30.0, 150.0, 900.0):
+        load = ask(replace(question, rate=rate)).load
+        assert load is not None
+        assert load.waiting is not None
+        assert load.slow is not None
+        assert load.slow.load <= 0.85
+        assert load.slow.p95 >= load.waiting.p95
+        p95.append((load.replicas, load.waiting.p95))
+    assert p95[0][0] == p95[1][0] == 1
+    assert p95[1][1] > p95[0][1]
+    assert p95[2][0] > 1
+
+
+def test_a_step_that_was_measured_replaces_the_estimate() -> None:
+    question = Question(KLEIN, gpu("l4"), step_seconds=0.5, rate=5.0, batch=2)
+    answer = ask(question)
+    assert answer.chosen is not None
+    assert answer.chosen.timing is not None
+    assert answer.chosen.timing.step.low == answer.chosen.timing.step.high == 0.5
+    assert answer.per_minute is not None
+    slower = ask(replace(question, step_seconds=1.0)).per_minute
+    assert slower is not None
+    assert answer.per_minute.mid > slower.mid
+
+
+def test_one_replica_that_cannot_keep_up_is_called_overloaded_and_has_no_cost() -> None:
+    answer = ask(Question(KLEIN, gpu("l4"), rate=100.0, replicas=1))
+    assert answer.load is not None
+    assert answer.load.waiting is None
+    assert answer.costs is not None
+    assert answer.costs.at_rate is None
+    assert "overloaded: the queue grows without end" in render(answer)
+
+
+def test_break_even_is_the_months_rent_over_the_hosted_price() -> None:
+    costs = ask(Question(KLEIN, gpu("l4")), price=0.8).costs
+    assert costs is not None
+    even = costs.break_even[0]
+    assert even.hosted.offer == "Black Forest Labs"
+    assert even.pictures == pytest.approx(0.8 * 730 / 0.014)
+    assert even.possible
+    dev = ask(Question(DEV, gpu("l4")), price=0.8).costs
+    assert dev is not None
+    assert not dev.break_even[0].possible
+
+
+def test_a_hosted_price_of_another_step_count_is_not_compared() -> None:
+    fifty, eight = (ask(Question(DEV, gpu("h100"), steps=steps)).costs for steps in (50, 8))
+    assert fifty is not None
+    assert eight is not None
+    assert "fal turbo" not in {e.hosted.offer for e in fifty.break_even}
+    assert "fal turbo" in {e.hosted.offer for e in eight.break_even}
+
+
+def test_a_gpu_without_a_price_has_no_costs() -> None:
+    answer = plan(Question(KLEIN, gpu("l4")), replace(PRICES, gpus={}))
+    assert answer.costs is None
+    assert "no price known of this GPU; give one with --price" in render(answer)
+    assert "-" in compare([answer])
+
+
+def test_nothing_that_fits_names_the_nearest_setting_and_other_gpus() -> None:
+    answer = ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=60))
+    assert answer.chosen is None
+    assert answer.nearest == "--batch 9"
+    assert answer.elsewhere == ("h100", "a100-80g", "h200", "b200")
+    assert ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=9)).chosen
+    bf16 = ask(Question(DEV, gpu("l4"), recipe="bf16", text_encoder="resident"))
+    assert bf16.nearest == "another --text-encoder"
+    assert "does not fit" in compare([bf16])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "--steps 0: must be 1 to 100"),
+        ({"batch": 65}, "--batch 65: must be 1 to 64"),
+        ({"gpus": 0}, "--gpus 0: must be 1 to 10000"),
+        ({"cores": 0}, "--cores 0: must be 1 to 10000"),
+        ({"replicas": 0}, "--replicas 0: must be 1 to 10000"),
+        ({"rate": 0.0}, "--rate 0: must be more than 0 pictures per minute"),
+        ({"rate": float("nan")}, "--rate nan: must be more than 0"),
+        ({"step_seconds": 0.0}, "--step-seconds 0: must be more than 0 seconds"),
+        ({"width": 1000}, "1000x1024: sides must be multiples of 16; nearest: 992x1024"),
+        ({"width": 4096, "height": 4096}, "nearest: 2048x2048"),
+        ({"gpu": gpu("a10g"), "recipe": "fp8"}, "fp8 needs compute capability 8.9 or newer; a10g has 8.6"),
+    ],
+)
+def test_impossible_questions_are_refused(change: dict[str, object], message: str) -> None:
+    assert message in str(replace(Question(KLEIN, gpu("l4")), **change).refusal())  # type: ignore[arg-type]
+
+
+def test_the_facts_hold_what_the_text_says() -> None:
+    answer = ask(Question(KLEIN, gpu("l4"), rate=10.0))
+    found = facts(answer)
+    assert found["plan"] == "fp8, text encoder on the GPU"
+    assert found["basis"]["points_on_this_gpu"] == 0
+    assert found["memory"]["total"] == sum(found["memory"]["weights"].values()) + sum(
+        found["memory"][key] for key in ("activations", "requests")
+    )
+    text = render(answer)
+    assert "fp8, text encoder on the GPU" in text
+    assert "none of them on this GPU" in text
+    assert "\033[" not in text
+    assert "\033[32mYES\033[0m" in render(answer, colour=True)

@@ -1,0 +1,102 @@
+"""The fp32 and the bf16 form of a quantized artifact are twins: the same weights, graphs that differ in type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from export.artifact import ExportConfig, export
+from export.lint.lint import lint
+from kit.checkpoint import resolve
+from quantize.apply.apply import FILE, apply
+from quantize.calibration import record
+from quantize.recipes import find_recipe
+
+QuantizedOf = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def bf16_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the sample's transformer for TensorRT."""
+    out = tmp_path_factory.mktemp("bf16") / "sample"
+    export(resolve("sample"), out, ExportConfig(("transformer",), dtype="bf16"))
+    return out
+
+
+@pytest.fixture(params=["int8", "fp8"], scope="module")
+def twins(
+    request: pytest.FixtureRequest, quantized_of: QuantizedOf, bf16_artifact: Path, sample_record: Path
+) -> tuple[Path, Path]:
+    out = bf16_artifact.with_name(request.param)
+    apply(bf16_artifact, out, find_recipe(request.param), record.read(sample_record))
+    return quantized_of(request.param), out
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def described(folder: Path, compute: ir.DataType) -> dict[str, Any]:
+    """Describe all nodes that are not Casts, by their names; the compute type is called so."""
+    model = ir.load(folder / "transformer" / "model.onnx")
+    told = {}
+    for node in model.graph:
+        if node.op_type in ("Cast", "Constant"):
+            continue
+        attributes = {name: plain(attribute.value) for name, attribute in node.attributes.items()}
+        if "output_dtype" in attributes:
+            assert attributes["output_dtype"] == compute
+            attributes["output_dtype"] = "compute type"
+        told[node.name] = (node.op_type, attributes, len(node.inputs), [str(output.shape) for output in node.outputs])
+    return told
+
+
+def quantizing(folder: Path) -> dict[str, bytes]:
+    """Return scales, zero points and split sizes as they stand in the graph, and where the weights are said to lie."""
+    graph = onnx.load(folder / "transformer" / "model.onnx", load_external_data=False).graph
+    return {
+        tensor.name: tensor.SerializeToString()
+        for tensor in graph.initializer
+        if tensor.external_data or "scale" in tensor.name or "zero_point" in tensor.name or "split" in tensor.name
+    }
+
+
+def test_the_weight_files_of_twins_are_equal_byte_by_byte(twins: tuple[Path, Path]) -> None:
+    fp32, bf16 = ((folder / "transformer" / FILE).read_bytes() for folder in twins)
+    assert len(fp32) > 4_000_000
+    assert fp32 == bf16
+
+
+def test_scales_and_places_of_twins_are_equal_byte_by_byte(twins: tuple[Path, Path]) -> None:
+    fp32, bf16 = (quantizing(folder) for folder in twins)
+    assert len(fp32) > 60
+    assert fp32 == bf16
+
+
+def test_the_nodes_of_twins_differ_in_the_compute_type_alone(twins: tuple[Path, Path]) -> None:
+    fp32 = described(twins[0], ir.DataType.FLOAT)
+    bf16 = described(twins[1], ir.DataType.BFLOAT16)
+    assert sum(op == "DequantizeLinear" for op, *_ in fp32.values()) == 2 * 24
+    assert fp32.keys() == bf16.keys()
+    assert all(fp32[name] == bf16[name] for name in fp32)
+
+
+def test_every_quantized_product_of_the_bf16_twin_is_in_bf16_with_fp32_scales(twins: tuple[Path, Path]) -> None:
+    model = ir.load(twins[1] / "transformer" / "model.onnx")
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert node.inputs[1] is not None
+            assert node.inputs[1].dtype == ir.DataType.FLOAT
+        if node.op_type == "DequantizeLinear":
+            (use,) = node.outputs[0].uses()
+            assert use.node.outputs[0].dtype == node.outputs[0].dtype == ir.DataType.BFLOAT16
+
+
+def test_tensorrt_takes_every_node_of_the_bf16_twin(twins: tuple[Path, Path]) -> None:
+    findings, _ = lint(twins[1])
+    assert [str(finding) for finding in findings] == []

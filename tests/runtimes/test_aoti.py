@@ -1,0 +1,237 @@
+"""AOTInductor packages: compiled from a tiny checkpoint, then run by the denoiser; refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.aoti.build import AotConfig, buckets, compile_artifact, parse_sizes
+from export.aoti.command import add_arguments, run
+from export.artifact import ExportConfig, export
+from kit import tiny
+from kit.artifact import read_manifest, verify, write_manifest
+from kit.dtypes import to_array, to_tensor
+from kit.engine import Engine
+from kit.errors import ArtifactError, EngineError, UsageError
+from pipeline.denoise import Denoiser, Job
+from runtimes.aoti.engine import AotiEngine
+from runtimes.ort.engine import OrtEngine
+
+TINY = tiny.Tiny(double_blocks=1, single_blocks=1, heads=1, text_tokens=8)
+SIZES = ((48, 80), (80, 48), (64, 64))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("aoti") / "checkpoint", TINY)
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile one package; a compiler's minute is shared by all tests here."""
+    out = tmp_path_factory.mktemp("aoti") / "artifact"
+    made = compile_artifact(checkpoint, out, AotConfig(((64, 64),), (2,), "fp32", device="cpu", parts=("transformer",)))
+    assert [dict(p.sizes) for p in made] == [{"batch": 2, "image_tokens": 16}]
+    return out
+
+
+def paint(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[Job]:
+    """Paint requests of one size and different step counts together, more rows than a package holds."""
+    variant = read_manifest(checkpoint).variant
+    denoiser = Denoiser(variant, "fp32", engine)
+    text = np.random.default_rng(1).standard_normal((jobs, variant.text_tokens, variant.transformer.joint_dim))
+    live = [
+        denoiser.admit(
+            prompt_embeds=text[n].astype(np.float32),
+            negative_embeds=None,
+            seed=n,
+            width=64,
+            height=64,
+            steps=n + 1,
+            guidance=1.0,
+            num_images=1,
+        )
+        for n in range(jobs)
+    ]
+    while going := [job for job in live if not job.done]:
+        denoiser.step(going)
+        assert [job.error for job in going] == [None] * len(going)
+    return live
+
+
+def test_packages_paint_what_onnx_runtime_paints(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "onnx", ExportConfig(parts=("transformer",)))
+    record = read_manifest(tmp_path / "onnx").part("transformer")
+    wanted = paint(OrtEngine(tmp_path / "onnx" / record.graph, record.ports), artifact)
+    found = paint(AotiEngine(artifact, "transformer"), artifact)
+    for job, reference in zip(found, wanted, strict=True):
+        difference = np.abs(job.latents - reference.latents)
+        scale = np.abs(reference.latents).max()
+        assert difference.max() <= 1e-4 * scale, f"max {difference.max():.3g}, mean {difference.mean():.3g}"
+
+
+def test_a_server_needs_neither_diffusers_nor_a_compiler(artifact: Path) -> None:
+    code = f"""
+import sys
+for name in ("diffusers", "onnxruntime", "onnx_ir", "transformers", "torchao"):
+    sys.modules[name] = None
+from pathlib import Path
+from kit.artifact import read_manifest
+from runtimes.open import open_parts
+import subprocess
+subprocess.Popen = None  # a compiler would be a process
+folder = Path({str(artifact)!r})
+engine = open_parts(folder, read_manifest(folder), ("transformer",))["transformer"]
+print(type(engine).__name__, len(engine.buckets))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.strip() == "AotiEngine 1", done.stderr
+
+
+def test_a_picture_of_another_size_is_refused_with_the_sizes_that_there_are(artifact: Path) -> None:
+    engine = AotiEngine(artifact, "transformer")
+    types: dict[str, Any] = {"fp32": np.float32, "i64": np.int64}
+    sizes = {"batch": 1, "image_tokens": 24}
+    inputs = {port.name: np.zeros(port.shape(sizes), types[port.dtype]) for port in engine.ports.inputs}
+    with pytest.raises(EngineError, match="compiled for image_tokens 24; there are: image_tokens 16. Compile"):
+        engine.run(inputs)
+    del inputs["timestep"]
+    with pytest.raises(EngineError, match="input timestep is missing"):
+        engine.run(inputs)
+
+
+def changed(artifact: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """Copy an artifact's manifest with other options; files are links."""
+    import shutil
+
+    shutil.copytree(artifact, folder, symlinks=True)
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, options=change(dict(manifest.options))))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"torch": "2.12.1"}, r"was compiled with torch 2\.12\.1; here is .*: compile it again here"),
+        ({"processor": "CPU with VSX"}, "was compiled for CPU with VSX; here is CPU with .*: compile it again here"),
+        (
+            {"device": "cuda", "gpu": "NVIDIA H100 80GB HBM3"},
+            "was compiled for NVIDIA H100 80GB HBM3; torch finds no CUDA GPU here",
+        ),
+    ],
+    ids=["torch", "processor", "device"],
+)
+def test_an_artifact_for_another_machine_is_refused(
+    artifact: Path, tmp_path: Path, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = changed(artifact, tmp_path / "other", lambda options: options | change)
+    with pytest.raises(ArtifactError, match=message):
+        AotiEngine(folder, "transformer")
+
+
+def test_cuda_graphs_on_a_cpu_are_refused(artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match="compiled for a CPU, which has no CUDA graphs; use launch 'calls'"):
+        AotiEngine(artifact, "transformer", "graphs")
+
+
+def test_a_damaged_package_and_a_missing_part_are_refused(artifact: Path, tmp_path: Path) -> None:
+    folder = changed(artifact, tmp_path / "damaged", lambda options: options)
+    with pytest.raises(ArtifactError, match="the artifact has no vae_decoder; it has: transformer"):
+        AotiEngine(folder, "vae_decoder")
+    (package,) = folder.rglob("*.pt2")
+    package.write_bytes(package.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"\.pt2: its digest differs from the manifest"):
+        AotiEngine(folder, "transformer")
+
+
+def test_a_weight_that_a_package_wants_and_the_file_lacks_is_named(artifact: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = changed(artifact, tmp_path / "poor", lambda options: options)
+    path = folder / "transformer" / "weights.safetensors"
+    weights = load_file(path)
+    del weights["model.proj_out.weight"]
+    path.unlink()
+    save_file(weights, path)
+    write_manifest(folder, read_manifest(folder))
+    with pytest.raises(ArtifactError, match="wants weight 'model.proj_out.weight', which the weights beside"):
+        AotiEngine(folder, "transformer")
+
+
+def test_a_manifest_tells_what_was_compiled_for_what(artifact: Path) -> None:
+    manifest = verify(artifact, kinds=("aoti",))
+    assert manifest.options == {
+        "device": "cpu",
+        "gpu": None,
+        "processor": f"CPU with {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "fused": "qkv",
+        "attention": "sdpa",
+    }
+    assert (manifest.recipe, manifest.compute, list(manifest.parts)) == ("fp32", "fp32", ["transformer"])
+    index = json.loads((artifact / manifest.part("transformer").graph).read_text())
+    assert index == {"packages": [{"file": "batch2-image_tokens16.pt2", "sizes": {"batch": 2, "image_tokens": 16}}]}
+    assert "tokenizer/tokenizer.json" in manifest.files
+
+
+def test_pictures_of_equal_area_share_the_transformers_packages() -> None:
+    from kit.variants import VARIANTS
+
+    config = AotConfig(SIZES, (2, 1, 2))
+    klein = VARIANTS["klein-4b"]
+    transformer = buckets("transformer", klein, config)
+    assert [(b["image_tokens"], b["batch"]) for b in transformer] == [(15, 1), (15, 2), (16, 1), (16, 2)]
+    assert len(buckets("vae_decoder", klein, config)) == 6
+    assert buckets("text_encoder", klein, config) == [{"batch": 1}, {"batch": 2}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes", "1024"], "--sizes 1024: write WIDTHxHEIGHT"),
+        (["--sizes", "100x64", "--device", "cpu"], "--sizes 100x64: both must be multiples of 16, 64 or more"),
+        (["--batches", "two"], "--batches two: write numbers separated by commas"),
+        (["--batches", "0", "--device", "cpu"], "--batches 0: every batch must be 1 or more"),
+        (["--parts", "vae_encoder"], "--parts vae_encoder: cannot be compiled; there are: text_encoder, transformer"),
+        (["--device", "cuda"], "--device cuda: torch finds no CUDA GPU here; use --device cpu"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_before_anything_is_loaded(
+    checkpoint: Path, tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import argparse
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(UsageError, match=message):
+        run(parser.parse_args([str(checkpoint), "--out", str(tmp_path / "out"), *options]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_are_read_with_blanks_and_capitals() -> None:
+    assert parse_sizes("1024x1024, 512X768") == ((1024, 1024), (512, 768))
+
+
+def test_bf16_arrays_go_through_torch_and_back_unchanged() -> None:
+    import ml_dtypes
+
+    array = np.array([[1.5, -2.25], [3e38, 1e-30]], np.float32).astype(ml_dtypes.bfloat16)
+    tensor = to_tensor(array)
+    assert tensor.dtype == torch.bfloat16
+    back = to_array(tensor)
+    assert back.dtype == array.dtype
+    assert np.array_equal(back.view(np.int16), array.view(np.int16))

@@ -1,0 +1,144 @@
+"""The command line of serve, and the client's own checks: exit codes, sentences, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.artifact import ExportConfig, export
+from kit.errors import RequestError
+from pipeline.images import decode, encode
+from pipeline.request import Limits
+from serve.__main__ import main
+from serve.client import Client, fields_to_inputs
+from serve.launch import Server
+from serve.settings import Settings, Tuning
+from tests.conftest import ByFamily
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main([*argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.server
+def test_generate_writes_the_picture_and_tells_the_seed(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "fox.png"
+    options = ["--url", server.url, "--out", str(out), "--seed", "3", "--width", "64", "--height", "96", "--steps", "2"]
+    code, text, _ = run(capsys, "generate", "a red fox", *options, "--json")
+    facts = json.loads(text.splitlines()[-1])
+    assert (code, facts["images"], facts["seed"]) == (0, [str(out)], 3)
+    assert decode(out.read_bytes()).shape == (96, 64, 3)
+
+
+@pytest.mark.server
+def test_generate_numbers_several_pictures(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--url", server.url, "--out", str(tmp_path / "fox.jpg"), "--num-images", "2", "--steps", "1"]
+    assert run(capsys, "generate", "a red fox", *options)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fox-1.jpg", "fox-2.jpg"]
+
+
+@pytest.mark.server
+def test_generate_passes_on_what_the_server_says_of_a_wrong_request(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--url", server.url, "--out", str(tmp_path / "fox.png"), "--width", "100"]
+    code, _, err = run(capsys, "generate", "a red fox", *options)
+    assert (code, err) == (2, "error: width: 100 is not a multiple of 16; nearest: 96 or 112\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["generate", "x", "--out", "x.gif"], "--out x.gif: the suffix must be one of .png, .jpg, .jpeg, .webp"),
+        (["generate", "x", "--out", "nowhere/x.png"], "--out nowhere/x.png: cannot write into nowhere"),
+        (["repository", "nowhere", "--out", "x"], "nowhere does not exist"),
+        (["repository", "nowhere", "--out", "x", "--min-side", "50"], "min_side 50 is not a positive multiple of 16"),
+        (["repository", "nowhere", "--out", "x", "--max-rows", "0"], "--max-rows 0: too small"),
+        (["run", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *argv, "--json")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert message in json.loads(out.splitlines()[-1])["error"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_repository_writes_limits_and_tuning(
+    artifact_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deploy"
+    options = ["--max-steps", "9", "--live-requests", "3", "--json"]
+    code, text, _ = run(capsys, "repository", str(artifact_of("klein")), "--out", str(out), *options)
+    assert (code, json.loads(text.splitlines()[-1])["variant"]) == (0, "klein-custom")
+    settings = Settings.read(out / "denoiser" / "1")
+    assert (settings.limits, settings.tuning) == (Limits(max_steps=9), Tuning(live_requests=3))
+    links = {path.stat().st_nlink for path in out.rglob("*.safetensors")}
+    assert min(links) > 1, "weights are hard links"
+
+
+def test_a_bf16_artifact_is_refused_for_onnx_runtime(
+    checkpoint_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), dtype="bf16"))
+    code, _, err = run(capsys, "repository", str(tmp_path / "a"), "--out", str(tmp_path / "d"))
+    assert code == 2
+    assert "computes in bf16, which ONNX Runtime's CPU provider does not run; export it with --dtype fp32" in err
+
+
+def test_an_artifact_without_a_part_is_refused(
+    checkpoint_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",)))
+    code, _, err = run(capsys, "repository", str(tmp_path / "a"), "--out", str(tmp_path / "d"))
+    assert code == 1
+    assert "the artifact has no text_encoder; it has: vae_decoder" in err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "a", "widht": 64}, "unknown field 'widht'; there are: prompt"),
+        ({"prompt": "a", "width": "wide"}, "width: 'wide' is not a INT32 value"),
+        ({"prompt": "a", "width": 2**40}, "width: 1099511627776 is not a INT32 value"),
+    ],
+)
+def test_the_client_refuses_what_it_cannot_send(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        fields_to_inputs(fields)
+
+
+def test_the_client_leaves_out_what_is_none() -> None:
+    assert [tensor.name() for tensor in fields_to_inputs({"prompt": "a", "seed": None, "steps": 3})] == [
+        "prompt",
+        "steps",
+    ]
+
+
+@pytest.mark.server
+def test_a_request_that_takes_too_long_is_given_up(server: Server) -> None:
+    ticks: list[float] = []
+    with Client(server.url) as client, pytest.raises(Exception, match="DEADLINE_EXCEEDED"):
+        client.paint({"prompt": "a", "steps": 100, "width": 512, "height": 512}, timeout=0.5, tick=ticks.append)
+    assert ticks == sorted(ticks)
+    assert len(ticks) >= 2
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "jpeg"])
+def test_pictures_survive_their_encoding(name: Any) -> None:
+    pixels = np.full((32, 48, 3), 200, np.uint8)
+    assert np.abs(decode(encode(pixels, name)).astype(int) - 200).max() <= 2

@@ -1,0 +1,207 @@
+"""Starting and ending a server: fast, clean, and with a reason when it cannot be."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kit.artifact import digest
+from kit.errors import ArtifactError, CheckFailed, UsageError
+from pipeline.images import decode, encode
+from serve.client import Client
+from serve.find_server import find_server
+from serve.launch import Ports, Server
+from serve.probe import ANSWER
+from tests.conftest import ByFamily
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    """List the processes below one, through /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found += [int(stat.parent.name), *children(int(stat.parent.name))]
+    return found
+
+
+@pytest.mark.server
+def test_the_server_starts_in_ten_seconds_and_leaves_nothing(deployment_of: ByFamily, tmp_path: Path) -> None:
+    """A start counts when one of three is quick: machines are shared, and another load is not the server's slowness."""
+    before = shared_memory()
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=99) > 10:
+        with Server(deployment_of("klein"), log=tmp_path / "log") as server:
+            processes = [server.pid, *children(server.pid)]
+            assert len(processes) > 5
+            assert shared_memory() > before
+            seconds.append(server.start_seconds)
+        assert not [pid for pid in processes if alive(pid)]
+        assert shared_memory() <= before
+    assert min(seconds) <= 10, seconds
+
+
+@pytest.mark.server
+def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily, tmp_path: Path) -> None:
+    ports = Ports.free()
+    options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
+    command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
+    before = shared_memory()
+    scratch = os.environ | {"TMPDIR": str(tmp_path)}  # which it cannot remove any more
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=scratch)
+    assert launcher.stdout is not None
+    assert b'"start_seconds"' in launcher.stdout.readline()
+    processes = children(launcher.pid)
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in processes if alive(pid)]
+    for left in shared_memory() - before:  # a killed launcher cannot tidy up; Triton itself does when it can
+        assert left.startswith("flux2_")
+        Path("/dev/shm", left).unlink()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_serve_run_ends_cleanly_on_a_signal(sign: signal.Signals, deployment_of: ByFamily) -> None:
+    ports = Ports.free()
+    options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
+    command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
+    before = shared_memory()
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert launcher.stdout is not None
+    launcher.stdout.readline()
+    processes = children(launcher.pid)
+    launcher.send_signal(sign)
+    assert launcher.wait(30) == 0
+    launcher.stdout.close()
+    assert not [pid for pid in processes if alive(pid)]
+    assert shared_memory() <= before
+
+
+@pytest.mark.server
+def test_a_server_that_paints_wrong_is_not_called_ready(deployment_of: ByFamily, tmp_path: Path) -> None:
+    copy = tmp_path / "deployment"
+    shutil.copytree(deployment_of("klein"), copy)
+    pixels = decode((copy / ANSWER).read_bytes()).copy()
+    pixels[5, 5] ^= 128
+    (copy / ANSWER).write_bytes(encode(pixels, "png"))
+    (copy / "manifest.json").write_text(resealed(copy))
+    with (
+        pytest.raises(CheckFailed, match="known answer is off by up to 128 of 255"),
+        Server(copy, log=tmp_path / "log"),
+    ):
+        pass
+
+
+def resealed(folder: Path) -> str:
+    """Return the manifest's text with the digest of the changed answer in it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    answer = folder / ANSWER
+    manifest["files"][ANSWER] = {"bytes": answer.stat().st_size, "digest": digest(answer)}
+    return json.dumps(manifest)
+
+
+def fake_server(folder: Path, script: str) -> Path:
+    path = folder / "tritonserver"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_server_that_dies_is_reported_with_its_last_words(deployment_of: ByFamily, tmp_path: Path) -> None:
+    binary = fake_server(tmp_path, "echo no GPU today; exit 3")
+    server = Server(deployment_of("klein"), tritonserver=binary, log=tmp_path / "log")
+    with pytest.raises(CheckFailed, match="(?s)tritonserver ended with code 3.*no GPU today"):
+        server.__enter__()
+
+
+def test_a_server_that_never_answers_is_given_up(deployment_of: ByFamily, tmp_path: Path) -> None:
+    binary = fake_server(tmp_path, "exec sleep 60")
+    server = Server(deployment_of("klein"), tritonserver=binary, log=tmp_path / "log", start_timeout=1)
+    with pytest.raises(CheckFailed, match="tritonserver was not ready after 1 s"):
+        server.__enter__()
+
+
+def test_a_port_in_use_is_named_with_its_option(deployment_of: ByFamily) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        with pytest.raises(
+            UsageError, match=f"port {number} on 127.0.0.1 cannot be used .*; choose another --grpc-port"
+        ):
+            Server(deployment_of("klein"), replace(Ports.free(), grpc=number)).__enter__()
+
+
+def test_a_deployment_that_does_not_verify_is_not_started(deployment_of: ByFamily, tmp_path: Path) -> None:
+    copy = tmp_path / "deployment"
+    shutil.copytree(deployment_of("klein"), copy)
+    (copy / "denoiser" / "config.pbtxt").write_text("")
+    with pytest.raises(ArtifactError, match="denoiser/config.pbtxt: has 0 bytes, the manifest says"):
+        Server(copy).__enter__()
+
+
+def test_an_exported_artifact_is_no_deployment(artifact_of: ByFamily) -> None:
+    with pytest.raises(UsageError, match="of kind 'onnx'; needed: deployment"):
+        Server(artifact_of("klein")).__enter__()
+
+
+def test_an_explicit_server_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--tritonserver .*nowhere: not an executable file"):
+        find_server(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_server_on_the_path_is_taken_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = fake_server(tmp_path, "")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert find_server(None, tmp_path / "work").path == binary
+
+
+def test_without_any_server_the_ways_to_one_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="no tritonserver found: not on PATH, and the package nvidia-pytriton"):
+        find_server(None, tmp_path)
+
+
+def test_numpy_2_is_refused_for_the_packaged_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.2.6")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(UsageError, match="numpy 2.2.6 is installed; the server of nvidia-pytriton returns empty"):
+        find_server(None, tmp_path)
+
+
+def test_a_client_without_a_server_is_told_how_to_start_one() -> None:
+    with Client(f"127.0.0.1:{Ports.free().grpc}") as client, pytest.raises(UsageError, match="python -m serve run"):
+        client.paint({"prompt": "a cat"}, timeout=5)

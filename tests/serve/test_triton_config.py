@@ -1,0 +1,63 @@
+"""config.pbtxt, compared whole with what stands in tests/expected, and the wiring of the ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
+
+from kit.ports import ports
+from kit.variants import VARIANTS
+from pipeline.request import FIELDS, Limits
+from serve.settings import Settings, Tuning
+from serve.triton_config import configs
+
+EXPECTED = Path(__file__).parents[1] / "expected"
+
+
+def settings(name: str) -> Settings:
+    variant = VARIANTS[name]
+    parts = {part: ports(part, variant, "fp32") for part in ("text_encoder", "transformer", "vae_decoder")}
+    return Settings(variant, "fp32", Limits(), Tuning(), parts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["klein-4b", "klein-base-4b"])
+def test_configs_are_the_expected_text(name: str) -> None:
+    made = configs(settings(name))
+    for model, text in made.items():
+        assert text == (EXPECTED / name / f"{model}.pbtxt").read_text(), model
+    assert set(made) == {path.stem for path in (EXPECTED / name).iterdir()}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_tensor_of_the_ensemble_has_one_source_and_equal_shapes(name: str) -> None:
+    made = {model: text_format.Parse(text, proto.ModelConfig()) for model, text in configs(settings(name)).items()}
+    ensemble = made["flux2"]
+    source = {wire.name: (wire.data_type, tuple(wire.dims)) for wire in ensemble.input}
+    assert set(source) == {field.name for field in FIELDS}
+    for step in ensemble.ensemble_scheduling.step:
+        model = made[step.model_name]
+        axis = [-1] if model.max_batch_size else []
+        shapes = {w.name: (w.data_type, (*axis, *w.dims)) for w in (*model.input, *model.output)}
+        assert {w.name for w in model.input} == set(step.input_map)
+        for port, tensor in step.input_map.items():
+            assert source[tensor] == shapes[port], (step.model_name, port)
+        for port, tensor in step.output_map.items():
+            assert tensor not in source, f"{tensor} has two sources"
+            source[tensor] = shapes[port]
+    for wire in ensemble.output:
+        assert source[wire.name] == (wire.data_type, tuple(wire.dims))
+
+
+def test_settings_survive_the_disk(tmp_path: Path) -> None:
+    made = replace(settings("dev"), limits=Limits(max_steps=7), tuning=Tuning(live_requests=3))
+    made.write(tmp_path)
+    assert Settings.read(tmp_path) == made
+
+
+def test_live_requests_are_the_slots_of_the_sequence_batcher() -> None:
+    made = replace(settings("dev"), tuning=Tuning(live_requests=3))
+    assert "max_batch_size: 3\n" in configs(made)["denoiser"]
