@@ -24,7 +24,8 @@ from export.parts import MODULE
 from export.trace import FakePart
 from export.values import read_all
 from export.weights import Binding, find
-from kit.dtypes import Array, Compute, torch_type
+from kit.dtypes import Compute, torch_type
+from kit.engine import Array
 from kit.errors import UsageError
 from kit.ports import PartName, Ports, ports
 from kit.safetensors_file import StoredTensor

@@ -1,6 +1,6 @@
 """Number formats: one table with the word that each library has for them, and bf16 between numpy and torch.
 
-torch, onnx_ir and ml_dtypes are imported by the functions that answer with their types.
+numpy, torch, onnx_ir and ml_dtypes are imported by the functions that answer with their types.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnx_ir as ir
     import torch
 
-Array = npt.NDArray[np.generic]
 Dtype = Literal["fp32", "bf16", "i64", "u8"]  # of ports
 Compute = Literal["fp32", "bf16"]  # of activations in a graph
 
@@ -70,6 +68,7 @@ def number_format(word: str) -> Format:
 def numpy_type(word: str) -> Any:
     """Return numpy's dtype of a format, ml_dtypes' where numpy has none."""
     import ml_dtypes
+    import numpy as np
 
     name = number_format(word).numpy
     return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
@@ -102,11 +101,12 @@ def triton_type(word: str) -> str:
     return f"TYPE_{number_format(word).triton}"
 
 
-def to_tensor(array: Array) -> torch.Tensor:
+def to_tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
     """Return a tensor that shares an array's memory (a copy where the array is read-only or not contiguous).
 
     torch takes no bf16 from numpy, so the bits cross as 16-bit integers.
     """
+    import numpy as np
     import torch
 
     array = np.require(array, requirements=["C", "W"])
@@ -115,12 +115,12 @@ def to_tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def to_array(tensor: torch.Tensor) -> Array:
+def to_array(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
     """Return an array that shares the memory of a tensor on the CPU, bf16 as ml_dtypes has it."""
     import torch
 
     if tensor.dtype == torch.bfloat16:
-        array: Array = tensor.contiguous().view(torch.int16).numpy().view(numpy_type("bf16"))
+        array: npt.NDArray[np.generic] = tensor.contiguous().view(torch.int16).numpy().view(numpy_type("bf16"))
         return array
-    plain: Array = tensor.numpy()
+    plain: npt.NDArray[np.generic] = tensor.numpy()
     return plain

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from kit.dtypes import Array
+import numpy as np
+import numpy.typing as npt
+
 from kit.ports import Ports
+
+Array = npt.NDArray[np.generic]
 
 
 class Engine(Protocol):

@@ -15,8 +15,8 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from kit.dtypes import Array, Compute, numpy_type
-from kit.engine import Engine
+from kit.dtypes import Compute, numpy_type
+from kit.engine import Array, Engine
 from kit.errors import EngineError
 from kit.variants import Variant
 from pipeline import schedule

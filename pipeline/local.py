@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.artifact import read_manifest
-from kit.dtypes import Array, numpy_type
+from kit.dtypes import numpy_type
+from kit.engine import Array
 from kit.errors import EngineError
 from pipeline.denoise import Denoiser, Job
 from pipeline.prompts import PromptEncoder

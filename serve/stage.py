@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kit.dtypes import Array
-from kit.engine import Engine
+from kit.engine import Array, Engine
 from kit.errors import EngineError
 from kit.ports import PartName
 from runtimes.ort.engine import OrtEngine

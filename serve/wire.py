@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.dtypes import Array, Dtype
+from kit.dtypes import Dtype
+from kit.engine import Array
 from kit.errors import UsageError
 from pipeline.request import FIELDS
 

@@ -19,7 +19,8 @@ from benchmarks.gpu.cases import Case, Settings, variant_of
 from benchmarks.gpu.clock import clock, percentile
 from benchmarks.gpu.modes import Call, mode_of
 from benchmarks.gpu.parts import Measure, build
-from kit.dtypes import Array, numpy_type, to_array, to_tensor
+from kit.dtypes import numpy_type, to_array, to_tensor
+from kit.engine import Array
 from kit.ports import Ports, ports
 from kit.variants import Variant
 from pipeline.denoise import Denoiser, Job

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from export.torch_part import TorchPart
-from kit.dtypes import Array
+from kit.engine import Array
 
 See = Callable[[str, Tensor, Tensor, Tensor], None]  # layer, its weight [N, K], input [B, ..., K], gradient [B, ..., N]
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from export.torch_part import TorchPart, load
 from export.weights import Binding
-from kit.dtypes import Array, Compute
+from kit.dtypes import Compute
+from kit.engine import Array
 from kit.ports import PartName
 from kit.variants import Variant
 from pipeline.prompts import PromptEncoder

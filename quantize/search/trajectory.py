@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from export.torch_part import TorchPart
-from kit.dtypes import Array
+from kit.engine import Array
 from kit.errors import CheckFailed
 from kit.ports import Ports
 from kit.variants import Variant

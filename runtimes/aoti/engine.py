@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kit.artifact import Manifest, verify
-from kit.dtypes import Array, to_array, to_tensor
+from kit.dtypes import to_array, to_tensor
+from kit.engine import Array
 from kit.errors import ArtifactError, EngineError
 from kit.ports import PartName
 from runtimes.aoti import buckets

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kit.dtypes import Array
+from kit.engine import Array
 from kit.errors import ArtifactError, EngineError
 from kit.hardware import cpu
 from kit.ports import Ports

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kit.dtypes import Array, Dtype, to_array, to_tensor, torch_type
+from kit.dtypes import Dtype, to_array, to_tensor, torch_type
+from kit.engine import Array
 
 
 class Device(Protocol):

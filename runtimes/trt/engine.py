@@ -17,7 +17,8 @@ import numpy as np
 import tensorrt as trt
 
 from kit.cuda_device import Machine, this_machine
-from kit.dtypes import Array, number_format
+from kit.dtypes import number_format
+from kit.engine import Array
 from kit.errors import ArtifactError, EngineError, UsageError
 from kit.ports import PartName, Port, Ports, split_axis
 from runtimes.trt.cuda import Cuda, Device

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from kit.dtypes import Array, Compute
+from kit.dtypes import Compute
+from kit.engine import Array
 from kit.errors import EngineError
 from kit.ports import ports
 from kit.variants import VARIANTS, Variant

@@ -14,7 +14,7 @@ from export.torch_part import TorchPart, bind, load
 from kit import tiny
 from kit.checkpoint import resolve
 from kit.configs import read_variant
-from kit.dtypes import Array
+from kit.engine import Array
 from kit.errors import CheckFailed, UsageError
 from kit.ports import PartName
 from kit.variants import Family, Variant

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kit.dtypes import Array
+from kit.engine import Array
 from kit.errors import CheckFailed, EngineError
 from pipeline.local import LocalPipeline
 from quantize.gate.drawing import Canvas, Drawing, Paint, Side, compare, open_painter, seeds_of

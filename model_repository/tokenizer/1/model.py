@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from kit.dtypes import Array
+from kit.engine import Array
 from kit.errors import Flux2Error
 from pipeline.prompts import PromptEncoder
 from pipeline.request import check

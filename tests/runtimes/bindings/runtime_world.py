@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from kit.cuda_device import CudaDevice, Machine
-from kit.dtypes import Array, Dtype, to_array, to_tensor
+from kit.dtypes import Dtype, to_array, to_tensor
+from kit.engine import Array
 from kit.ports import Port, Ports
 from runtimes.trt.profiles import Profile, Range
 from runtimes.trt.record import EngineRecord, PlanRecord
