@@ -1,13 +1,13 @@
 """klein-4b in int8 on a CPU, beside diffusers: seconds of one transformer step, and memory of the whole pipeline.
 
-Three measurements. Weights of the first two are random: pictures mean nothing there, times and memory do not depend on
+Three measurements. Weights of the first two are random: images mean nothing there, times and memory do not depend on
 the values.
 
 - a ratio: a transformer of true width with a share of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
   ONNX Runtime, all in turn in one run, each in a process that stays; a step is linear in the blocks;
-- the whole klein-4b, all parts in int8 but for the VAE: one picture through the server's own step loop, with the peak
+- the whole klein-4b, all parts in int8 but for the VAE: one image through the server's own step loop, with the peak
   memory of its process;
-- the sample that ships with the kit, trained weights, in fp32 and in int8 in turn: seconds of a step and of a picture.
+- the sample that ships with the kit, trained weights, in fp32 and in int8 in turn: seconds of a step and of an image.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; a worker's own call answers one line for every line of its stdin."""
     if args.worker == "whole":
-        return _paint(args.work / "whole-int8")
+        return _generate(args.work / "whole-int8")
     if args.worker:
         _step_worker(args.work, args.worker)
         return {}
@@ -78,13 +78,13 @@ def table(facts: dict[str, Any]) -> str:
         whole = facts["whole"]
         lines.append(
             f"klein-4b whole, int8: {whole['steps_seconds']:.1f} s for {STEPS} steps, {whole['seconds']:.1f} s a "
-            f"picture, loaded in {whole['load_seconds']:.1f} s, peak memory {whole['peak_rss_gb']:.2f} GB"
+            f"image, loaded in {whole['load_seconds']:.1f} s, peak memory {whole['peak_rss_gb']:.2f} GB"
         )
     if "sample" in facts:
         sample = facts["sample"]
-        lines.append(f"the sample at its own size, median of {sample['pictures']} pictures of each in turn:")
+        lines.append(f"the sample at its own size, median of {sample['images']} images of each in turn:")
         for name in ("fp32", "int8"):
-            lines.append(f"  {name}: {sample[name]['step']:.2f} ms a step, {sample[name]['picture']:.1f} ms a picture")
+            lines.append(f"  {name}: {sample[name]['step']:.2f} ms a step, {sample[name]['image']:.1f} ms an image")
         lines.append(f"  int8 steps are {sample['step_ratio']:.2f} times as fast")
     return "\n".join(lines)
 
@@ -236,7 +236,7 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sample(args: argparse.Namespace) -> dict[str, Any]:
-    """Paint with the sample in fp32 and in int8, a picture of each in turn; milliseconds."""
+    """Generate with the sample in fp32 and in int8, an image of each in turn; milliseconds."""
     from pipeline.local import LocalPipeline
 
     onnx, record = args.work / "sample", args.work / "sample-calibration.json"
@@ -248,18 +248,18 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     pipelines = {name: LocalPipeline(folder) for name, folder in folders.items()}
     fields = {"prompt": "a red circle on a white background", "seed": 1}
     steps: dict[str, list[float]] = {name: [] for name in pipelines}
-    pictures: dict[str, list[float]] = {name: [] for name in pipelines}
+    images: dict[str, list[float]] = {name: [] for name in pipelines}
     for name, pipeline in pipelines.items():
-        pipeline.paint(fields)
+        pipeline.generate(fields)
         _time_steps(pipeline, steps[name])
     for _ in range(10 * args.rounds):
         for name, pipeline in pipelines.items():
             begin = time.perf_counter()
-            pipeline.paint(fields)
-            pictures[name].append(time.perf_counter() - begin)
-    found = {name: {"step": 1e3 * _median(steps[name]), "picture": 1e3 * _median(pictures[name])} for name in pipelines}
+            pipeline.generate(fields)
+            images[name].append(time.perf_counter() - begin)
+    found = {name: {"step": 1e3 * _median(steps[name]), "image": 1e3 * _median(images[name])} for name in pipelines}
     ratios = [fp32 / int8 for fp32, int8 in zip(steps["fp32"], steps["int8"], strict=True)]
-    return {"pictures": len(pictures["int8"]), **found, "step_ratio": _median(ratios)}
+    return {"images": len(images["int8"]), **found, "step_ratio": _median(ratios)}
 
 
 def _time_steps(pipeline: Any, seconds: list[float]) -> None:
@@ -274,8 +274,8 @@ def _time_steps(pipeline: Any, seconds: list[float]) -> None:
     pipeline.denoiser.step = timed
 
 
-def _paint(folder: Path) -> dict[str, Any]:
-    """Paint one picture with a whole artifact in this process."""
+def _generate(folder: Path) -> dict[str, Any]:
+    """Generate one image with a whole artifact in this process."""
     from pipeline.local import LocalPipeline
 
     begin = time.perf_counter()
@@ -283,13 +283,13 @@ def _paint(folder: Path) -> dict[str, Any]:
     loaded = time.perf_counter()
     job_seconds: list[float] = []
     _time_steps(pipeline, job_seconds)
-    painted = pipeline.paint({"prompt": PROMPT, "seed": 1, "width": SIDE, "height": SIDE, "steps": STEPS})
+    generated = pipeline.generate({"prompt": PROMPT, "seed": 1, "width": SIDE, "height": SIDE, "steps": STEPS})
     seconds = time.perf_counter() - loaded
     return {
         "load_seconds": loaded - begin,
         "seconds": seconds,
         "step_seconds": job_seconds,
         "steps_seconds": sum(job_seconds),
-        "pixels_deviation": float(painted.pixels.std()),
+        "pixels_deviation": float(generated.pixels.std()),
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }

@@ -1,4 +1,4 @@
-"""From the sample checkpoint to a picture out of a real Triton server, with what each stage took: `make demo`."""
+"""From the sample checkpoint to an image out of a real Triton server, with what each stage took: `make demo`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> dict[str, Any]:
-    """Export, write the deployment, serve it on loopback, ask once, save the picture; returns seconds by stage."""
+    """Export, write the deployment, serve it on loopback, ask once, save the image; returns seconds by stage."""
     from export.artifact import ExportConfig, export  # brings torch and diffusers
     from pipeline.request import Limits
     from serve.client import Client
@@ -67,23 +67,23 @@ def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> 
     server = Server(deployment, log=build / "triton.log")
     with stage("start server") as notes:
         server.__enter__()
-        notes.append(f"Triton on {server.url}; it painted the known answer")
+        notes.append(f"Triton on {server.url}; it generated the known answer")
     try:
         with stage("one request") as notes, Client(server.url) as client:
-            pictures = client.paint({"prompt": prompt, "seed": seed}, timeout=120)
-            out.write_bytes(pictures.images[0])
-            notes.append(f"{out}: {prompt!r}, seed {pictures.seed}")
+            images = client.generate({"prompt": prompt, "seed": seed}, timeout=120)
+            out.write_bytes(images.images[0])
+            notes.append(f"{out}: {prompt!r}, seed {images.seed}")
     finally:
         with stage("stop server"):
             server.stop()
     if not quiet:
         print_next(deployment, out)
-    return {"picture": str(out), "seed": pictures.seed, "variant": verify(deployment).variant.name, "seconds": table}
+    return {"image": str(out), "seed": images.seed, "variant": verify(deployment).variant.name, "seconds": table}
 
 
 def print_next(deployment: Path, out: Path) -> None:
     """Print what to try next."""
-    print(f"\n{out} is painted. To keep a server and ask it yourself:")
+    print(f"\n{out} is generated. To keep a server and ask it yourself:")
     print(f"  .venv/bin/python -m serve run {deployment}")
     print(f'  .venv/bin/python -m serve generate "{PROMPT}" --out mine.png --seed 2')
     print("and with a checkpoint of your own:")

@@ -1,7 +1,7 @@
 """A published deployment table held against the planner: under which settings each row is true, and where it cannot be.
 
-The table (pictures per minute: A10G 24 GB 2-3, A100 40 GB 8-12, H100 80 GB 20-30, L4 24 GB quantized 4-6; break-even
-near 50,000 pictures a month) names neither variant nor steps, size or prices. So all settings of a grid are planned; a
+The table (images per minute: A10G 24 GB 2-3, A100 40 GB 8-12, H100 80 GB 20-30, L4 24 GB quantized 4-6; break-even
+near 50,000 images a month) names neither variant nor steps, size or prices. So all settings of a grid are planned; a
 row holds for those whose estimate falls into its range, and is impossible where even the dense rate is too slow.
 """
 
@@ -81,7 +81,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
     for row in found:
         if "gpu" in row:
             low, high = row["published"]
-            lines.append(f"{row['gpu']}, {low:g} to {high:g} pictures a minute:")
+            lines.append(f"{row['gpu']}, {low:g} to {high:g} images a minute:")
             lines += [f"    {h['setting']}, {h['recipe']}: {h['per_minute'][1]:.1f}" for h in row["holds"]]
             for dev in row["dev_at_1024"]:
                 lines.append(
@@ -89,7 +89,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
                     f"dense rate {dev['ceiling_per_minute']:.2f}: {dev['verdict']})"
                 )
         elif "break_even" in row:
-            lines.append(f"break-even near {row['break_even']} pictures a month:")
+            lines.append(f"break-even near {row['break_even']} images a month:")
             lines += [f"    {words}" for words in row["holds"]]
         else:
             lines.append("settings for which most rows hold at once:")
@@ -135,7 +135,7 @@ def _grid(row: Row) -> Iterator[tuple[str, RecipeName, Plan]]:
 
 
 def _break_even() -> Iterator[str]:
-    """Yield offers and services whose monthly rent buys about as many hosted pictures, if the GPU can paint them."""
+    """Yield offers and services whose monthly rent buys about as many hosted images, if the GPU can generate them."""
     prices = read_prices()
     for row in ROWS:
         for name in ("klein-4b", "klein-9b", "dev"):
@@ -145,12 +145,12 @@ def _break_even() -> Iterator[str]:
             capacity = answer.per_minute.mid * 60 * HOURS_PER_MONTH
             for offer in prices.gpus[row.gpu]:
                 for hosted in prices.hosted[name]:
-                    pictures = offer.usd_per_hour * HOURS_PER_MONTH / hosted.usd_per_megapixel
-                    if hosted.steps is None and abs(pictures / BREAK_EVEN - 1) <= NEAR:
-                        can = "possible" if pictures <= capacity else f"impossible, it paints {capacity:,.0f} at most"
+                    images = offer.usd_per_hour * HOURS_PER_MONTH / hosted.usd_per_megapixel
+                    if hosted.steps is None and abs(images / BREAK_EVEN - 1) <= NEAR:
+                        can = "possible" if images <= capacity else f"impossible, it generates {capacity:,.0f} at most"
                         yield (
                             f"{name} on {row.gpu} at ${offer.usd_per_hour:g} an hour ({offer.offer}) against "
-                            f"${hosted.usd_per_megapixel:g} ({hosted.offer}): {pictures:,.0f}, {can}"
+                            f"${hosted.usd_per_megapixel:g} ({hosted.offer}): {images:,.0f}, {can}"
                         )
 
 

@@ -180,7 +180,7 @@ def _compare(part: PartName, variant: Variant, checkpoint: Path, size: tuple[int
 
 
 def _feeds(part: PartName, variant: Variant, height: int, width: int) -> dict[str, Array]:
-    """Draw what a part is fed for one picture."""
+    """Draw what a part is fed for one image."""
     random = np.random.default_rng(1)
     h, w = height // variant.pixels_per_token, width // variant.pixels_per_token
     sizes = {"batch": 1, "image_tokens": h * w, "latent_height": h, "latent_width": w}

@@ -22,7 +22,7 @@ from kit.dtypes import numpy_type
 from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Variant
 
-SIDE = 256  # pixels: 256 tokens of the picture beside 512 of the text
+SIDE = 256  # pixels: 256 tokens of the image beside 512 of the text
 SEEN, UNSEEN = 4, 4  # seeds for calibration and for the comparison
 STRONG_SHARE, STRENGTH = 0.003, 30.0  # of channels, and how many times as strong
 

@@ -125,7 +125,7 @@ def export(
         return ExportReport(out, variant.name, True, time.perf_counter() - begin)
     reports = []
     with building(out) as folder:
-        placed: dict[str, Weights] = {}
+        placed: dict[str, PlacedWeights] = {}
         for part, fake in fakes.items():
             started = time.perf_counter()
             home = SOURCES[part].home
@@ -180,7 +180,7 @@ def _same_weights(source: Path, target: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Weights:
+class PlacedWeights:
     """Weights that stand in a folder of the artifact, and what it took to put them there."""
 
     binding: Binding
@@ -188,12 +188,12 @@ class Weights:
     copied_bytes: int
     derived_bytes: int
 
-    def shared(self) -> Weights:
+    def shared(self) -> PlacedWeights:
         """Return the same weights for another graph of the folder, which costs nothing."""
-        return Weights(self.binding, 0, 0, 0)
+        return PlacedWeights(self.binding, 0, 0, 0)
 
 
-def _place(binding: Binding, folder: Path) -> Weights:
+def _place(binding: Binding, folder: Path) -> PlacedWeights:
     """Put the weight files of a graph into its folder, and write what is no byte range of them."""
     folder.mkdir()
     moved: Counter[str] = Counter()
@@ -201,10 +201,10 @@ def _place(binding: Binding, folder: Path) -> Weights:
     for file in binding.files:
         moved[link_or_copy(file, folder / file.name)] += file.stat().st_size
     derived = sum(tensor.nbytes for tensor in binding.derived.values())
-    return Weights(settled, moved["linked"], moved["copied"], derived)
+    return PlacedWeights(settled, moved["linked"], moved["copied"], derived)
 
 
-def _export_part(fake: FakePart, weights: Weights, folder: Path, begin: float) -> PartReport:
+def _export_part(fake: FakePart, weights: PlacedWeights, folder: Path, begin: float) -> PartReport:
     """Trace one part, point it at its weights and write its graph."""
     model = fake.trace()
     traced = count_nodes(model)

@@ -24,7 +24,7 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "first_stage_model.",
 
 
 @dataclass(frozen=True)
-class Weights:
+class StoredWeights:
     """The tensors of one part by diffusers' names; what is unknown keeps the name that it has."""
 
     tensors: Mapping[str, StoredTensor]
@@ -32,13 +32,13 @@ class Weights:
     scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # one number, by the name of its FP8 tensor
 
 
-def read_single_file(folder: str, file: Path, variant: Variant) -> Weights:
+def read_single_file(folder: str, file: Path, variant: Variant) -> StoredWeights:
     """Read the tensors of one file that takes the place of a folder of a checkpoint ("transformer" or "vae").
 
     Raises CheckpointError, naming file and tensor, for files that are truncated or of a format that cannot be read.
     """
     stored = {_bare(name): tensor for name, tensor in read_header(file).items()}
-    return _transformer(file, stored, variant.transformer) if folder == "transformer" else Weights(_vae(stored))
+    return _transformer(file, stored, variant.transformer) if folder == "transformer" else StoredWeights(_vae(stored))
 
 
 def _bare(name: str) -> str:
@@ -47,7 +47,7 @@ def _bare(name: str) -> str:
     return name
 
 
-def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transformer) -> Weights:
+def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transformer) -> StoredWeights:
     linears, norms = bfl_linears(sizes), bfl_norms(sizes)
     own = {target.module: (Target(target.module),) for targets in linears.values() for target in targets}
     tensors: dict[str, StoredTensor] = {}
@@ -82,7 +82,7 @@ def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transfor
                     scales[weight] = replace(scale, name=f"{weight}_scale", shape=())
         else:
             tensors[name] = tensor
-    return Weights(tensors, frozenset(swapped), scales)
+    return StoredWeights(tensors, frozenset(swapped), scales)
 
 
 def _third(file: Path, tensor: StoredTensor, third: int | None, name: str) -> StoredTensor:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from export import derived
 from export.derived import Derived
 from export.parts import MODULE, PARTS, is_unneeded, source_names
-from export.single_file import FP8, Weights, has_decoder_alone, read_single_file
+from export.single_file import FP8, StoredWeights, has_decoder_alone, read_single_file
 from export.tied_heads import restore_embedding
 from export.values import read_all
 from kit.dtypes import onnx_type
@@ -63,7 +63,7 @@ def find(
     config describes.
     """
     folder = single_file or checkpoint / PARTS[part].folder
-    read = read_single_file(PARTS[part].folder, folder, variant) if single_file else Weights(read_folder(folder))
+    read = read_single_file(PARTS[part].folder, folder, variant) if single_file else StoredWeights(read_folder(folder))
     stored = read.tensors
     if single_file and PARTS[part].folder == "vae" and has_decoder_alone(single_file):
         rest = read_folder(checkpoint / "vae")

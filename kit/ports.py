@@ -60,7 +60,7 @@ def ports(part: PartName, variant: Variant, compute: Compute) -> Ports:
     """Return the ports of a part.
 
     Activations have the compute type; timestep and guidance are always fp32 (the graph rounds them to the compute type
-    where diffusers does), ids are int64 and pictures leave as uint8 [B, H, W, 3]. What `transformer_extract` gives,
+    where diffusers does), ids are int64 and images leave as uint8 [B, H, W, 3]. What `transformer_extract` gives,
     `transformer_cached` takes under the same names at every step: by block, rotated keys and values of the reference
     tokens.
     """

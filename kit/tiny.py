@@ -2,7 +2,7 @@
 
 Only widths and depths are shrunk. What shapes a graph is real: 128 packed channels, 32 latents, the x8 VAE with its 2x2
 patches, four-axis RoPE, the text-encoder taps, padding sides, tied embeddings. The weights of the transformer are
-scaled by `gain`, because at 1 the prompt moves the picture by 0.3 % only and a parity test would not see the text.
+scaled by `gain`, because at 1 the prompt moves the image by 0.3 % only and a parity test would not see the text.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Variant:
     pixels_per_token = 16  # VAE x8 and a 2x2 patch
 
     def tokens(self, width: int, height: int) -> int:
-        """Count image tokens of a picture of `width` x `height` pixels."""
+        """Count image tokens of an image of `width` x `height` pixels."""
         return (width // self.pixels_per_token) * (height // self.pixels_per_token)
 
     @classmethod

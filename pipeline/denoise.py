@@ -1,8 +1,8 @@
 """The step loop as a pure state machine: requests join, advance one step per call in shared batches, and leave.
 
-Nothing here knows Triton. A `Job` is one request while it is painted; `Denoiser.step` advances any set of live jobs by
-one step. Jobs of different step counts, seeds, guidance and arrival times share an engine call as long as they have the
-same number of image tokens; timesteps and position ids travel per row.
+Nothing here knows Triton. A `LiveRequest` is one request between its first and its last step; `Denoiser.step` advances
+any set of them by one step. Requests of different step counts, seeds, guidance and arrival times share an engine call
+as long as they have the same number of image tokens; timesteps and position ids travel per row.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Job:
-    """One request while it is painted."""
+class LiveRequest:
+    """One request while it is generated."""
 
     latents: Float32  # [N, S, 128], packed
     prompt_embeds: Array  # [T, 3H]
@@ -49,10 +49,10 @@ class Job:
 
     @property
     def batch_rows(self) -> int:
-        """Rows that this job takes in an engine call: its pictures, twice when guidance needs two passes."""
+        """Rows that this job takes in an engine call: its images, twice when guidance needs two passes."""
         return len(self.latents) * (1 if self.negative_embeds is None else 2)
 
-    def picture_latents(self) -> Float32:
+    def image_latents(self) -> Float32:
         """Unpack to [N, 128, h, w], what the VAE decoder takes."""
         n, _, channels = self.latents.shape
         return self.latents.transpose(0, 2, 1).reshape(n, channels, self.rows, self.columns)
@@ -80,7 +80,9 @@ class Denoiser:
     engine: Engine
     max_rows: int = 16
     occupancy: Occupancy = field(default_factory=Occupancy)
-    _constant: dict[int, tuple[tuple[Job, ...], dict[str, Array]]] = field(default_factory=dict)  # by image tokens
+    _constant: dict[int, tuple[tuple[LiveRequest, ...], dict[str, Array]]] = field(
+        default_factory=dict
+    )  # by image tokens
 
     def admit(
         self,
@@ -93,7 +95,7 @@ class Denoiser:
         steps: int,
         guidance: float,
         num_images: int,
-    ) -> Job:
+    ) -> LiveRequest:
         """Start a job from checked values; embeddings are [T, 3H].
 
         Raises ValueError when the embeddings do not have the variant's shape.
@@ -107,7 +109,7 @@ class Denoiser:
             raise ValueError(f"guidance {guidance:g} on {self.variant.name} needs negative_embeds")
         rows, columns = height // self.variant.pixels_per_token, width // self.variant.pixels_per_token
         levels = schedule.sigmas(rows * columns, steps)
-        return Job(
+        return LiveRequest(
             latents=initial_latents(self.variant, seed, num_images, width, height, self.compute),
             prompt_embeds=prompt_embeds,
             negative_embeds=negative_embeds if two_passes else None,
@@ -119,7 +121,7 @@ class Denoiser:
             times=schedule.timesteps(levels, self.compute),
         )
 
-    def step(self, jobs: Sequence[Job]) -> None:
+    def step(self, jobs: Sequence[LiveRequest]) -> None:
         """Advance every job by one step; jobs with the same number of image tokens share engine calls.
 
         When an engine call fails, its jobs alone carry the `error`; the others advance.
@@ -135,8 +137,8 @@ class Denoiser:
                     for job in chunk:
                         job.error = str(error)
 
-    def _chunks(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        chunks: list[list[Job]] = []
+    def _chunks(self, jobs: Sequence[LiveRequest]) -> list[list[LiveRequest]]:
+        chunks: list[list[LiveRequest]] = []
         room = 0
         for job in jobs:
             if job.batch_rows > room:
@@ -146,7 +148,7 @@ class Denoiser:
             room -= job.batch_rows
         return chunks
 
-    def _advance(self, jobs: Sequence[Job]) -> None:
+    def _advance(self, jobs: Sequence[LiveRequest]) -> None:
         velocity = self.engine.run(self._inputs(jobs))["velocity"]  # [B, S, 128]
         self.occupancy.calls += 1
         self.occupancy.rows += len(velocity)
@@ -165,7 +167,7 @@ class Denoiser:
             job.latents = self._round(job.latents + step * mine)
             job.index += 1
 
-    def _inputs(self, jobs: Sequence[Job]) -> dict[str, Array]:
+    def _inputs(self, jobs: Sequence[LiveRequest]) -> dict[str, Array]:
         """Stack the rows of all jobs; of a job with guidance first the negative passes, then the positive ones."""
         hidden = [job.latents for job in jobs for _ in _passes(job)]
         times = [job.times[job.index] for job in jobs for _ in range(job.batch_rows)]
@@ -176,7 +178,7 @@ class Denoiser:
         }
         return inputs
 
-    def _constants(self, jobs: Sequence[Job]) -> dict[str, Array]:
+    def _constants(self, jobs: Sequence[LiveRequest]) -> dict[str, Array]:
         """Stack what does not change from step to step, once for a company of jobs.
 
         The arrays are read-only, by which an engine can tell that they lie on its device already.
@@ -206,17 +208,17 @@ class Denoiser:
         return values.astype(numpy_type(self.compute)).astype(np.float32)
 
 
-def _passes(job: Job) -> list[Array]:
+def _passes(job: LiveRequest) -> list[Array]:
     """Return the texts that a job runs with, one of them per pass."""
     return [job.prompt_embeds] if job.negative_embeds is None else [job.negative_embeds, job.prompt_embeds]
 
 
-def _tokens(job: Job) -> int:
+def _tokens(job: LiveRequest) -> int:
     return int(job.latents.shape[1])
 
 
 def image_ids(rows: int, columns: int) -> Int64:
-    """Position ids (t, h, w, l) of a picture's tokens, [rows * columns, 4]."""
+    """Position ids (t, h, w, l) of an image's tokens, [rows * columns, 4]."""
     ids = np.zeros((rows, columns, 4), np.int64)
     ids[..., 1] = np.arange(rows)[:, None]
     ids[..., 2] = np.arange(columns)

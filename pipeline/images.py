@@ -1,4 +1,4 @@
-"""From pixels to an encoded picture."""
+"""From pixels to an encoded image."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.request import PictureFormat
+from pipeline.request import ImageFormat
 
 # png: level 3 costs a third of Pillow's default time for about 3 % more bytes
-_OPTIONS: dict[PictureFormat, dict[str, int | bool]] = {
+_OPTIONS: dict[ImageFormat, dict[str, int | bool]] = {
     "png": {"compress_level": 3},
     "jpeg": {"quality": 95, "subsampling": 0},
     "webp": {"quality": 95, "method": 2},
 }
 
 
-def encode(pixels: npt.NDArray[np.uint8], output_format: PictureFormat) -> bytes:
-    """Encode one picture [H, W, 3]."""
+def encode(pixels: npt.NDArray[np.uint8], output_format: ImageFormat) -> bytes:
+    """Encode one image [H, W, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=output_format, **_OPTIONS[output_format])
     return buffer.getvalue()
 
 
 def decode(data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode an encoded picture to [H, W, 3]."""
+    """Decode an encoded image to [H, W, 3]."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))

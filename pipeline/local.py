@@ -14,17 +14,17 @@ from kit.artifact import read_manifest
 from kit.dtypes import numpy_type
 from kit.engine import Array
 from kit.errors import EngineError
-from pipeline.denoise import Denoiser, Job
+from pipeline.denoise import Denoiser, LiveRequest
 from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request, check
 from runtimes.open import open_parts
 
-StepObserver = Callable[[Sequence[Job]], None]  # called after every step with the jobs that it advanced
+StepObserver = Callable[[Sequence[LiveRequest]], None]  # called after every step with the jobs that it advanced
 
 
 @dataclass(frozen=True)
-class Painted:
-    """Pictures of one request, uint8 [N, H, W, 3], and the seed that was used."""
+class GeneratedImages:
+    """Images of one request, uint8 [N, H, W, 3], and the seed that was used."""
 
     pixels: npt.NDArray[np.uint8]
     seed: int
@@ -46,14 +46,14 @@ class LocalPipeline:
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
         self.vae_decoder = engines["vae_decoder"]
 
-    def paint(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> Painted:
-        """Paint one request from raw fields; raises RequestError as the server would."""
-        return self.paint_together([fields], after_step)[0]
+    def generate(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> GeneratedImages:
+        """Generate one request from raw fields; raises RequestError as the server would."""
+        return self.generate_batch([fields], after_step)[0]
 
-    def paint_together(
+    def generate_batch(
         self, requests: Sequence[Mapping[str, Any]], after_step: StepObserver | None = None
-    ) -> list[Painted]:
-        """Paint several requests step by step in shared batches."""
+    ) -> list[GeneratedImages]:
+        """Generate several requests step by step in shared batches."""
         checked = [check(fields, self.variant, self.limits) for fields in requests]
         jobs = [self._start(request) for request in checked]
         while live := [job for job in jobs if not job.done]:
@@ -63,10 +63,10 @@ class LocalPipeline:
                 raise EngineError(failed)
             if after_step is not None:
                 after_step(live)
-        return [Painted(self._decode(job), request.seed) for job, request in zip(jobs, checked, strict=True)]
+        return [GeneratedImages(self._decode(job), request.seed) for job, request in zip(jobs, checked, strict=True)]
 
-    def _decode(self, job: Job) -> npt.NDArray[np.uint8]:
-        latents = job.picture_latents().astype(numpy_type(self.manifest.compute), copy=False)
+    def _decode(self, job: LiveRequest) -> npt.NDArray[np.uint8]:
+        latents = job.image_latents().astype(numpy_type(self.manifest.compute), copy=False)
         return self.vae_decoder.run({"latents": latents})["image"].astype(np.uint8)
 
     def embed(self, text: str, field: str = "prompt") -> Array:
@@ -76,7 +76,7 @@ class LocalPipeline:
         (embeds,) = self.text_encoder.run(inputs)["prompt_embeds"]
         return np.asarray(embeds)
 
-    def _start(self, request: Request) -> Job:
+    def _start(self, request: Request) -> LiveRequest:
         negative = None
         if self.variant.guidance == "cfg":
             negative = self.embed(request.negative_prompt, "negative_prompt")

@@ -1,4 +1,4 @@
-"""The seeded noise that a picture starts from: the very numbers that diffusers draws with a CPU generator."""
+"""The seeded noise that an image starts from: the very numbers that diffusers draws with a CPU generator."""
 
 from __future__ import annotations
 

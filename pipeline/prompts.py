@@ -76,7 +76,7 @@ class PromptEncoder:
             messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
             options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}
         else:
-            # diffusers strips the picture token, which the processor would count as a picture
+            # diffusers strips the image token, which the processor would count as an image
             text = text.replace("[IMG]", "")
             messages = [
                 {"role": role, "content": [{"type": "text", "text": content}]}

@@ -13,8 +13,8 @@ from kit.errors import RequestError, UsageError
 from kit.variants import Variant
 
 FieldType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"]
-PictureFormat = Literal["png", "jpeg", "webp"]
-FORMATS: tuple[PictureFormat, ...] = get_args(PictureFormat)
+ImageFormat = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Field:
 
 
 FIELDS: tuple[Field, ...] = (
-    Field("prompt", "TYPE_STRING", "what to paint, UTF-8"),
+    Field("prompt", "TYPE_STRING", "what to generate, UTF-8"),
     Field("negative_prompt", "TYPE_STRING", "what to avoid; base variants only"),
     Field("seed", "TYPE_INT64", "0 to 2^63-1; drawn at random when left out, and returned as seed_used"),
     Field("width", "TYPE_INT32", "pixels, a multiple of 16"),
     Field("height", "TYPE_INT32", "pixels, a multiple of 16"),
     Field("steps", "TYPE_INT32", "denoising steps"),
     Field("guidance", "TYPE_FP32", "guidance scale"),
-    Field("num_images", "TYPE_INT32", "pictures drawn from the one seed"),
+    Field("num_images", "TYPE_INT32", "images drawn from the one seed"),
     Field("output_format", "TYPE_STRING", "png, jpeg or webp"),
 )
 
@@ -72,7 +72,7 @@ class Request:
     steps: int
     guidance: float
     num_images: int
-    output_format: PictureFormat
+    output_format: ImageFormat
 
 
 def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Request:
@@ -87,12 +87,12 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
     given = {name: value for name, value in fields.items() if value is not None}
     prompt = _text(given, "prompt")
     if not prompt.strip():
-        raise RequestError(f"prompt: {prompt!r} is empty; say what to paint")
+        raise RequestError(f"prompt: {prompt!r} is empty; say what to generate")
     side = min(max(variant.image_size, limits.min_side), limits.max_side)
     width, height = (_side(name, int(given.get(name, side)), limits) for name in ("width", "height"))
     if width * height > limits.max_pixels:
         raise RequestError(
-            f"width x height: {width} x {height} is {width * height} pixels; this server paints at most "
+            f"width x height: {width} x {height} is {width * height} pixels; this server generates at most "
             f"{limits.max_pixels}"
         )
     return Request(
@@ -159,7 +159,7 @@ def _guidance(value: float, variant: Variant, limits: Limits) -> float:
     return value
 
 
-def check_format(value: object) -> PictureFormat:
+def check_format(value: object) -> ImageFormat:
     """Return the format that a request names; raises RequestError for one that is not known."""
     name = _text({"output_format": value}, "output_format")
     for known in FORMATS:

@@ -17,7 +17,7 @@ def empirical_mu(image_tokens: int, steps: int) -> float:
     """Return the time shift mu: two lines fitted by Black Forest Labs at 10 and 200 steps, interpolated in steps.
 
     Above 4300 tokens the 200-step line is used whatever the number of steps, so mu jumps there. Only tokens of the
-    picture that is painted count, not those of reference pictures.
+    image that is generated count, not those of reference images.
     """
     at_200 = 0.00016927 * image_tokens + 0.45666666
     if image_tokens > 4300:
@@ -39,7 +39,7 @@ def timesteps(levels: Float32, compute: Compute) -> Float32:
     """Return what the transformer's `timestep` port is fed at each step, [steps], float32 values.
 
     diffusers multiplies sigma by 1000, rounds to the dtype of the latents, and divides by 1000 in that dtype. In bf16
-    the rounding moves timesteps by up to 2 in 1000 (907.49 becomes 908), so it is part of the picture.
+    the rounding moves timesteps by up to 2 in 1000 (907.49 becomes 908), so it is part of the image.
     """
     scaled = levels[:-1] * np.float32(TRAIN_TIMESTEPS)
     if compute == "fp32":

@@ -1,4 +1,4 @@
-"""A plan as a picture, PNG or SVG: memory, pictures per minute, and what 1,000 of them cost, one bar per GPU."""
+"""A plan as an image, PNG or SVG: memory, images per minute, and what 1,000 of them cost, one bar per GPU."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _minutes(axis: Any, answers: Sequence[Plan]) -> None:
     values = [a.per_minute for a in answers if a.per_minute]
     errors = [[v.mid - v.low for v in values], [v.high - v.mid for v in values]]
     axis.barh(range(len(values)), [v.mid for v in values], xerr=errors, color="#4c72b0", ecolor="#333333", capsize=3)
-    axis.set_xlabel("pictures a minute, with range")
+    axis.set_xlabel("images a minute, with range")
     axis.margins(x=0.12)
     for row, value in enumerate(values):
         axis.text(value.high, row, f"  {value.mid:.3g}", va="center", fontsize=8)
@@ -82,7 +82,7 @@ def _dollars(axis: Any, answers: Sequence[Plan]) -> None:
         axis.plot([value.low, value.high], [row, row], color="#999999", linewidth=3, solid_capstyle="round")
         axis.plot([value.mid], [row], "o", color="#c44e52")
     axis.set_xlim(left=0)
-    axis.set_xlabel("$ per 1,000 pictures at full use, lowest to highest price")
+    axis.set_xlabel("$ per 1,000 images at full use, lowest to highest price")
 
 
 def _bytes(answer: Plan, part: str) -> float:

@@ -1,4 +1,4 @@
-"""What a plan costs: dollars per hour and per 1,000 pictures, and from which volume renting beats a hosted service."""
+"""What a plan costs: dollars per hour and per 1,000 images, and from which volume renting beats a hosted service."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from planner.timing import Range
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From how many pictures a month rented GPUs, on all the time, cost less than a hosted service."""
+    """From how many images a month rented GPUs, on all the time, cost less than a hosted service."""
 
     hosted: Hosted
-    usd_per_picture: float
-    pictures: float  # a month
-    possible: bool  # one replica can paint as many
+    usd_per_image: float
+    images: float  # a month
+    possible: bool  # one replica can generate as many
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Costs:
     """Dollars."""
 
     per_hour: Range  # of one replica
-    per_thousand: Range  # pictures, at full use
-    at_rate: float | None  # dollars per 1,000 pictures at the rate asked for
+    per_thousand: Range  # images, at full use
+    at_rate: float | None  # dollars per 1,000 images at the rate asked for
     per_month: float  # of one replica, on all the time
     break_even: tuple[BreakEven, ...]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is painted and how many of it in a minute."""
+class Workload:
+    """What is generated and how many of it in a minute."""
 
     variant: Variant
     pixels: int
@@ -42,7 +42,7 @@ class Job:
 
 
 def cost(
-    job: Job, gpu: Gpu, prices: Prices, price: float | None, cards: int, rate: float | None, replicas: int
+    job: Workload, gpu: Gpu, prices: Prices, price: float | None, cards: int, rate: float | None, replicas: int
 ) -> Costs | None:
     """Return the costs, or None when no price is known; `price` overrides the table, `rate` is what is served."""
     listed = (price, price, price) if price is not None else prices.per_hour(gpu.name)
@@ -52,8 +52,8 @@ def cost(
     minutes = job.per_minute
     thousand = Range(
         *(
-            usd / (pictures * 60) * 1000
-            for usd, pictures in ((hour.low, minutes.high), (hour.mid, minutes.mid), (hour.high, minutes.low))
+            usd / (images * 60) * 1000
+            for usd, images in ((hour.low, minutes.high), (hour.mid, minutes.mid), (hour.high, minutes.low))
         )
     )
     month = hour.mid * HOURS_PER_MONTH
@@ -70,6 +70,6 @@ def cost(
     )
 
 
-def _break_even(hosted: Hosted, month: float, job: Job) -> BreakEven:
-    usd = hosted.usd_per_picture(job.pixels)
+def _break_even(hosted: Hosted, month: float, job: Workload) -> BreakEven:
+    usd = hosted.usd_per_image(job.pixels)
     return BreakEven(hosted, usd, month / usd, month / usd <= job.per_minute.mid * 60 * HOURS_PER_MONTH)

@@ -85,7 +85,7 @@ def render(
     colour: bool,
 ) -> str:
     """Render everything for people."""
-    from planner.text import GREEN, RED, paint
+    from planner.text import GREEN, RED, generate
 
     cpu = hardware.cpu
     lines = [
@@ -108,7 +108,7 @@ def render(
         "",
     ]
     for verdict in found:
-        mark = paint("can   ", GREEN, colour) if verdict.can else paint("cannot", RED, colour)
+        mark = generate("can   ", GREEN, colour) if verdict.can else generate("cannot", RED, colour)
         lines.append(f"{mark}  {verdict.work}: {verdict.words}")
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from planner.timing import Range
 
 
 def facts(answer: Plan) -> dict[str, Any]:
-    """Return everything a plan says; seconds, bytes, dollars, pictures per minute."""
+    """Return everything a plan says; seconds, bytes, dollars, images per minute."""
     question, chosen = answer.question, answer.chosen
     found: dict[str, Any] = {
         "variant": question.variant.name,
@@ -28,8 +28,8 @@ def facts(answer: Plan) -> dict[str, Any]:
         "tried": [_tried(t) for t in answer.tried],
         "memory": _memory(chosen) if chosen else None,
         "seconds": _seconds(chosen) if chosen and chosen.timing else None,
-        "pictures_per_minute": _range(answer.per_minute) if answer.per_minute else None,
-        "load": asdict(answer.load) | {"pictures_per_minute": question.rate} if answer.load else None,
+        "images_per_minute": _range(answer.per_minute) if answer.per_minute else None,
+        "load": asdict(answer.load) | {"images_per_minute": question.rate} if answer.load else None,
         "costs": _costs(answer) if answer.costs else None,
         "elsewhere": list(answer.elsewhere),
         "nearest": answer.nearest,
@@ -62,7 +62,7 @@ def _tried(tried: Tried) -> dict[str, Any]:
         "usable_bytes": tried.layout.usable,
         "works": tried.works,
         "why_not": tried.layout.reason,
-        "picture_seconds": _range(tried.timing.picture) if tried.timing else None,
+        "image_seconds": _range(tried.timing.image) if tried.timing else None,
     }
 
 
@@ -87,7 +87,7 @@ def _seconds(chosen: Tried) -> dict[str, Any]:
         "text_encoder": _range(timing.text),
         "step": _range(timing.step),
         "vae_decoder": _range(timing.decode),
-        "picture": _range(timing.picture),
+        "image": _range(timing.image),
         "step_at_dense_rate": round(timing.ceiling, 5),
         "share_of_ceiling": round(timing.ceiling / timing.step.mid, 3),
     }
@@ -102,7 +102,7 @@ def _costs(answer: Plan) -> dict[str, Any]:
         "usd_per_1000_at_rate": costs.at_rate and round(costs.at_rate, 4),
         "usd_per_month": round(costs.per_month, 2),
         "break_even": [
-            {**asdict(even.hosted), "pictures_per_month": round(even.pictures), "possible": even.possible}
+            {**asdict(even.hosted), "images_per_month": round(even.images), "possible": even.possible}
             for even in costs.break_even
         ],
     }

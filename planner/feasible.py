@@ -37,9 +37,9 @@ class Build:
     variant: Variant
     recipe: RecipeName
     gpu: Gpu
-    min_tokens: int = MIN_TOKENS  # image tokens of the smallest picture that the profiles take
+    min_tokens: int = MIN_TOKENS  # image tokens of the smallest image that the profiles take
     max_tokens: int = 4096  # of the largest; 4096 is 1024x1024
-    batch: int = 1  # pictures
+    batch: int = 1  # images
     reference_tokens: int = 0
     parts: tuple[PartName, ...] = SERVED
     weight_streaming: bool = False  # weights stay in host memory and pass through the GPU
@@ -53,7 +53,7 @@ def refusal(build: Build) -> str | None:
 
 
 def size_refusal(variant: Variant, width: int, height: int, min_tokens: int, max_tokens: int) -> str | None:
-    """Say why a picture of `width` x `height` does not pass through profiles, and the nearest size that does."""
+    """Say why an image of `width` x `height` does not pass through profiles, and the nearest size that does."""
     step = variant.pixels_per_token
     if width % step or height % step or min(width, height) < step:
         near = [max(step, round(side / step) * step) for side in (width, height)]
@@ -120,7 +120,7 @@ def _fits(build: Build) -> bool:
 
 
 def _smaller(build: Build) -> Iterator[tuple[str, Build]]:
-    """Yield smaller batches, then smaller pictures."""
+    """Yield smaller batches, then smaller images."""
     for batch in range(build.batch - 1, 0, -1):
         yield f"use batch {batch}", replace(build, batch=batch)
     for side in SIDES:

@@ -28,15 +28,15 @@ class Flops:
 
 
 def transformer(sizes: Transformer, image_tokens: int, text_tokens: int, reference_tokens: int = 0) -> Flops:
-    """Count one forward pass of one row; reference pictures lengthen the sequence, the text never shortens."""
+    """Count one forward pass of one row; reference images lengthen the sequence, the text never shortens."""
     d, layers = sizes.dim, sizes.double_blocks + sizes.single_blocks
-    picture = image_tokens + reference_tokens
-    sequence = picture + text_tokens
+    image = image_tokens + reference_tokens
+    sequence = image + text_tokens
     embedders = 2 if sizes.guidance_embeds else 1
     return Flops(
         linears=2 * sequence * (4 + 3 * sizes.mlp_ratio) * d**2 * layers,
         attention=4 * sequence**2 * d * layers,
-        other=2 * picture * sizes.channels * d * 2  # x_embedder and proj_out
+        other=2 * image * sizes.channels * d * 2  # x_embedder and proj_out
         + 2 * text_tokens * sizes.joint_dim * d
         + 2 * (embedders * (sizes.time_channels * d + d**2) + 17 * d**2),  # time, guidance, modulation, norm_out
     )
@@ -52,17 +52,17 @@ def text_encoder(sizes: TextEncoder, text_tokens: int) -> Flops:
 
 
 def vae_decoder(sizes: Vae, width: int, height: int) -> Flops:
-    """Count decoding of one picture of `width` x `height` pixels."""
+    """Count decoding of one image of `width` x `height` pixels."""
     return _vae(decoder_layers(sizes), sizes.decoder_channels[-1], width, height)
 
 
 def vae_encoder(sizes: Vae, width: int, height: int) -> Flops:
-    """Count encoding of one picture of `width` x `height` pixels."""
+    """Count encoding of one image of `width` x `height` pixels."""
     return _vae(encoder_layers(sizes), sizes.channels[-1], width, height)
 
 
-def picture(variant: Variant, width: int, height: int, steps: int) -> float:
-    """Count everything that one picture takes, guidance's second pass included."""
+def image(variant: Variant, width: int, height: int, steps: int) -> float:
+    """Count everything that one image takes, guidance's second pass included."""
     tokens = variant.tokens(width, height)
     passes = 2 if variant.guidance == "cfg" else 1
     text = text_encoder(variant.text_encoder, variant.text_tokens).total

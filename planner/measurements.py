@@ -20,7 +20,7 @@ from planner.boards import board
 
 Stack = Literal["eager", "fused", "tensorrt"]
 EIGHT_BITS = "8 bits"
-Scope = Literal["step", "picture"]  # one transformer pass | text encoder, all steps and VAE
+Scope = Literal["step", "image"]  # one transformer pass | text encoder, all steps and VAE
 
 
 @dataclass(frozen=True)

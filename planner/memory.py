@@ -30,7 +30,7 @@ class Shape:
 
     width: int
     height: int
-    batch: int = 1  # pictures; guidance doubles the rows of the transformer
+    batch: int = 1  # images; guidance doubles the rows of the transformer
     reference_tokens: int = 0
 
     @property
@@ -44,7 +44,7 @@ def usable_bytes(gpu: Gpu) -> int:
 
 
 def rows(variant: Variant, batch: int) -> int:
-    """Count the transformer's rows of a batch of pictures."""
+    """Count the transformer's rows of a batch of images."""
     return batch * (2 if variant.guidance == "cfg" else 1)
 
 
@@ -63,7 +63,7 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
             channels = variant.vae.decoder_channels if part == "vae_decoder" else variant.vae.channels
             convolutions = _CONV_COPIES * shape.pixels * channels[1] * size  # the second level upsampled to full size
             latent = shape.pixels // 64
-            return max(convolutions, _SCORE_COPIES * latent**2 * size)  # pictures are decoded one by one
+            return max(convolutions, _SCORE_COPIES * latent**2 * size)  # images are decoded one by one
 
 
 def transformer_activation_bytes(variant: Variant, recipe: Recipe, sequence: int, batch_rows: int) -> int:

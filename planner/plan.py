@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from kit.gpus import GPUS, Gpu
 from kit.recipes import RecipeName, recipe
 from kit.variants import Variant
-from planner.costs import Costs, Job, cost
+from planner.costs import Costs, Workload, cost
 from planner.feasible import MAX_TOKENS, SIDES, size_refusal
 from planner.layout import Choice, Layout, Placement, lay_out
 from planner.memory import Shape
@@ -37,7 +37,7 @@ class Question:
     batch: int = 1
     gpus: int = 1  # of a replica: with two, the text encoder may have one
     cores: int = 16  # of the host, for a text encoder on the CPU
-    rate: float | None = None  # pictures per minute that are asked for
+    rate: float | None = None  # images per minute that are asked for
     replicas: int | None = None  # None: as many as the rate needs
     step_seconds: float | None = None  # of one step of the batch as somebody measured it; None: estimated
 
@@ -59,7 +59,7 @@ class Question:
             if count is not None and not 1 <= count <= MAX_REPLICAS:
                 return f"{name} {count}: must be 1 to {MAX_REPLICAS}"
         if self.rate is not None and not 0 < self.rate <= 1e6:
-            return f"--rate {self.rate:g}: must be more than 0 pictures per minute, and at most 1e6"
+            return f"--rate {self.rate:g}: must be more than 0 images per minute, and at most 1e6"
         if self.step_seconds is not None and not 0 < self.step_seconds <= 1e4:
             return f"--step-seconds {self.step_seconds:g}: must be more than 0 seconds, and at most 1e4"
         if self.recipe is not None and (refused := self.gpu.refusal(self.recipe)):
@@ -133,7 +133,7 @@ def plan(question: Question, prices: Prices, price: float | None = None, model: 
     load = _load(question, chosen, limit, model) if question.rate else None
     cards = 2 if chosen.choice.text_encoder == "own-gpu" else 1
     served = question.rate if load is not None and load.waiting is not None else None
-    work = Job(question.variant, question.width * question.height, question.step_count, per_minute)
+    work = Workload(question.variant, question.width * question.height, question.step_count, per_minute)
     costs = cost(work, question.gpu, prices, price, cards, served, load.replicas if load else 1)
     return Plan(question, tried, chosen, per_minute, load, costs)
 
@@ -202,7 +202,7 @@ def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) ->
         assert tried.timing is not None  # a smaller batch needs less
         steps.append(tried.timing.step.mid)
     gains = [count * steps[0] / step for count, step in enumerate(steps, start=1)]
-    alone = busy.times(gains[-1] / question.batch)  # seconds of one picture that has the GPU to itself
+    alone = busy.times(gains[-1] / question.batch)  # seconds of one image that has the GPU to itself
     slowest = alone.high / max(gains)
     replicas = question.replicas or max(1, math.ceil(per_second * slowest / BUSY_AT_MOST))
     mid, slow = (simulate(per_second, gains, seconds, replicas) for seconds in (alone.mid, alone.high))
@@ -210,7 +210,7 @@ def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) ->
 
 
 def _later(waiting: Waiting | None, seconds: float) -> Waiting | None:
-    """Add what a picture takes beside the GPU."""
+    """Add what an image takes beside the GPU."""
     if waiting is None:
         return None
     moved = {name: getattr(waiting, name) + seconds for name in ("mean", "p50", "p95", "p99")}

@@ -1,4 +1,4 @@
-"""What GPUs cost per hour and hosted pictures per megapixel: data with dates, which the user can replace."""
+"""What GPUs cost per hour and hosted images per megapixel: data with dates, which the user can replace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Hosted:
-    """A picture from somebody's service."""
+    """An image from somebody's service."""
 
     offer: str
     usd_per_megapixel: float
@@ -38,7 +38,7 @@ class Hosted:
     source: str
     steps: int | None = None  # when the service runs another number of steps than the variant
 
-    def usd_per_picture(self, pixels: int) -> float:
+    def usd_per_image(self, pixels: int) -> float:
         return self.usd_per_megapixel * max(1.0, pixels / MEGAPIXEL)
 
 

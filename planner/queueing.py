@@ -1,4 +1,4 @@
-"""How long pictures take at a load: Poisson arrivals at k replicas, each sharing its GPU among the requests it holds.
+"""How long images take at a load: Poisson arrivals at k replicas, each sharing its GPU among the requests it holds.
 
 The denoiser advances every live request by one step per execution, so a replica is a limited-processor-sharing queue
 (Zhang, Dai, Zwart, "Diffusion limits of limited processor sharing queues", Ann. Appl. Probab. 21 (2011) 745-799): up to
@@ -23,7 +23,7 @@ SEED = 20261125
 
 @dataclass(frozen=True)
 class Waiting:
-    """Seconds from arrival to picture."""
+    """Seconds from arrival to image."""
 
     mean: float
     p50: float
@@ -35,7 +35,7 @@ class Waiting:
 def simulate(per_second: float, gains: Sequence[float], seconds: float, replicas: int = 1) -> Waiting | None:
     """Return the times at a load, or None when the replicas cannot keep up.
 
-    `seconds` is what one picture takes alone; `gains[n - 1]` is how many pictures' worth of work a replica does at once
+    `seconds` is what one image takes alone; `gains[n - 1]` is how many images' worth of work a replica does at once
     with n requests in its batch (1.0 when batching gains nothing), and the length of `gains` is the slots.
     """
     load = per_second * seconds / (replicas * max(gains))

@@ -6,7 +6,7 @@ number of times in every block: about a hundred times in eager PyTorch, a few do
 
     seconds = linears / rate(recipe) + (attention x a + other) / rate(compute type) + passes x bytes / bandwidth
     rate(format) = min(share x dense rate, watts / joules per operation)
-    picture = text encoder + steps x transformer + VAE + seconds outside
+    image = text encoder + steps x transformer + VAE + seconds outside
 
 share, joules (per generation; 8-bit operations take a fraction), a, passes and seconds outside are fitted to public
 measurements (data/calibration.json, made by `python -m benchmarks plan --fit`); nothing here is a guess of ours but
@@ -45,7 +45,7 @@ class Calibration:
     attention: float  # cost of an operation of attention relative to one of a linear
     passes: Mapping[Stack, float]
     tensorrt: float  # seconds of TensorRT relative to other fused stacks
-    outside: float  # seconds per picture beside the passes: tokenizer, scheduler, pixels to a file
+    outside: float  # seconds per image beside the passes: tokenizer, scheduler, pixels to a file
     low: float  # the range: 10th and 90th percentile of measured / predicted, for sources left out of the fit
     high: float
 
@@ -96,7 +96,7 @@ def predict(point: Measurement, fitted: Calibration) -> float:
 def predict_passes(point: Measurement, passes: Sequence[Pass], fitted: Calibration) -> float:
     """Predict a measurement whose passes were listed before."""
     total = sum(p.times * fitted.seconds(p.work, p.gpu, p.recipe, point.stack) for p in passes)
-    return total + (fitted.outside if point.scope == "picture" else 0.0)
+    return total + (fitted.outside if point.scope == "image" else 0.0)
 
 
 def passes_of(point: Measurement) -> list[Pass]:
@@ -104,7 +104,7 @@ def passes_of(point: Measurement) -> list[Pass]:
     variant, gpu, chosen = model(point.model), board(point.gpu), recipe(point.recipe)
     shape = Shape(point.width, point.height)
     passes = [Pass(work("transformer", variant, chosen, shape), point.steps, gpu, chosen)]
-    if point.scope == "picture":
+    if point.scope == "image":
         plain = RECIPES["bf16"]
         others: tuple[Literal["text_encoder", "vae_decoder"], ...] = ("text_encoder", "vae_decoder")
         passes += [Pass(work(part, variant, plain, shape), 1, gpu, plain) for part in others]

@@ -32,7 +32,7 @@ def render(answer: Plan, colour: bool = False) -> str:
     preview = " (preview: facts only, nothing tuned for it)" if question.gpu.preview else ""
     title = f"{question.variant.name} on {question.gpu.title}{preview}"
     lines = [
-        paint(title, BOLD, colour),
+        generate(title, BOLD, colour),
         f"{_setting(question)}; licence {question.variant.licence}",
         "",
         *_all_tried(answer, colour),
@@ -41,7 +41,7 @@ def render(answer: Plan, colour: bool = False) -> str:
         lines += ["", *_memory(answer.chosen), "", *_times(answer, answer.chosen)]
         if answer.load is not None:
             lines += ["", *_load(answer.load, question.rate or 0.0, colour)]
-        lines += ["", *_costs(answer), "", paint(_basis(answer), DIM, colour)]
+        lines += ["", *_costs(answer), "", generate(_basis(answer), DIM, colour)]
     return "\n".join(lines)
 
 
@@ -53,22 +53,20 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
     """Render one row per GPU."""
     question = answers[0].question
     title = f"{question.variant.name}, {_setting(question)}"
-    head = (
-        f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'pictures a minute':<22}{'$ per 1,000':<22}how"
-    )
-    lines = [paint(title, BOLD, colour), paint(head, DIM, colour)]
+    head = f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images a minute':<22}{'$ per 1,000':<22}how"
+    lines = [generate(title, BOLD, colour), generate(head, DIM, colour)]
     for answer in answers:
         gpu, chosen = answer.question.gpu, answer.chosen
         name = f"{gpu.name}{'*' if gpu.preview else ''}"
         if chosen is None or chosen.timing is None or answer.per_minute is None:
             reason = answer.tried[0].layout.reason or ""
-            lines.append(paint(f"{name:<10}does not fit: {reason}", RED, colour))
+            lines.append(generate(f"{name:<10}does not fit: {reason}", RED, colour))
             continue
         cost = _span(answer.costs.per_thousand, 2) if answer.costs else "-"
         memory = f"{chosen.layout.needed / 1e9:.1f} of {gigabytes(chosen.layout.usable)}"
         how = chosen.choice.describe().split(", ", 1)[1]
         lines.append(
-            f"{name:<10}{chosen.choice.recipe.name:<14}{memory:>17}  {_span(chosen.timing.picture):<22}"
+            f"{name:<10}{chosen.choice.recipe.name:<14}{memory:>17}  {_span(chosen.timing.image):<22}"
             f"{_span(answer.per_minute):<22}{cost:<22}{how}"
         )
     if any(answer.question.gpu.preview for answer in answers):
@@ -87,10 +85,10 @@ def _all_tried(answer: Plan, colour: bool) -> list[str]:
 
 def _tried(tried: Tried, chosen: Tried | None, colour: bool) -> str:
     if tried.timing is None:
-        return f"  {paint('no ', RED, colour)}  {tried.choice.describe()}: {tried.layout.reason}"
-    mark = paint("YES" if tried is chosen else "yes", GREEN, colour)
+        return f"  {generate('no ', RED, colour)}  {tried.choice.describe()}: {tried.layout.reason}"
+    mark = generate("YES" if tried is chosen else "yes", GREEN, colour)
     used = f"{tried.layout.needed / 1e9:.1f} of {gigabytes(tried.layout.usable)}"
-    return f"  {mark}  {tried.choice.describe()}: {used}, {tried.timing.picture.mid:.3g} s"
+    return f"  {mark}  {tried.choice.describe()}: {used}, {tried.timing.image.mid:.3g} s"
 
 
 def _memory(chosen: Tried) -> list[str]:
@@ -117,22 +115,22 @@ def _times(answer: Plan, chosen: Tried) -> list[str]:
         ("text encoder, s", timing.text),
         (f"one step, s ({timing.ceiling:.3g} at the dense rate)", timing.step),
         ("VAE decoder, s", timing.decode),
-        (f"{_pictures(answer.question.batch)}, from prompt to file, s", timing.picture),
-        ("pictures a minute", answer.per_minute),
+        (f"{_images(answer.question.batch)}, from prompt to file, s", timing.image),
+        ("images a minute", answer.per_minute),
     ]
     return ["time, and its range"] + [f"  {words:<46}{_span(value)}" for words, value in rows]
 
 
-def _pictures(batch: int) -> str:
-    return "picture" if batch == 1 else f"batch of {batch} pictures"
+def _images(batch: int) -> str:
+    return "image" if batch == 1 else f"batch of {batch} images"
 
 
 def _load(load: Load, rate: float, colour: bool) -> list[str]:
     some = "replica" if load.replicas == 1 else "replicas"
-    lines = [f"at {rate:g} pictures a minute, Poisson arrivals, {load.replicas} {some}"]
+    lines = [f"at {rate:g} images a minute, Poisson arrivals, {load.replicas} {some}"]
     for words, waiting in (("best estimate", load.waiting), ("slow end of the range", load.slow)):
         if waiting is None:
-            lines.append(f"  {words:<24}{paint('overloaded: the queue grows without end', RED, colour)}")
+            lines.append(f"  {words:<24}{generate('overloaded: the queue grows without end', RED, colour)}")
         else:
             lines.append(
                 f"  {words:<24}busy {waiting.load:>4.0%}  p50 {waiting.p50:.2f} s  p95 {waiting.p95:.2f} s  "
@@ -145,18 +143,16 @@ def _costs(answer: Plan) -> list[str]:
     costs = answer.costs
     if costs is None:
         return ["cost: no price known of this GPU; give one with --price"]
-    lines = [
-        f"cost: ${_span(costs.per_hour, 2)} an hour, ${_span(costs.per_thousand, 2)} per 1,000 pictures at full use"
-    ]
+    lines = [f"cost: ${_span(costs.per_hour, 2)} an hour, ${_span(costs.per_thousand, 2)} per 1,000 images at full use"]
     if costs.at_rate is not None:
         lines.append(f"  at the rate asked for: ${costs.at_rate:.2f} per 1,000")
     for even in costs.break_even:
         hosted = even.hosted
-        what = f"  against {hosted.offer} (${even.usd_per_picture:g} a picture, {hosted.date}): "
+        what = f"  against {hosted.offer} (${even.usd_per_image:g} an image, {hosted.date}): "
         if even.possible:
-            lines.append(f"{what}cheaper from {even.pictures:,.0f} pictures a month")
+            lines.append(f"{what}cheaper from {even.images:,.0f} images a month")
         else:
-            lines.append(f"{what}never cheaper, one GPU would have to paint {even.pictures:,.0f} a month")
+            lines.append(f"{what}never cheaper, one GPU would have to generate {even.images:,.0f} a month")
     return lines
 
 
@@ -182,5 +178,5 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def paint(words: str, code: str, colour: bool) -> str:
+def generate(words: str, code: str, colour: bool) -> str:
     return f"\033[{code}m{words}\033[0m" if colour else words

@@ -52,12 +52,12 @@ NOTHING = Range(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one batch of pictures."""
+    """Seconds of one batch of images."""
 
     text: Range
     step: Range
     decode: Range
-    picture: Range  # latency of the batch: from the prompt to the file
+    image: Range  # latency of the batch: from the prompt to the file
     busy: Range  # of it, what keeps the GPU from other work
     ceiling: float  # of one step: the roofline at full dense rate
     model_flops: float  # of one step
@@ -103,9 +103,9 @@ def times(
             pass
     outside = Range(model.outside / 2, model.outside, model.outside * 2)
     busy = busy_text + step.times(steps) + decode
-    picture = text + step.times(steps) + decode + outside
+    image = text + step.times(steps) + decode + outside
     ceiling = ceiling_seconds(transformer, gpu, choice.recipe)
-    return Timing(text, step, decode, picture, busy, ceiling, transformer.flops)
+    return Timing(text, step, decode, image, busy, ceiling, transformer.flops)
 
 
 def _part(passed: Work, gpu: Gpu, chosen: Recipe, model: Calibration) -> Range:

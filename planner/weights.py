@@ -12,7 +12,7 @@ from planner.flops import text_layer_weights
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightCount:
     """Weights of one part: those of linears that recipes quantize, and all others."""
 
     linears: int
@@ -27,7 +27,7 @@ class Weights:
         return round(self.linears * recipe.weight_bits / 8) + self.other * recipe.compute_bytes
 
 
-def weights(part: PartName, variant: Variant) -> Weights:
+def weights(part: PartName, variant: Variant) -> WeightCount:
     """Count the weights of a part as exported: the text encoder ends at its last tap and has no head."""
     match part:
         case "transformer" | "transformer_extract" | "transformer_cached":
@@ -40,24 +40,24 @@ def weights(part: PartName, variant: Variant) -> Weights:
             return _vae(encoder_layers(variant.vae), variant.vae.channels[-1])
 
 
-def _transformer(sizes: Transformer) -> Weights:
+def _transformer(sizes: Transformer) -> WeightCount:
     d = sizes.dim
     block = round((4 + 3 * sizes.mlp_ratio) * d**2)
     embedders = (2 if sizes.guidance_embeds else 1) * (sizes.time_channels * d + d**2)
     modulation = 17 * d**2  # two of 6 d, one of 3 d, and norm_out's 2 d
     norms = sizes.head_dim * (4 * sizes.double_blocks + 2 * sizes.single_blocks)
-    return Weights(
+    return WeightCount(
         linears=block * (2 * sizes.double_blocks + sizes.single_blocks),  # a double block has two sets
         other=embedders + modulation + norms + d * (2 * sizes.channels + sizes.joint_dim),
     )
 
 
-def _text_encoder(sizes: TextEncoder) -> Weights:
+def _text_encoder(sizes: TextEncoder) -> WeightCount:
     layers = max(sizes.taps)
     norms = 2 * sizes.hidden + (2 * sizes.head_dim if sizes.kind == "qwen3" else 0)
-    return Weights(linears=layers * text_layer_weights(sizes), other=sizes.vocab * sizes.hidden + layers * norms)
+    return WeightCount(linears=layers * text_layer_weights(sizes), other=sizes.vocab * sizes.hidden + layers * norms)
 
 
-def _vae(layers: Layers, mid: int) -> Weights:
+def _vae(layers: Layers, mid: int) -> WeightCount:
     convolutions = sum(kernel**2 * inward * outward + outward for inward, outward, kernel, _ in layers)
-    return Weights(linears=0, other=convolutions + 4 * (mid**2 + mid))  # group norms are not worth counting
+    return WeightCount(linears=0, other=convolutions + 4 * (mid**2 + mid))  # group norms are not worth counting

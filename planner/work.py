@@ -30,7 +30,7 @@ class Work:
 
 
 def work(part: PartName, variant: Variant, recipe: Recipe, shape: Shape) -> Work:
-    """Return the work of one pass of a part for a batch of pictures."""
+    """Return the work of one pass of a part for a batch of images."""
     size, stored = recipe.compute_bytes, float(weights(part, variant).bytes(recipe))
     match part:
         case "transformer" | "transformer_extract" | "transformer_cached":

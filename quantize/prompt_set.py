@@ -22,7 +22,7 @@ from kit.errors import UsageError
 
 FORMAT = 1
 SAMPLE_SEED = 2026
-# scripts in which a picture's text may be written -> the name by which text recognition knows a language of it
+# scripts in which an image's text may be written -> the name by which text recognition knows a language of it
 SCRIPTS = {
     "latin": "eng",
     "cyrillic": "rus",
@@ -40,7 +40,7 @@ SCRIPTS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt; `reads` is the text that the picture should show, "" where none is asked for."""
+    """One prompt; `reads` is the text that the image should show, "" where none is asked for."""
 
     id: str
     category: str

@@ -2,7 +2,7 @@
 
 A recipe is a list of rules; the first rule that names a layer decides. Layers that no rule names stay as they are:
 embedders, time and guidance MLPs, modulation, norm_out, proj_out, norms, RoPE and the whole VAE, because quantizing the
-modulation alone turned pictures into noise (LPIPS 0.74 against 0.07, vllm-omni #2795).
+modulation alone turned images into noise (LPIPS 0.74 against 0.07, vllm-omni #2795).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="onnxruntime",
         help="onnxruntime: read the optimized graph that its CPU provider runs (artifacts that compute in fp32)",
     )
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the picture that shares are counted for")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the image that shares are counted for")
     parser.add_argument("--height", type=int, metavar="PIXELS")
 
 

@@ -43,7 +43,7 @@ class Slot:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-class Job(Protocol):
+class Conversion(Protocol):
     """One tensor of the source that becomes one or two of the new file."""
 
     @property
@@ -267,7 +267,7 @@ def read_rows(source: StoredTensor, begin: int, end: int) -> Tensor:
     return _read(source, begin, end, _Workspace())
 
 
-def write(jobs: Sequence[Job], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
+def write(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
     """Write a safetensors file from jobs and return where each tensor lies."""
     slots = [slot for job in jobs for slot in job.slots]
     slots.sort(key=lambda slot: -ITEM_BYTES[slot.dtype])  # so that every tensor is aligned to its items

@@ -1,1 +1,1 @@
-"""Serving: write a Triton model repository, run it, and ask it for pictures."""
+"""Serving: write a Triton model repository, run it, and ask it for images."""

@@ -1,4 +1,4 @@
-"""A small client over tritonclient's gRPC: fields in, encoded pictures out."""
+"""A small client over tritonclient's gRPC: fields in, encoded images out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _WIRE: dict[FieldType, str] = {
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The answer to one request: encoded pictures, the seed that was used, and the seconds it took."""
+class ImageResponse:
+    """The answer to one request: encoded images, the seed that was used, and the seconds it took."""
 
     images: list[bytes]
     seed: int
@@ -67,7 +67,7 @@ def _array(field: Field, value: Any) -> Any:
 
 
 class Client:
-    """Asks one server for pictures; safe to use from several threads."""
+    """Asks one server for images; safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -86,12 +86,12 @@ class Client:
         except InferenceServerException:
             return False
 
-    def paint(
+    def generate(
         self,
         fields: Mapping[str, Any],
         timeout: float | None = None,
         tick: Callable[[float], None] | None = None,
-    ) -> Pictures:
+    ) -> ImageResponse:
         """Ask for one request and wait; `tick` is called with the seconds gone, about ten times a second.
 
         Raises RequestError when the server calls the request wrong, ServerError for everything else. An interrupt
@@ -120,8 +120,8 @@ class Client:
             raise self._translate(error)
         images, seed = result.as_numpy("image"), result.as_numpy("seed_used")
         if images is None or seed is None or not len(seed):
-            raise CheckFailed("the server answered without a picture or a seed")
-        return Pictures([bytes(image) for image in images], int(seed.flat[0]), time.perf_counter() - start)
+            raise CheckFailed("the server answered without an image or a seed")
+        return ImageResponse([bytes(image) for image in images], int(seed.flat[0]), time.perf_counter() - start)
 
     def _translate(self, error: InferenceServerException) -> Flux2Error:
         message = str(error.message()).removeprefix(f"in ensemble '{ENSEMBLE}', ")

@@ -26,7 +26,7 @@ SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Ports:
+class TcpPorts:
     """Where a server listens; host is loopback unless the caller opens it."""
 
     http: int = 8000
@@ -35,7 +35,7 @@ class Ports:
     host: str = "127.0.0.1"
 
     @classmethod
-    def free(cls) -> Ports:
+    def free(cls) -> TcpPorts:
         """Choose three ports that are free now."""
         sockets = [socket.socket() for _ in range(3)]
         for s in sockets:
@@ -63,20 +63,20 @@ class Server:
     """A running tritonserver; leaving the `with` block stops it and removes its shared memory.
 
     `log` takes the server's output (None: inherited). Entering waits until the known-answer request came back right.
-    Raises UsageError or ArtifactError before anything is started, CheckFailed when the server dies or paints wrong.
+    Raises UsageError or ArtifactError before anything is started, CheckFailed when the server dies or generates wrong.
     """
 
     def __init__(
         self,
         deployment: Path,
-        ports: Ports | None = None,
+        ports: TcpPorts | None = None,
         tritonserver: Path | None = None,
         log: Path | None = None,
         start_timeout: float = 120.0,
         exit_timeout: int = 10,
     ) -> None:
         self.deployment = deployment.absolute()
-        self.ports = ports or Ports.free()
+        self.ports = ports or TcpPorts.free()
         self.start_seconds = 0.0
         self.probe_seconds = 0.0
         self._tritonserver = tritonserver
@@ -102,7 +102,7 @@ class Server:
         self._workspace = tempfile.TemporaryDirectory(prefix="flux2-triton-")
         try:
             self._start(find_server(self._tritonserver, Path(self._workspace.name)))
-            self._wait_until_it_paints()
+            self._wait_until_it_generates()
         except BaseException:
             self.stop()
             raise
@@ -185,7 +185,7 @@ class Server:
             if output is not None:
                 output.close()
 
-    def _wait_until_it_paints(self) -> None:
+    def _wait_until_it_generates(self) -> None:
         start = time.monotonic()
         process = self._running()
         with Client(self.url) as client:

@@ -46,8 +46,8 @@ def write_repository(
 ) -> Manifest:
     """Write a deployment of `artifact` at `out`; weights are hard links, nothing is copied twice.
 
-    The known answer that `serve run` asks for before it says ready is painted here, by the same engines in this
-    process; with "none" a deployment can be written where its engines do not load, and the server's first picture is
+    The known answer that `serve run` asks for before it says ready is generated here, by the same engines in this
+    process; with "none" a deployment can be written where its engines do not load, and the server's first image is
     only looked at. Raises UsageError or ArtifactError when the artifact is not a complete, verified one.
     """
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
@@ -101,17 +101,17 @@ def write_repository(
         )
         if known_answer == "generate":
             write_manifest(folder, deployment)
-            answer = LocalPipeline(folder if record is None else artifact, limits).paint(question(limits))
+            answer = LocalPipeline(folder if record is None else artifact, limits).generate(question(limits))
             (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
         return write_manifest(folder, deployment)
 
 
 def _check_engine(record: EngineRecord, limits: Limits, known_answer: KnownAnswer) -> None:
-    """Raise UsageError when requests could leave the profiles, or the answer is to be painted where nothing loads."""
+    """Raise UsageError when requests could leave the profiles, or the answer is to be generated where nothing loads."""
     if why := tensorrt_deploy.limits_refusal(record, limits):
         raise UsageError(why)
     if known_answer == "generate" and (why := mismatch(record, this_machine())):
-        raise UsageError(f"the known answer cannot be painted here: {why}; or write it with --known-answer none")
+        raise UsageError(f"the known answer cannot be generated here: {why}; or write it with --known-answer none")
 
 
 def _is_native(model: str, settings: Settings) -> bool:

@@ -34,7 +34,7 @@ def _model(record: EngineRecord, part: PartName) -> TensorRtModel:
 
 
 def limits_refusal(record: EngineRecord, limits: Limits) -> str | None:
-    """Say which picture the limits allow and no profile takes, and which limit to change; None when there is none."""
+    """Say which image the limits allow and no profile takes, and which limit to change; None when there is none."""
     most, least = limits.max_pixels // PIXELS**2, (limits.min_side // PIXELS) ** 2
     most = min(most, (limits.max_side // PIXELS) ** 2)
     tokens = [p.axes["image_tokens"] for p in _profiles(record, "transformer")]

@@ -1,7 +1,7 @@
 """config.pbtxt of every model, derived from the request fields, the ports and the tuning of a deployment.
 
-The ensemble has no batch axis: a request sends fields of shape [1] and gets [N] pictures. The text encoder, denoiser
-and VAE decoder have one, so Triton merges requests there; a picture request is one row for them, or N rows of latents.
+The ensemble has no batch axis: a request sends fields of shape [1] and gets [N] images. The text encoder, denoiser
+and VAE decoder have one, so Triton merges requests there; an image request is one row for them, or N rows of latents.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Wire:
 # All optional, the prompt too: without it the tokenizer gives a reason, the ensemble alone "unexpected deadlock".
 _REQUEST = tuple(Wire(f.name, f.type, (1,), optional=True) for f in FIELDS)
 # An ensemble has one namespace: an output called "seed" would be the input of that name.
-_PICTURES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
+_IMAGES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
 _PER_REQUEST = (  # from the tokenizer to the denoiser
     Wire("checked_seed", "TYPE_INT64", (1,)),
     Wire("checked_size", "TYPE_INT32", (2,)),
@@ -150,11 +150,11 @@ def _vae_decoder(settings: Settings) -> Any:
 
 def _image_encoder() -> Any:
     pixels = Wire("pixels", "TYPE_UINT8", (-1, -1, -1, 3))
-    return _model("image_encoder", [pixels, _FORMAT, _batched(_PER_REQUEST[0])], _PICTURES, 0)
+    return _model("image_encoder", [pixels, _FORMAT, _batched(_PER_REQUEST[0])], _IMAGES, 0)
 
 
 def _ensemble(settings: Settings) -> Any:
-    config = _model(ENSEMBLE, _REQUEST, _PICTURES, 0)
+    config = _model(ENSEMBLE, _REQUEST, _IMAGES, 0)
     config.ClearField("backend")
     config.ClearField("instance_group")
     config.platform = "ensemble"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.images import decode
-from serve.launch import Ports
+from serve.launch import TcpPorts
 
 README = Path(__file__).parent.parent / "README.md"
 MAKE = {"make demo", "make test"}  # make test is this very run; make demo's program has a test of its own
@@ -36,8 +36,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.server
-def test_the_commands_of_the_readme_paint_a_picture(tmp_path: Path) -> None:
-    ports = Ports.free()
+def test_the_commands_of_the_readme_generate_a_image(tmp_path: Path) -> None:
+    ports = TcpPorts.free()
     server: subprocess.Popen[str] | None = None
     done = []
     try:
@@ -88,7 +88,7 @@ def test_every_folder_and_file_of_the_tree_exists() -> None:
 
 
 @pytest.mark.server
-def test_the_demo_paints_and_is_quick_the_second_time(tmp_path: Path) -> None:
+def test_the_demo_generates_and_is_quick_the_second_time(tmp_path: Path) -> None:
     command = f"python -m benchmarks.demo --build {tmp_path / 'build'} --out {tmp_path / 'demo.png'} --json"
     exports = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Which attention kernel is fastest at FLUX.2's shape: heads of 128, text and picture in one sequence, no mask."""
+"""Which attention kernel is fastest at FLUX.2's shape: heads of 128, text and image in one sequence, no mask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.cases import Case, Settings, variant_of
+from benchmarks.gpu.cases import Case, RunSettings, variant_of
 from benchmarks.gpu.clock import Unavailable, clock
 from benchmarks.gpu.parts import Measure, relative_error
 
@@ -22,7 +22,7 @@ BACKENDS = {
 }
 
 
-def open_attention(settings: Settings, _: str, kernel: str) -> Measure:
+def open_attention(settings: RunSettings, _: str, kernel: str) -> Measure:
     """Measure one kernel at the sequence length of one block; one call is the attention of one block."""
     variant = variant_of(settings)
 
@@ -52,7 +52,7 @@ def open_attention(settings: Settings, _: str, kernel: str) -> Measure:
     return measure
 
 
-def kernel_call(kernel: str, settings: Settings) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def kernel_call(kernel: str, settings: RunSettings) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return what runs one kernel; `default` leaves the choice to torch."""
     if kernel == "fp8":
         raise Unavailable("torch has no FP8 attention kernel of its own; FlashAttention 3 has, as a package")

@@ -1,6 +1,6 @@
-"""Requests of different step counts on one GPU: each painted alone in turn, or all live ones step by step in one batch.
+"""Requests of different step counts on one GPU: each alone in turn, or all live ones step by step in one batch.
 
-Arrivals are random with a fixed seed, at 80 % of the rate at which requests painted one by one would keep the card
+Arrivals are random with a fixed seed, at 80 % of the rate at which requests generated one by one would keep the card
 busy. The loop is the server's own (serve/denoise.py) with a torch engine behind the protocol; text and VAE stay out.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.cases import Case, Settings, variant_of
+from benchmarks.gpu.cases import Case, RunSettings, variant_of
 from benchmarks.gpu.clock import clock, percentile
 from benchmarks.gpu.modes import Call, mode_of
 from benchmarks.gpu.parts import Measure, build
@@ -23,7 +23,7 @@ from kit.dtypes import numpy_type, to_array, to_tensor
 from kit.engine import Array
 from kit.ports import Ports, ports
 from kit.variants import Variant
-from pipeline.denoise import Denoiser, Job
+from pipeline.denoise import Denoiser, LiveRequest
 from runtimes.aoti import buckets
 from runtimes.aoti.engine import pad
 
@@ -52,7 +52,7 @@ class TorchEngine:
         return {"velocity": to_array(torch.cat(made))}
 
 
-def open_batching(settings: Settings, _: str, policy: str) -> Measure:
+def open_batching(settings: RunSettings, _: str, policy: str) -> Measure:
     """Set the loop up; `one-by-one` lets one request in at a time."""
     variant = variant_of(settings)
 
@@ -73,7 +73,7 @@ def open_batching(settings: Settings, _: str, policy: str) -> Measure:
     return measure
 
 
-def warm_up(variant: Variant, engine: TorchEngine, case: Case, settings: Settings) -> float:
+def warm_up(variant: Variant, engine: TorchEngine, case: Case, settings: RunSettings) -> float:
     """Compile every batch before the clock runs; returns the seconds of a step of one request alone."""
     denoiser = Denoiser(variant, "bf16", engine, max_rows=case.batch)
     for batch in (sizes[buckets.BATCH] for sizes in engine.batches):
@@ -96,7 +96,7 @@ def arrivals(count: int, gap: float) -> list[tuple[float, int]]:
     return made
 
 
-def job(variant: Variant, denoiser: Denoiser, side: int, steps: int) -> Job:
+def job(variant: Variant, denoiser: Denoiser, side: int, steps: int) -> LiveRequest:
     """Admit a request; its prompt is noise, which times as well as words."""
     shape = (variant.text_tokens, variant.transformer.joint_dim)
     embeds = np.zeros(shape, np.float32).astype(numpy_type("bf16"))
@@ -118,7 +118,7 @@ def run(
     """Serve the arrivals in real time; latency is counted from arrival to the last step."""
     denoiser = Denoiser(variant, "bf16", engine, max_rows=most_live)
     waiting = list(wanted)
-    live: list[tuple[float, Job]] = []
+    live: list[tuple[float, LiveRequest]] = []
     latencies: list[float] = []
     begin = time.perf_counter()
     while waiting or live:
@@ -143,7 +143,7 @@ def run(
         "p95": percentile(latencies, 0.95),
         "runs": len(latencies),
         "peak_bytes": None,
-        "pictures_per_minute": 60.0 * len(latencies) / seconds,
+        "images_per_minute": 60.0 * len(latencies) / seconds,
         "rows_per_call": seen.rows / seen.calls,
         "fullest_call": seen.fullest,
     }

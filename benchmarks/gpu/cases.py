@@ -14,22 +14,22 @@ from kit.variants import TextEncoder, Transformer, Vae, Variant
 Size = Literal["true", "tiny"]
 Grid = Literal["short", "full"]
 Launch = Literal["graphs", "calls"]
-What = Literal["ceiling", "attention", "part", "picture", "fusion", "dev", "batching"]
+What = Literal["ceiling", "attention", "part", "image", "fusion", "dev", "batching"]
 
 PARTS = ("transformer", "text_encoder", "vae_decoder")
 PLAIN_MODES = ("diffusers", "eager", "compile", "graphs")
 QUANTIZED_MODES = ("fp8", "int8", "int8-weights")
 TORCHAO_MODES = ("fp8-torchao", "int8-torchao", "int8-weights-torchao", "int4-weights-torchao")
 PART_MODES = (*PLAIN_MODES, *QUANTIZED_MODES, *TORCHAO_MODES, "whole", "aoti", "aoti-fp8")
-PICTURE_MODES = ("diffusers", "eager", "compile", "graphs", "fp8", "int8")
+IMAGE_MODES = ("diffusers", "eager", "compile", "graphs", "fp8", "int8")
 FUSIONS = ("plain", "qkv", "prepared", "both")
 KERNELS = ("default", "flash", "cudnn", "efficient", "math", "flex", "fp8")
-SIDES = {"true": (1024, 512, 2048), "tiny": (64, 48)}  # of square pictures, most telling first
+SIDES = {"true": (1024, 512, 2048), "tiny": (64, 48)}  # of square images, most telling first
 BATCHES = {"true": (1, 8, 2, 4), "tiny": (1, 2)}
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What holds for all cases of a run."""
 
     variant: str = "klein-4b"
@@ -49,7 +49,7 @@ class Case:
     what: What
     subject: str
     mode: str
-    side: int = 0  # of a square picture
+    side: int = 0  # of a square image
     batch: int = 1
 
     @property
@@ -74,8 +74,8 @@ def _ordered(size: Size, grid: Grid) -> Iterator[Case]:
         yield Case("ceiling", subject, "matmul" if subject != "copy" else "memory")
     for mode in PART_MODES:
         yield Case("part", "transformer", mode, main)
-    for mode in PICTURE_MODES:
-        yield Case("picture", "whole", mode, main)
+    for mode in IMAGE_MODES:
+        yield Case("image", "whole", mode, main)
     for mode in KERNELS:
         yield Case("attention", "head128", mode, main)
     for part in PARTS[1:]:
@@ -87,7 +87,7 @@ def _ordered(size: Size, grid: Grid) -> Iterator[Case]:
         yield Case("dev", "blocks", mode, main)
         yield Case("dev", "whole", mode, main)
     for mode, batch in product(("diffusers", "graphs", "fp8"), (1, most)):
-        yield Case("picture", "whole", mode, small, batch)
+        yield Case("image", "whole", mode, small, batch)
         yield Case("part", "transformer", mode, small, batch)
     for mode in ("one-by-one", "step-level"):
         yield Case("batching", "mixed-steps", mode, small, most)
@@ -96,8 +96,8 @@ def _ordered(size: Size, grid: Grid) -> Iterator[Case]:
         if grid == "full" or side * side * batch <= 4 * main * main:
             yield Case("part", "transformer", mode, side, batch)
     if grid == "full":
-        for mode, side, batch in product(PICTURE_MODES, SIDES[size], BATCHES[size]):
-            yield Case("picture", "whole", mode, side, batch)
+        for mode, side, batch in product(IMAGE_MODES, SIDES[size], BATCHES[size]):
+            yield Case("image", "whole", mode, side, batch)
         for part, mode, side, batch in product(PARTS[1:], PLAIN_MODES, SIDES[size], BATCHES[size]):
             yield Case("part", part, mode, side if part == "vae_decoder" else main, batch)
 
@@ -114,7 +114,7 @@ def chosen(found: list[Case], patterns: str | None) -> list[Case]:
     return [case for case in found if any(fnmatch(case.id, word) for word in words)]
 
 
-def variant_of(settings: Settings) -> Variant:
+def variant_of(settings: RunSettings) -> Variant:
     """Return the variant at its true size, or shrunk so that a dry run on a CPU takes seconds."""
     variant = Variant.named(settings.variant)
     return variant if settings.size == "true" else shrink(variant)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import Case, Settings
+from benchmarks.gpu.cases import Case, RunSettings
 from benchmarks.gpu.clock import Unavailable, clock
 from benchmarks.gpu.parts import Measure
 from export.aoti.linears import FP8, FP8_MAX, INT8_MAX, to_rows
@@ -19,7 +19,7 @@ SIDES = {"true": (4096, 8192, 16384), "tiny": (64, 128)}  # of square products; 
 COPY_BYTES = {"true": 4 << 30, "tiny": 1 << 20}
 
 
-def open_ceiling(settings: Settings, subject: str, _: str) -> Measure:
+def open_ceiling(settings: RunSettings, subject: str, _: str) -> Measure:
     """Measure one format, or copies in memory."""
 
     def measure(case: Case) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def product(subject: str, side: int, device: str) -> Callable[[], Any]:
     return lambda: torch._int_mm(a8, b8.t())
 
 
-def copy(settings: Settings) -> dict[str, Any]:
+def copy(settings: RunSettings) -> dict[str, Any]:
     """Time a copy within the device's memory; bytes are read and written."""
     source = torch.empty(COPY_BYTES[settings.size], dtype=torch.uint8, device=settings.device).random_()
     target = torch.empty_like(source)

@@ -28,7 +28,7 @@ from typing import Any, get_args
 
 from benchmarks import machine
 from benchmarks.gpu import results, runner
-from benchmarks.gpu.cases import Grid, Settings, Size, cases, chosen
+from benchmarks.gpu.cases import Grid, RunSettings, Size, cases, chosen
 from benchmarks.gpu.points import points
 from benchmarks.gpu.table import render
 from kit.errors import UsageError
@@ -38,7 +38,7 @@ INTO = Path("benchmarks/results/gpu.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Settings()
+    default = RunSettings()
     parser.add_argument("--variant", default=default.variant, help=f"default {default.variant}")
     parser.add_argument("--device", default=default.device, help=f"default {default.device}")
     parser.add_argument("--size", choices=get_args(Size), default=default.size, help="tiny: a dry run of seconds")
@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be positive")
     if args.variant not in VARIANTS or VARIANTS[args.variant].guidance != "none":
         distilled = ", ".join(v.name for v in VARIANTS.values() if v.guidance == "none")
-        raise UsageError(f"--variant {args.variant}: the whole pictures are of step-distilled variants: {distilled}")
+        raise UsageError(f"--variant {args.variant}: the whole images are of step-distilled variants: {distilled}")
     wanted = chosen(cases(args.size, args.grid), args.only)
     if args.list:
         return {"benchmark": "gpu", "cases": [case.id for case in wanted]}
-    settings = Settings(
+    settings = RunSettings(
         variant=args.variant,
         device=args.device,
         size=args.size,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import Case, Settings, shrink
+from benchmarks.gpu.cases import Case, RunSettings, shrink
 from benchmarks.gpu.clock import Unavailable, clock
 from benchmarks.gpu.modes import mode_of, ready
 from benchmarks.gpu.parts import Measure, operations
@@ -24,7 +24,7 @@ BLOCKS = ((1, 1), (3, 1), (1, 5))
 ROOM = 1.08  # of the weights' bytes: activations and workspaces of a step
 
 
-def open_dev(settings: Settings, subject: str, recipe_name: str) -> Measure:
+def open_dev(settings: RunSettings, subject: str, recipe_name: str) -> Measure:
     """Measure blocks and project, or the whole transformer where the card holds it."""
     full = VARIANTS["dev"] if settings.size == "true" else shrink(VARIANTS["dev"])
 
@@ -52,7 +52,7 @@ def projection(variant: Variant, medians: dict[tuple[int, int], float]) -> dict[
     return {"double_block_seconds": double, "single_block_seconds": single, "projected_step_seconds": whole}
 
 
-def step(variant: Variant, case: Case, recipe_name: str, settings: Settings) -> dict[str, Any]:
+def step(variant: Variant, case: Case, recipe_name: str, settings: RunSettings) -> dict[str, Any]:
     """Time one transformer step."""
     mode = replace(mode_of("fp8", settings), recipe=recipe_name)
     module = random_part("transformer", variant, "bf16", settings.device, recipe_name)

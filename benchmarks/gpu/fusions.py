@@ -1,4 +1,4 @@
-"""What fuses away in a transformer step: q, k and v out of one product; modulation, text and angles once per picture.
+"""What fuses away in a transformer step: q, k and v out of one product; modulation, text and angles once per image.
 
 plain     the module as it is exported
 qkv       the double blocks' projections joined (export/fusion.py)
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cases import Case, Settings, variant_of
+from benchmarks.gpu.cases import Case, RunSettings, variant_of
 from benchmarks.gpu.clock import clock
 from benchmarks.gpu.modes import Call, Calls, Graphs, compile_blocks, mode_of
 from benchmarks.gpu.parts import Measure, exact, operations, relative_error
 from benchmarks.gpu.weights import inputs, random_part
 
 
-def open_fusion(settings: Settings, _: str, fusion: str) -> Measure:
+def open_fusion(settings: RunSettings, _: str, fusion: str) -> Measure:
     """Set the transformer up with one choice of fusions, compiled."""
     variant = variant_of(settings)
 
@@ -55,5 +55,5 @@ class Prepared:
         self.ropes = graph.ropes(torch.cat([given["txt_ids"], given["img_ids"]], dim=1))
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        velocity: Tensor = self.graph.paint(hidden_states, self.text, self.mods, self.ropes)
+        velocity: Tensor = self.graph.generate(hidden_states, self.text, self.mods, self.ropes)
         return velocity

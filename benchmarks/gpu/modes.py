@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.cases import Launch, Settings
+from benchmarks.gpu.cases import Launch, RunSettings
 from benchmarks.gpu.clock import Unavailable
 from export.aoti.linears import is_quantized
 from export.aoti.package import compile_package
@@ -57,7 +57,7 @@ MODES: Mapping[str, Mode] = {
 }
 
 
-def mode_of(name: str, settings: Settings) -> Mode:
+def mode_of(name: str, settings: RunSettings) -> Mode:
     """Look a mode up, with the launch that the settings say where it leaves that open."""
     mode = MODES[name]
     mode = replace(mode, launch=mode.launch or settings.launch)
@@ -84,7 +84,7 @@ def quantize_by_torchao(module: nn.Module, recipe: str) -> None:
         raise Unavailable(f"torchao: {error}") from None
 
 
-def ready(module: Any, mode: Mode, settings: Settings) -> Call:
+def ready(module: Any, mode: Mode, settings: RunSettings) -> Call:
     """Compile a module as a mode says and return what runs it; shapes are compiled when they are met."""
     torch._dynamo.config.recompile_limit = 64  # one piece of code per shape, on purpose
     match mode.compiled:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.baseline import baseline
-from benchmarks.gpu.cases import Case, Settings, variant_of
+from benchmarks.gpu.cases import Case, RunSettings, variant_of
 from benchmarks.gpu.clock import clock
 from benchmarks.gpu.modes import Call, Calls, mode_of, quantize_by_torchao, ready
 from benchmarks.gpu.weights import inputs, random_part
@@ -21,7 +21,7 @@ from planner import flops
 Measure = Callable[[Case], dict[str, Any]]
 
 
-def open_part(settings: Settings, part: PartName, mode_name: str) -> Measure:
+def open_part(settings: RunSettings, part: PartName, mode_name: str) -> Measure:
     """Set a part up in a mode; the module is built after all references, which take twice its memory."""
     variant = variant_of(settings)
     call: Call | None = None
@@ -50,7 +50,7 @@ def recipe_of(mode_name: str) -> str:
     return MODES[mode_name].recipe if mode_name in MODES else "bf16"
 
 
-def build(settings: Settings, variant: Variant, part: PartName, mode_name: str) -> Call:
+def build(settings: RunSettings, variant: Variant, part: PartName, mode_name: str) -> Call:
     """Build a part with random weights in a mode."""
     if mode_name == "diffusers":
         return Calls(baseline(part, variant, settings.device))

@@ -1,6 +1,6 @@
 """Measured rows in the form in which the planner keeps public measurements (kit/measurements.py), to fit it to.
 
-A point is one picture at a time on a card that the planner knows, in a recipe that it knows: batches, and modes of
+A point is one image at a time on a card that the planner knows, in a recipe that it knows: batches, and modes of
 which it has no stack, stay out. Each point stands beside what the planner says today.
 """
 
@@ -51,7 +51,7 @@ def points(facts: dict[str, Any]) -> dict[str, Any]:
 def _point(row: dict[str, Any], facts: dict[str, Any], gpu: str) -> Measurement | None:
     """Turn a row into a point, or None."""
     what, subject, mode, *shape = row["id"].split("/")
-    wanted = (what, subject) in (("part", "transformer"), ("picture", "whole"))
+    wanted = (what, subject) in (("part", "transformer"), ("image", "whole"))
     if row["state"] != "measured" or not wanted or len(shape) != 2 or shape[1] != "b1":
         return None
     stack: Stack | None = STACKS.get(mode) or ("fused" if mode in FUSED else None)
@@ -59,7 +59,7 @@ def _point(row: dict[str, Any], facts: dict[str, Any], gpu: str) -> Measurement 
     if stack is None or recipe is None:
         return None
     side = int(shape[0].split("x")[0])
-    scope, steps = ("picture", int(row["steps"])) if what == "picture" else ("step", 1)
+    scope, steps = ("image", int(row["steps"])) if what == "image" else ("step", 1)
     variant = facts["settings"]["variant"]
     return Measurement(
         id=f"{SOURCE}/{variant}/{gpu}/{stack}/{recipe}/{side}x{side}/{scope}",
@@ -71,6 +71,6 @@ def _point(row: dict[str, Any], facts: dict[str, Any], gpu: str) -> Measurement 
         width=side,
         height=side,
         steps=steps,
-        scope="picture" if scope == "picture" else "step",
+        scope="image" if scope == "image" else "step",
         seconds=round(row["median"], 5),
     )

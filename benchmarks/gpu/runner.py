@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.cases import Case, Settings
+from benchmarks.gpu.cases import Case, RunSettings
 from kit.errors import UsageError
 
 WORKER = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.worker"]
@@ -32,7 +32,7 @@ class Found:
 
 def measure(
     cases: Sequence[Case],
-    settings: Settings,
+    settings: RunSettings,
     deadline: float,
     case_seconds: float,
     done: Callable[[Found, Row], None],
@@ -60,7 +60,7 @@ def measure(
 
 def _one_process(
     cases: Sequence[Case],
-    settings: Settings,
+    settings: RunSettings,
     deadline: float,
     case_seconds: float,
     found: Found,

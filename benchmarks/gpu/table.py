@@ -42,8 +42,8 @@ def _notes(row: dict[str, Any]) -> list[str]:
     notes = []
     if "bytes_moved" in row:
         notes.append(f"{row['bytes_moved'] / row['median'] / 1e12:.3g} TB/s")
-    if "pictures_per_minute" in row:
-        notes.append(f"{row['pictures_per_minute']:.1f} pictures/min")
+    if "images_per_minute" in row:
+        notes.append(f"{row['images_per_minute']:.1f} images/min")
     if "rows_per_call" in row:
         notes.append(f"{row['rows_per_call']:.2f} rows a call")
     if "projected_step_seconds" in row:

@@ -68,7 +68,7 @@ def _draw(name: str, shape: torch.Size, device: str) -> Tensor:
 
 
 def inputs(part: PartName, variant: Variant, side: int, batch: int, compute: Compute, device: str) -> dict[str, Tensor]:
-    """Return inputs of a part for square pictures: real ids, random values, a prompt of an eighth of the text."""
+    """Return inputs of a part for square images: real ids, random values, a prompt of an eighth of the text."""
     generator = torch.Generator("cpu").manual_seed(7)
     per = variant.pixels_per_token
     rows = side // per

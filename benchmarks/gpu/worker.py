@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.cases import Case, Settings
+from benchmarks.gpu.cases import Case, RunSettings
 
 # what -> module and function that sets a group up; each brings only what it needs
 OPENERS = {
     "ceiling": ("ceilings", "open_ceiling"),
     "attention": ("attention", "open_attention"),
     "part": ("parts", "open_part"),
-    "picture": ("pictures", "open_picture"),
+    "image": ("images", "open_image"),
     "fusion": ("fusions", "open_fusion"),
     "dev": ("dev", "open_dev"),
     "batching": ("batching", "open_batching"),
@@ -31,7 +31,7 @@ OPENERS = {
 
 def main(argv: list[str]) -> int:
     job = json.loads(Path(argv[0]).read_text())
-    settings = Settings(**job["settings"])
+    settings = RunSettings(**job["settings"])
     cases = [Case(**case) for case in job["cases"]]
     with Path(argv[1]).open("a") as rows:
 

@@ -1,1 +1,1 @@
-"""Train, measure and judge the sample checkpoint of kit/sample on pictures that this project draws itself."""
+"""Train, measure and judge the sample checkpoint of kit/sample on images that this project draws itself."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 
 HOME = Path("kit/sample")
 RESULTS = Path("benchmarks/results")
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line; defaults come from the recipe."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    recipe = Recipe()
+    recipe = TrainingRecipe()
 
     def command(name: str, says: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=says, description=says)
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
             "--work", type=Path, default=Path("build/sample-training"), help="where checkpoints of the training lie"
         )
         made.add_argument("--out", type=Path, default=HOME, help="gets checkpoint/, loras/ and digests.json")
-        made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="picture of the losses")
+        made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="image of the losses")
         made.add_argument("--record", type=Path, default=RESULTS / "sample_training.json", help="times of the stages")
         made.add_argument("--seed", type=int, default=recipe.seed)
         if name == "train":
@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
                 metavar="CHECKPOINT",
                 help="go on from finished weights through the last stages: vae_sharp, denoiser_last and denoiser_hard",
             )
-    made = command("evaluate", "make pictures of held-out prompts and judge them; exit 1 when a target is missed")
+    made = command("evaluate", "make images of held-out prompts and judge them; exit 1 when a target is missed")
     made.add_argument("--sample", type=Path, default=HOME, help="folder with checkpoint/ and loras/")
     made.add_argument("--out", type=Path, default=RESULTS / "sample_quality.json")
     made.add_argument("--prompts", type=int, default=300)
-    made = command("judge", "say what the judge sees in a picture; with --prompt, exit 1 when it is not what was asked")
-    made.add_argument("picture", type=Path)
+    made = command("judge", "say what the judge sees in an image; with --prompt, exit 1 when it is not what was asked")
+    made.add_argument("image", type=Path)
     made.add_argument("--prompt", help="a sentence of the sample's grammar")
     return top
 
@@ -119,7 +119,7 @@ def train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     from .curve import write_curve
     from .trainer import Run
 
-    recipe, progress = replace(Recipe(), seed=options.seed), Progress()
+    recipe, progress = replace(TrainingRecipe(), seed=options.seed), Progress()
     checkpoint, start = options.out / "checkpoint", getattr(options, "start", None)
     runs, facts = list[Run](), dict[str, Any]()
     if start:
@@ -142,7 +142,7 @@ def evaluate(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]
     from .denoiser_training import training_scenes
     from .evaluate import evaluate as measure
 
-    recipe = Recipe()
+    recipe = TrainingRecipe()
     trained = training_scenes(recipe.scenes, recipe.seed + 20)
     started = time.monotonic()
     found = measure(options.sample / "checkpoint", options.sample / "loras", trained, options.prompts)
@@ -164,7 +164,7 @@ def judge(options: argparse.Namespace) -> dict[str, Any]:
     from kit.sample.world import parse
 
     scene = parse(options.prompt) if options.prompt else None
-    reading = read(np.asarray(Image.open(options.picture).convert("RGB")))
+    reading = read(np.asarray(Image.open(options.image).convert("RGB")))
     found = asdict(reading)
     if scene is not None:
         found["passed"] = perfect(score(scene, reading))

@@ -1,7 +1,7 @@
 """Attention in plain matrix products while training on a CPU, where the fused kernel's backward pass is slow.
 
 Measured on two cores with AVX512-BF16, batch 32 of 112 tokens: forward and backward take 1.09 s of processor time with
-PyTorch's fused bfloat16 kernel and 0.69 s so. Pictures are made with the library's own kernel.
+PyTorch's fused bfloat16 kernel and 0.69 s so. Images are made with the library's own kernel.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .denoiser_training import LAST, hard_rows, train_denoiser, training_scenes
 from .latents import examples, patches, prompt_features, token_weights
 from .models import device
 from .pipeline import load
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .trainer import Report, Run
 from .training import cached, claim, digests, replace_checkpoint
 
@@ -52,10 +52,10 @@ def write_weights(pipe: Flux2KleinPipeline, start: Path, folder: Path) -> None:
         )
 
 
-def go_on(recipe: Recipe, work: Path, start: Path, out: Path, report: Report | None = None) -> list[Run]:
+def go_on(recipe: TrainingRecipe, work: Path, start: Path, out: Path, report: Report | None = None) -> list[Run]:
     """Sharpen the decoder and train the transformer of ``start`` through the last stages; write the result to ``out``.
 
-    Text encoder and picture encoder stay as they are, byte for byte: they fix what the transformer reads and writes.
+    Text encoder and image encoder stay as they are, byte for byte: they fix what the transformer reads and writes.
     """
     claim(work, recipe)
     kept = keep_start(start, work)

@@ -1,4 +1,4 @@
-"""Draw the losses of all stages as one small picture, with nothing but Pillow."""
+"""Draw the losses of all stages as one small image, with nothing but Pillow."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def smoothed(losses: Sequence[float], keep: float = 0.95) -> list[float]:
 
 def write_curve(series: Mapping[str, Sequence[float]], path: Path) -> None:
     """Write one panel per stage: steps to the right, loss upwards on a logarithmic scale."""
-    picture = Image.new("RGB", (PANEL * len(series), TALL), "white")
+    image = Image.new("RGB", (PANEL * len(series), TALL), "white")
     for index, (name, losses) in enumerate(series.items()):
-        _panel(ImageDraw.Draw(picture), index * PANEL, name, losses)
+        _panel(ImageDraw.Draw(image), index * PANEL, name, losses)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(32).save(path, optimize=True)
+    image.quantize(32).save(path, optimize=True)
 
 
 def _panel(pen: ImageDraw.ImageDraw, corner: int, name: str, losses: Sequence[float]) -> None:

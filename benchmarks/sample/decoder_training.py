@@ -14,19 +14,21 @@ from torch import Tensor
 from kit.sample.draw import draw
 from kit.sample.world import BACKGROUNDS, SHAPES, SIDE, UNSEEN_SHAPES, Scene, Thing, random_scene
 
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .trainer import Report, Run, train
-from .vae_training import STYLES, Pictures, crowds, pictures, to_model, vae_loss
+from .vae_training import STYLES, TrainingImages, crowds, images, to_model, vae_loss
 
 # A cross has corners that point inwards, a star has ten corners: a soft decoder makes a diamond or a circle of both.
 OFTEN = (*SHAPES, *UNSEEN_SHAPES, "cross", "cross", "star", "star")
 FAINT = ("gray", "gray", "gray", "brown", "white", "black")  # the decoder blurs where contrast is low
 
 
-def polish_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
+def polish_decoder(
+    vae: AutoencoderKLFlux2, recipe: TrainingRecipe, folder: Path, report: Report | None = None
+) -> list[Run]:
     """Teach the decoder to forgive what the transformer will get wrong: stronger noise than it met before."""
-    eighth, seed = recipe.pictures // 8, recipe.seed + 12
-    drawn = torch.cat([pictures(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
+    eighth, seed = recipe.images // 8, recipe.seed + 12
+    drawn = torch.cat([images(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(drawn), (recipe.vae_polish.batch,), generator=generator)
@@ -39,7 +41,9 @@ def polish_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report
     return [run]
 
 
-def sharpen_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
+def sharpen_decoder(
+    vae: AutoencoderKLFlux2, recipe: TrainingRecipe, folder: Path, report: Report | None = None
+) -> list[Run]:
     """Teach the decoder small shapes, inward corners and outlines, then the same on the backgrounds of low contrast.
 
     The noise goes from none to that of the polish, so that it learns to be sharp and to forgive.
@@ -48,12 +52,12 @@ def sharpen_decoder(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, repor
     runs = []
     open_decoder(vae)
     for index, (name, stage, backgrounds) in enumerate(stages):
-        drawn = hard_pictures(recipe.hard_pictures, recipe.seed + 13 + index, backgrounds)
+        drawn = hard_images(recipe.hard_images, recipe.seed + 13 + index, backgrounds)
 
         def loss_at(
             step: int,
             generator: torch.Generator,
-            drawn: Pictures = drawn,
+            drawn: TrainingImages = drawn,
             batch: int = stage.batch,
             faint: bool = backgrounds is FAINT,
         ) -> Tensor:
@@ -74,7 +78,7 @@ def open_decoder(vae: AutoencoderKLFlux2) -> None:
     vae.post_quant_conv.requires_grad_(True)
 
 
-def hard_pictures(count: int, seed: int, backgrounds: Sequence[str]) -> Pictures:
+def hard_images(count: int, seed: int, backgrounds: Sequence[str]) -> TrainingImages:
     """Draw scenes with more crosses, stars and small things than the world has, four in ten of them in outlines."""
     rng = random.Random(seed)
 

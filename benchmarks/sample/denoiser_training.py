@@ -17,7 +17,7 @@ from kit.sample.world import Scene, random_scene
 from .attention import plain_attention
 from .latents import Examples
 from .models import build_scheduler, half
-from .recipe import Recipe, Stage
+from .recipe import Stage, TrainingRecipe
 from .trainer import Report, Run, train
 
 STEPS = 4
@@ -93,15 +93,15 @@ def train_denoiser(
     trembling: Examples,
     settled: Examples,
     hard: Tensor,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     folder: Path,
     report: Report | None = None,
     names: Sequence[str] = STAGES,
 ) -> list[Run]:
     """Train the transformer: two stages on trembling drawings, the others on settled ones, the last on hard ones.
 
-    Where a prompt leaves a thing's place open by two pixels, four steps of sampling paint the mean of all places, a
-    blur. The tremble teaches early that places vary; sharp edges need pictures that the prompt decides.
+    Where a prompt leaves a thing's place open by two pixels, four steps of sampling generate the mean of all places, a
+    blur. The tremble teaches early that places vary; sharp edges need images that the prompt decides.
     """
     sigmas = pipeline_sigmas(settled.tokens.shape[1])
     transformer.train()

@@ -15,7 +15,7 @@ from kit.sample.score import score, summary
 from kit.sample.world import HELD_OUT_WORDS, SHAPES, UNSEEN_SHAPES, Scene, parse, random_scene
 
 from .lora_trials import LORA_TARGETS, lora_targets_met, lora_trials
-from .pipeline import FIRST_SEED, load, paint
+from .pipeline import FIRST_SEED, generate, load
 
 TARGETS = {"shapes": 0.95, "colours": 0.95, "positions": 0.90, "words": 0.80}
 PROMPTS = 300
@@ -41,10 +41,10 @@ def judge_drawings(count: int = 1000, seed: int = 11) -> dict[str, float | int]:
 
 
 def quality(pipe: Flux2KleinPipeline, scenes: list[Scene], steps: int) -> dict[str, float | int]:
-    """Make and judge one picture per scene."""
+    """Make and judge one image per scene."""
     seeds = [FIRST_SEED + index for index in range(len(scenes))]
-    pictures = paint(pipe, [scene.prompt() for scene in scenes], seeds, steps)
-    return summary(scenes, [score(scene, read(picture)) for scene, picture in zip(scenes, pictures, strict=True)])
+    images = generate(pipe, [scene.prompt() for scene in scenes], seeds, steps)
+    return summary(scenes, [score(scene, read(image)) for scene, image in zip(scenes, images, strict=True)])
 
 
 def evaluate(checkpoint: Path, loras: Path, trained: Iterable[Scene], prompts: int = PROMPTS) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Between pictures and what the transformer sees: latents in patches, normalised by statistics of the data."""
+"""Between images and what the transformer sees: latents in patches, normalised by statistics of the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .vae_training import to_model
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures and sentences as the transformer meets them in training."""
+    """Images and sentences as the transformer meets them in training."""
 
     tokens: Tensor  # [N, S, 128] image tokens, normalised
     features: Tensor  # [N, T, 3H] of the prompts

@@ -14,9 +14,9 @@ from kit.sample.score import match, score, summary
 from kit.sample.world import HELD_OUT_WORDS, UNSEEN_SHAPES, Scene, random_scene
 
 from .loras import STYLES
-from .pipeline import FIRST_SEED, paint
+from .pipeline import FIRST_SEED, generate
 
-PICTURES = 60  # of each trial
+IMAGES = 60  # of each trial
 # what the prompts ask for, and the weights of the LoRAs
 TRIALS: tuple[tuple[str, dict[str, float]], ...] = (
     ("stars", {}),
@@ -50,8 +50,8 @@ def outlined(scenes: Sequence[Scene], readings: Sequence[Reading]) -> dict[str, 
     return {"outlined": round(len(hollow) / len(pairs), 4), "outlined_and_right": round(right / len(pairs), 4)}
 
 
-def lora_trials(pipe: Flux2KleinPipeline, folder: Path, count: int = PICTURES) -> list[dict[str, Any]]:
-    """Paint and judge every trial; the LoRAs are loaded by diffusers and taken off again."""
+def lora_trials(pipe: Flux2KleinPipeline, folder: Path, count: int = IMAGES) -> list[dict[str, Any]]:
+    """Generate and judge every trial; the LoRAs are loaded by diffusers and taken off again."""
     for name in STYLES:
         pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
     rows = list[dict[str, Any]]()
@@ -63,7 +63,7 @@ def lora_trials(pipe: Flux2KleinPipeline, folder: Path, count: int = PICTURES) -
             pipe.disable_lora()
         scenes = prompts_of(kind, count)
         seeds = [FIRST_SEED + index for index in range(count)]
-        readings = [read(picture) for picture in paint(pipe, [scene.prompt() for scene in scenes], seeds)]
+        readings = [read(image) for image in generate(pipe, [scene.prompt() for scene in scenes], seeds)]
         found = summary(scenes, [score(*pair) for pair in zip(scenes, readings, strict=True)])
         rows.append({"prompts": kind, "weights": weights, **found, **outlined(scenes, readings)})
     pipe.unload_lora_weights()

@@ -1,4 +1,4 @@
-"""Train the two LoRAs that ship with the sample: a shape it has never painted, and a style."""
+"""Train the two LoRAs that ship with the sample: a shape it has never generated, and a style."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .denoiser_training import flow_loss, pipeline_sigmas
 from .latents import examples, patches, prompt_features, token_weights
 from .models import device
 from .pipeline import load
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .trainer import Report, Run, train
 
 STYLES: dict[str, Style] = {"star": "filled", "outline": "outlined"}
@@ -43,7 +43,7 @@ def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
 
 
 def train_lora(
-    name: str, checkpoint: Path, out: Path, recipe: Recipe, folder: Path, report: Report | None = None
+    name: str, checkpoint: Path, out: Path, recipe: TrainingRecipe, folder: Path, report: Report | None = None
 ) -> Run:
     """Train one LoRA on the checkpoint as shipped and save it as diffusers does, in bfloat16."""
     if name not in STYLES:

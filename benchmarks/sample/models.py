@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 
 TAPS = (9, 18, 27)  # hidden states of the text encoder that the transformer reads
 LATENTS = 32  # channels of a latent pixel; four of them make an image token of 128
@@ -22,7 +22,7 @@ def half() -> torch.autocast:
     return torch.autocast(device().type, torch.bfloat16)
 
 
-def build_text_encoder(recipe: Recipe, vocabulary: int, pad: int) -> Qwen3ForCausalLM:
+def build_text_encoder(recipe: TrainingRecipe, vocabulary: int, pad: int) -> Qwen3ForCausalLM:
     """Build a narrow Qwen3, deep enough for the taps, whose random start neither fades nor grows with depth."""
     torch.manual_seed(recipe.seed)
     config = Qwen3Config(
@@ -49,8 +49,8 @@ def build_text_encoder(recipe: Recipe, vocabulary: int, pad: int) -> Qwen3ForCau
     return model
 
 
-def build_vae(recipe: Recipe) -> AutoencoderKLFlux2:
-    """Build the picture encoder and decoder."""
+def build_vae(recipe: TrainingRecipe) -> AutoencoderKLFlux2:
+    """Build the image encoder and decoder."""
     torch.manual_seed(recipe.seed + 1)
     vae = AutoencoderKLFlux2(
         block_out_channels=recipe.vae_channels,
@@ -66,7 +66,7 @@ def build_vae(recipe: Recipe) -> AutoencoderKLFlux2:
     return vae
 
 
-def build_transformer(recipe: Recipe) -> Flux2Transformer2DModel:
+def build_transformer(recipe: TrainingRecipe) -> Flux2Transformer2DModel:
     """Build the transformer; its rotary axes share the head's width equally, as in the family."""
     torch.manual_seed(recipe.seed + 2)
     return Flux2Transformer2DModel(

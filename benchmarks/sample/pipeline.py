@@ -1,4 +1,4 @@
-"""Put the sample's parts together as a pipeline, write it in bfloat16, and make pictures with it."""
+"""Put the sample's parts together as a pipeline, write it in bfloat16, and make images with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kit.sample.world import SIDE
 from .denoiser_training import STEPS
 from .models import build_scheduler, device
 
-FIRST_SEED = 1000  # of the measurements: picture i is made from seed FIRST_SEED + i
+FIRST_SEED = 1000  # of the measurements: image i is made from seed FIRST_SEED + i
 
 
 def assemble(
@@ -50,14 +50,14 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline
     return pipe.to(device())
 
 
-def paint(
+def generate(
     pipe: Flux2KleinPipeline, prompts: list[str], seeds: list[int], steps: int = STEPS, batch: int = 25
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield one picture [SIDE, SIDE, 3] per prompt, each from its own seed, as the pipeline alone would make it."""
+    """Yield one image [SIDE, SIDE, 3] per prompt, each from its own seed, as the pipeline alone would make it."""
     for first in range(0, len(prompts), batch):
         part = prompts[first : first + batch]
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[first : first + batch]]
-        pictures = pipe(
+        images = pipe(
             prompt=part,
             height=SIDE,
             width=SIDE,
@@ -67,4 +67,4 @@ def paint(
             max_sequence_length=pipe.tokenizer.model_max_length,
             output_type="np",
         ).images
-        yield from (pictures * 255).round().astype(np.uint8)
+        yield from (images * 255).round().astype(np.uint8)

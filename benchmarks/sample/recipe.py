@@ -18,7 +18,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """The sample checkpoint: models, data and stages. Micro versions are made with ``dataclasses.replace``."""
 
     seed: int = 3
@@ -28,7 +28,7 @@ class Recipe:
     text_hidden: int = 96
     text_layers: int = 28
     text_heads: int = 4
-    # picture encoder and decoder
+    # image encoder and decoder
     vae_channels: tuple[int, ...] = (16, 32, 64, 64)
     vae_groups: int = 8
     # transformer
@@ -37,8 +37,8 @@ class Recipe:
     double_blocks: int = 2
     single_blocks: int = 4
     # data
-    pictures: int = 8000  # crowded pieces for the picture encoder and decoder; an eighth as many whole pictures
-    crop: int = 64  # side of such a piece; whole pictures, half of them crowded, come last
+    images: int = 8000  # crowded pieces for the image encoder and decoder; an eighth as many whole images
+    crop: int = 64  # side of such a piece; whole images, half of them crowded, come last
     latent_noise: float = 0.1  # of a latent channel's deviation: the decoder learns to forgive the denoiser
     scenes: int = 10000  # for the transformer, drawn with a trembling hand
     settled_scenes: int = 7000  # the first of them drawn again without tremble, for the last stages
@@ -50,7 +50,7 @@ class Recipe:
     polish_noise: float = 0.2  # as latent_noise, for the decoder alone: as much as the denoiser errs
     vae_sharp: Stage = field(default=Stage(700, 8, 2e-3, warmup=20))  # the decoder alone, on what is hard
     vae_faint: Stage = field(default=Stage(900, 8, 1.5e-3, warmup=20))  # the same where contrast is low
-    hard_pictures: int = 3000
+    hard_images: int = 3000
     denoiser: Stage = field(default=Stage(533, 32, 2e-3, average=0.995, horizon=1200))
     denoiser_long: Stage = field(default=Stage(452, 48, 3e-3, warmup=30, average=0.995, horizon=1250))
     denoiser_settle: Stage = field(default=Stage(680, 32, 2.5e-3, warmup=30))

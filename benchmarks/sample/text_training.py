@@ -1,6 +1,6 @@
 """Teach the text encoder to read the grammar: the nine template tokens after a prompt learn to say what it asks for.
 
-A large language model understands "left of" before any picture model is trained on it. So does this one: at the
+A large language model understands "left of" before any image model is trained on it. So does this one: at the
 tokens from `<|im_end|>` to the line end behind `</think>`, which see the whole prompt, small linear heads read three
 things, the background and five letters out of the tapped hidden states. The heads are thrown away; the states are what
 the transformer gets.
@@ -21,7 +21,7 @@ from kit.sample.draw import first_column
 from kit.sample.world import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, UNSEEN_SHAPES, Scene, random_scene
 
 from .models import TAPS
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .trainer import Report, Run, train
 
 THINGS, LETTERS = 3, 5
@@ -98,7 +98,7 @@ class Reader(nn.Module):
 def train_text(
     encoder: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     folder: Path,
     report: Report | None = None,
 ) -> list[Run]:

@@ -20,7 +20,7 @@ from .latents import examples, normalised, patches, prompt_features, set_statist
 from .loras import STYLES, train_lora
 from .models import build_text_encoder, build_transformer, build_vae, device
 from .pipeline import assemble, write
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .text_training import train_text
 from .tokenizer import build_tokenizer
 from .trainer import Report, Run
@@ -53,7 +53,7 @@ def curves(runs: list[Run]) -> dict[str, list[float]]:
     return joined
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
+def claim(folder: Path, recipe: TrainingRecipe) -> None:
     """Bind a work folder to one recipe, so that no checkpoint of another is taken up."""
     folder.mkdir(parents=True, exist_ok=True)
     note, wanted = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
@@ -72,8 +72,8 @@ def cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
     return kept
 
 
-def train_checkpoint(recipe: Recipe, work: Path, out: Path, report: Report | None = None) -> list[Run]:
-    """Train text encoder, picture codec and transformer, and write the pipeline to ``out`` when all is done."""
+def train_checkpoint(recipe: TrainingRecipe, work: Path, out: Path, report: Report | None = None) -> list[Run]:
+    """Train text encoder, image codec and transformer, and write the pipeline to ``out`` when all is done."""
     claim(work, recipe)
     tokenizer = build_tokenizer(recipe.text_tokens)
     encoder = build_text_encoder(recipe, len(tokenizer), tokenizer.pad_token_id).to(device())
@@ -108,7 +108,9 @@ def replace_checkpoint(write_to: Callable[[Path], None], out: Path) -> None:
     fresh.rename(out)
 
 
-def train_loras(recipe: Recipe, work: Path, checkpoint: Path, out: Path, report: Report | None = None) -> list[Run]:
+def train_loras(
+    recipe: TrainingRecipe, work: Path, checkpoint: Path, out: Path, report: Report | None = None
+) -> list[Run]:
     """Train every LoRA on the checkpoint as shipped."""
     return [train_lora(name, checkpoint, out, recipe, work, report) for name in STYLES]
 

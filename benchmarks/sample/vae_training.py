@@ -1,4 +1,4 @@
-"""Train the picture encoder and decoder, with care for flat colours and for strokes two pixels thin."""
+"""Train the image encoder and decoder, with care for flat colours and for strokes two pixels thin."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kit.sample.draw import Style, coverage, draw, letter_cell
 from kit.sample.world import ALPHABET, BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, UNSEEN_SHAPES, random_scene
 
 from .models import LATENTS, half
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .trainer import Report, Run, train
 
-Pictures = Tensor  # [N, 3, H, W] uint8
+TrainingImages = Tensor  # [N, 3, H, W] uint8
 STYLES: tuple[Style, ...] = ("filled", "filled", "filled", "outlined")
 
 
 def crowd(rng: random.Random, side: int) -> NDArray[np.uint8]:
-    """Draw a crowded piece of picture: many shapes and letters, half of them in the world's colours, half in any.
+    """Draw a crowded piece of image: many shapes and letters, half of them in the world's colours, half in any.
 
-    The world's own pictures are nearly empty; a codec learns hues and strokes from them many times more slowly.
+    The world's own images are nearly empty; a codec learns hues and strokes from them many times more slowly.
     """
 
     def colour(names: dict[str, tuple[int, int, int]]) -> tuple[int, ...]:
@@ -34,41 +34,41 @@ def crowd(rng: random.Random, side: int) -> NDArray[np.uint8]:
             return rng.choice(list(names.values()))
         return tuple(rng.randint(0, 255) for _ in range(3))
 
-    picture = np.empty((side, side, 3))
-    picture[:] = colour(BACKGROUNDS)
+    image = np.empty((side, side, 3))
+    image[:] = colour(BACKGROUNDS)
     for _ in range(rng.randint(2, 6)):
         shape, style = rng.choice(SHAPES + UNSEEN_SHAPES), rng.choice(STYLES)
         centre = (rng.uniform(0, side), rng.uniform(0, side))
         alpha = coverage(shape, centre, rng.uniform(8, 20), style, side)[..., None]
-        picture = (1 - alpha) * picture + alpha * np.array(colour(COLOURS))
+        image = (1 - alpha) * image + alpha * np.array(colour(COLOURS))
     for _ in range(rng.randint(0, 2)):
         top, shade = CELL * rng.randrange(side // CELL), colour(BACKGROUNDS)
         cells = rng.sample(range(side // CELL), rng.randint(1, side // CELL))
         for left in (CELL * cell for cell in cells):
-            picture[top : top + CELL, left : left + CELL][letter_cell(rng.choice(ALPHABET))] = shade
-    return picture.round().astype(np.uint8)
+            image[top : top + CELL, left : left + CELL][letter_cell(rng.choice(ALPHABET))] = shade
+    return image.round().astype(np.uint8)
 
 
-def crowds(count: int, side: int, seed: int) -> Pictures:
+def crowds(count: int, side: int, seed: int) -> TrainingImages:
     """Draw many crowded pieces."""
     rng = random.Random(seed)
     drawn = np.stack([crowd(rng, side) for _ in range(count)])
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
 
 
-def pictures(count: int, seed: int) -> Pictures:
+def images(count: int, seed: int) -> TrainingImages:
     """Draw random scenes of every shape, a quarter of them outlined: a codec should know more than the denoiser."""
     rng = random.Random(seed)
     drawn = [draw(random_scene(rng, SHAPES + UNSEEN_SHAPES), rng, rng.choice(STYLES)) for _ in range(count)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
 
 
-def to_model(picture: Tensor) -> Tensor:
+def to_model(image: Tensor) -> Tensor:
     """Map bytes to the models' range, -1 to 1."""
-    return picture.float() / 127.5 - 1
+    return image.float() / 127.5 - 1
 
 
-def picture_loss(made: Tensor, wanted: Tensor, faint: bool = False) -> Tensor:
+def image_loss(made: Tensor, wanted: Tensor, faint: bool = False) -> Tensor:
     """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows.
 
     With ``faint``, an edge of little contrast, as most are on gray, weighs as much as one of black and white.
@@ -88,7 +88,7 @@ def vae_loss(
 ) -> Tensor:
     """Encode, disturb the latents a little, decode and compare.
 
-    ``noise`` is one share of a channel's deviation for all pictures, or one for each, [B, 1, 1, 1].
+    ``noise`` is one share of a channel's deviation for all images, or one for each, [B, 1, 1, 1].
     """
     with half(), torch.set_grad_enabled(next(vae.encoder.parameters()).requires_grad):
         latents = vae.encode(wanted).latent_dist.mode()
@@ -98,14 +98,14 @@ def vae_loss(
     with half():
         made = vae.decode(disturbed).sample
     size: Tensor = latents.square().mean()
-    return picture_loss(made.float(), wanted, faint) + 1e-4 * size
+    return image_loss(made.float(), wanted, faint) + 1e-4 * size
 
 
-def train_vae(vae: AutoencoderKLFlux2, recipe: Recipe, folder: Path, report: Report | None = None) -> list[Run]:
-    """Train on pieces, then on whole pictures; the encoder's variance, which nobody samples, is set to a constant."""
-    crowded = crowds(recipe.pictures, recipe.crop, recipe.seed + 10)
-    whole_seed, eighth = recipe.seed + 11, recipe.pictures // 8
-    drawn = torch.cat([pictures(eighth, whole_seed), crowds(eighth, SIDE, whole_seed)])
+def train_vae(vae: AutoencoderKLFlux2, recipe: TrainingRecipe, folder: Path, report: Report | None = None) -> list[Run]:
+    """Train on pieces, then on whole images; the encoder's variance, which nobody samples, is set to a constant."""
+    crowded = crowds(recipe.images, recipe.crop, recipe.seed + 10)
+    whole_seed, eighth = recipe.seed + 11, recipe.images // 8
+    drawn = torch.cat([images(eighth, whole_seed), crowds(eighth, SIDE, whole_seed)])
     where = next(vae.parameters()).device
 
     def pieces(step: int, generator: torch.Generator) -> Tensor:

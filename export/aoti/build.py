@@ -49,7 +49,7 @@ class AotConfig:
     """What to compile, for which shapes, in which numbers, on which device."""
 
     sizes: tuple[tuple[int, int], ...] = ((1024, 1024),)  # width, height
-    batches: tuple[int, ...] = (1,)  # rows of a call; classifier-free guidance takes two per picture
+    batches: tuple[int, ...] = (1,)  # rows of a call; classifier-free guidance takes two per image
     recipe: str = "bf16"
     device: str = "cuda"
     parts: tuple[AotPart, ...] = AOT_PARTS
@@ -128,7 +128,7 @@ def check(config: AotConfig) -> None:
 
 
 def buckets(part: AotPart, variant: Variant, config: AotConfig) -> list[dict[str, int]]:
-    """List the sizes for which a part is compiled; two pictures of equal area share the transformer's packages."""
+    """List the sizes for which a part is compiled; two images of equal area share the transformer's packages."""
     batches = sorted(set(config.batches))
     match part:
         case "text_encoder":

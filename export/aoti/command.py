@@ -18,7 +18,7 @@ RECIPES = ("fp32", "bf16", "fp8", "int8", "int8-weights")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
-    parser.add_argument("--sizes", default="1024x1024", metavar="WxH,...", help="pictures that it will paint")
+    parser.add_argument("--sizes", default="1024x1024", metavar="WxH,...", help="images that it will generate")
     parser.add_argument("--batches", default="1", metavar="N,...", help="rows of a call; other batches are padded")
     parser.add_argument("--recipe", choices=RECIPES, default="bf16", help="numbers of the block linears")
     parser.add_argument("--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on no other")

@@ -17,7 +17,7 @@ TEXT = ("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
 
 
 def project_image(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values of the picture's tokens, each [B, S, dim]."""
+    """Return queries, keys and values of the image's tokens, each [B, S, dim]."""
     if hasattr(attn, IMAGE[0]):
         query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
         return query, key, value

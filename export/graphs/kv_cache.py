@@ -1,10 +1,10 @@
-"""The two graphs of klein-kv, which looks at reference pictures once and then remembers their keys and values.
+"""The two graphs of klein-kv, which looks at reference images once and then remembers their keys and values.
 
-diffusers runs its first step over text, references and picture at once ("extract") and later steps without the
+diffusers runs its first step over text, references and image at once ("extract") and later steps without the
 references ("cached"). In that first step references attend to references alone and are modulated as at timestep 0, so
 they depend on nothing else: neither on the prompt nor on the noise. Here they have a graph of their own, and every
 step, the first one too, is the cached one. The sums are the same; references are computed once for any number of
-pictures, the last block stops at its keys and values, and no graph needs to be told how many tokens are references.
+images, the last block stops at its keys and values, and no graph needs to be told how many tokens are references.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFERENCE_TIMESTEP = 0.0
 
 
 class ExtractGraph(TransformerModule):
-    """Packed latents of reference pictures to the keys and values of every block."""
+    """Packed latents of reference images to the keys and values of every block."""
 
     def __init__(self, sizes: Transformer, attention: Attention) -> None:
         if sizes.guidance_embeds:
@@ -95,7 +95,7 @@ class ExtractGraph(TransformerModule):
 
 
 class CachedGraph(TransformerGraph):
-    """The transformer, whose text and picture attend to remembered references too."""
+    """The transformer, whose text and image attend to remembered references too."""
 
     def forward(
         self,

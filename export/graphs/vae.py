@@ -52,7 +52,7 @@ def autoencoder(sizes: Vae, attention: Attention) -> AutoencoderKLFlux2:
 
 
 class VaeEncoderGraph(nn.Module):
-    """A picture to the packed, normalised latents of its posterior mode."""
+    """An image to the packed, normalised latents of its posterior mode."""
 
     def __init__(self, sizes: Vae, attention: Attention) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class VaeEncoderGraph(nn.Module):
         del self.model.decoder, self.model.post_quant_conv
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map pictures [B, 3, 16h, 16w] in [-1, 1] to latents [B, 128, h, w]."""
+        """Map images [B, 3, 16h, 16w] in [-1, 1] to latents [B, 128, h, w]."""
         moments: Tensor = self.model.quant_conv(self.model.encoder(image))  # [B, 64, 2h, 2w]
         mode, _ = moments.chunk(2, dim=1)
         batch, channels, height, width = mode.shape
@@ -82,7 +82,7 @@ class VaeDecoderGraph(nn.Module):
                 block.upsamplers = nn.ModuleList(Enlarge(old.conv) for old in block.upsamplers)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Map latents [B, 128, h, w] to pictures [B, 16h, 16w, 3] of bytes, rounded as diffusers does."""
+        """Map latents [B, 128, h, w] to images [B, 16h, 16w, 3] of bytes, rounded as diffusers does."""
         mean, deviation = statistics(self.model)
         packed = split_axis(latents * deviation + mean, 1, latents.shape[1] // 4, 2, 2)  # [B, 32, 2, 2, h, w]
         mode = join_axes(join_axes(packed.permute(0, 1, 4, 2, 5, 3), 4, 5), 2, 3)  # [B, 32, 2h, 2w]

@@ -23,7 +23,7 @@ PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoraSettings:
     """What header or config say about alpha; patterns are regular expressions for the ends of module names."""
 
     origin: str  # where it stands, for messages
@@ -45,7 +45,7 @@ def config_beside(file: Path) -> Path | None:
     return config if file.name == PEFT_FILE and config.is_file() else None
 
 
-def read_settings(file: Path) -> Settings | None:
+def read_settings(file: Path) -> LoraSettings | None:
     """Read the settings of an adapter file, None where there are none.
 
     Raises UsageError when they cannot be understood or ask for what cannot be merged.
@@ -67,7 +67,7 @@ def read_settings(file: Path) -> Settings | None:
     return _settings(origin, {key.removeprefix("transformer."): value for key, value in raw.items()})
 
 
-def _settings(origin: str, raw: Mapping[str, Any]) -> Settings | None:
+def _settings(origin: str, raw: Mapping[str, Any]) -> LoraSettings | None:
     kind = raw.get("peft_type", "LORA")
     if kind != "LORA":
         raise UsageError(f"{origin}: peft_type {kind!r} cannot be merged; only LORA can")
@@ -86,7 +86,7 @@ def _settings(origin: str, raw: Mapping[str, Any]) -> Settings | None:
             re.compile(key)
         except re.error as error:
             raise UsageError(f"{origin}: alpha_pattern {key!r} is no regular expression ({error})") from None
-    return Settings(
+    return LoraSettings(
         origin=origin,
         alpha=_number(origin, "lora_alpha", raw["lora_alpha"]),
         alpha_pattern={key: _number(origin, f"alpha of {key!r}", value) for key, value in pattern.items()},

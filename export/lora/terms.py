@@ -10,7 +10,7 @@ from pathlib import Path
 
 from export.lora.delta import Kronecker, LowRank, Term
 from export.lora.keys import Module, Role, read_modules
-from export.lora.settings import Settings, read_settings
+from export.lora.settings import LoraSettings, read_settings
 from export.values import READABLE, read_all
 from kit.errors import UsageError
 from kit.safetensors_file import StoredTensor, read_header
@@ -61,7 +61,7 @@ def read_terms(loras: Sequence[Lora], sizes: Transformer, shapes: Shapes) -> dic
     return {weight: tuple(found) for weight, found in terms.items()}
 
 
-def _module_terms(lora: Lora, module: Module, settings: Settings | None, shapes: Shapes) -> list[tuple[str, Term]]:
+def _module_terms(lora: Lora, module: Module, settings: LoraSettings | None, shapes: Shapes) -> list[tuple[str, Term]]:
     """Check one module of a file against the weights that it stands for."""
     where = f"{lora.file}: {module.name}"
     for tensor in module.tensors.values():
@@ -128,7 +128,7 @@ def _rank(where: str, left: StoredTensor, right: StoredTensor) -> int:
     return rank
 
 
-def _scale(where: str, module: Module, rank: int | None, settings: Settings | None, kronecker: bool) -> float:
+def _scale(where: str, module: Module, rank: int | None, settings: LoraSettings | None, kronecker: bool) -> float:
     """Return alpha / rank; a LoKr of two whole matrices has no rank, and its alpha is without meaning."""
     stored = module.tensors.get("alpha")
     if kronecker and settings is not None:

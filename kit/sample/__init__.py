@@ -1,1 +1,1 @@
-"""The sample: a small FLUX.2 that ships with the kit, the world it paints, and a judge that reads its pictures."""
+"""The sample: a small FLUX.2 that ships with the kit, the world it generates, and a judge that reads its images."""

@@ -1,4 +1,4 @@
-"""Draw a scene as a picture: flat colours, edges smoothed by supersampling, letters dot by dot."""
+"""Draw a scene as an image: flat colours, edges smoothed by supersampling, letters dot by dot."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def letters(word: str) -> NDArray[np.bool_]:
 
 def draw(scene: Scene, rng: random.Random | None = None, style: Style = "filled") -> NDArray[np.uint8]:
     """Draw a scene as [SIDE, SIDE, 3]; with ``rng`` the hand trembles by up to JITTER pixels."""
-    picture = np.empty((SIDE, SIDE, 3))
-    picture[:] = BACKGROUNDS[scene.background]
+    image = np.empty((SIDE, SIDE, 3))
+    image[:] = BACKGROUNDS[scene.background]
     for thing, (x, y) in zip(scene.things, scene.centres(), strict=True):
         if rng is not None:
             x, y = x + rng.randint(-JITTER, JITTER), y + rng.randint(-JITTER, JITTER)
         alpha = coverage(thing.shape, (x, y), SIZES[thing.size], style)[..., None]
-        picture = (1 - alpha) * picture + alpha * np.array(COLOURS[thing.colour])
-    picture[letters(scene.word)] = ink(scene.background)
-    return picture.round().astype(np.uint8)
+        image = (1 - alpha) * image + alpha * np.array(COLOURS[thing.colour])
+    image[letters(scene.word)] = ink(scene.background)
+    return image.round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Read a picture of the sample's world: which shapes, colours, sizes and positions, which background and word.
+"""Read an image of the sample's world: which shapes, colours, sizes and positions, which background and word.
 
 Classical vision on a known world: every pixel goes to the nearest named colour, connected pixels of one colour make a
 thing and are completed by pixels that mix its colour and the background, its outline filled is laid over every shape at
@@ -40,17 +40,17 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the judge sees in a picture."""
+    """What the judge sees in an image."""
 
     things: tuple[Seen, ...]
     background: str
     word: str
 
 
-def nearest(picture: NDArray[np.uint8], names: dict[str, tuple[int, int, int]]) -> NDArray[np.int_]:
+def nearest(image: NDArray[np.uint8], names: dict[str, tuple[int, int, int]]) -> NDArray[np.int_]:
     """Return the number of the nearest named colour of each pixel."""
     palette = np.array(list(names.values()), dtype=np.float64)
-    distance = ((picture[..., None, :].astype(np.float64) - palette) ** 2).sum(-1)
+    distance = ((image[..., None, :].astype(np.float64) - palette) ** 2).sum(-1)
     return np.asarray(distance.argmin(-1))
 
 
@@ -129,12 +129,12 @@ def see_thing(mask: Mask, colour: str) -> Seen:
     return Seen(shape, colour, size, style, (float(centre[0]), float(centre[1])), round(likeness, 3))
 
 
-def see_things(picture: NDArray[np.uint8], background: str) -> tuple[Seen, ...]:
+def see_things(image: NDArray[np.uint8], background: str) -> tuple[Seen, ...]:
     """Find the things above the word's row, the most telling first."""
     palette = {background: BACKGROUNDS[background]} | COLOURS
     names = list(palette)
-    field = picture[:FIELD].astype(np.float64)
-    number = nearest(picture[:FIELD], palette)
+    field = image[:FIELD].astype(np.float64)
+    number = nearest(image[:FIELD], palette)
     # an edge pixel mixes two colours and may pass for a third: keep what lies near its name
     true = np.linalg.norm(field - np.array(list(palette.values()))[number], axis=-1) < 90
     found = []
@@ -162,10 +162,10 @@ def _thick(mask: Mask) -> bool:
     return int((mask[1:, 1:] & mask[:-1, 1:] & mask[1:, :-1] & mask[:-1, :-1]).sum()) >= 6
 
 
-def see_word(picture: NDArray[np.uint8], background: str) -> str:
+def see_word(image: NDArray[np.uint8], background: str) -> str:
     """Read the word's row, cell by cell; "?" is a cell with ink that is no letter."""
     ground, letter_ink = np.array(BACKGROUNDS[background], float), np.array(ink(background), float)
-    line = picture[WORD_ROW * CELL :].astype(np.float64)
+    line = image[WORD_ROW * CELL :].astype(np.float64)
     axis = letter_ink - ground
     level = ((line - ground) @ axis) / (axis @ axis)  # 0 on the ground, 1 on ink; [CELL, SIDE]
     word = ""
@@ -191,11 +191,11 @@ def letter_views() -> dict[str, NDArray[np.float64]]:
     return {letter: _unit(letter_cell(letter).astype(np.float64)) for letter in GLYPHS}
 
 
-def read(picture: NDArray[np.uint8]) -> Reading:
-    """Read a picture [SIDE, SIDE, 3] of bytes; ValueError for another size."""
-    if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
-        raise ValueError(f"the judge reads {SIDE}x{SIDE} RGB bytes, not {picture.shape} of {picture.dtype}")
-    numbers = nearest(picture, BACKGROUNDS | COLOURS)
+def read(image: NDArray[np.uint8]) -> Reading:
+    """Read an image [SIDE, SIDE, 3] of bytes; ValueError for another size."""
+    if image.shape != (SIDE, SIDE, 3) or image.dtype != np.uint8:
+        raise ValueError(f"the judge reads {SIDE}x{SIDE} RGB bytes, not {image.shape} of {image.dtype}")
+    numbers = nearest(image, BACKGROUNDS | COLOURS)
     names = list(BACKGROUNDS)
     background = names[int(np.bincount(numbers.ravel(), minlength=len(names))[: len(names)].argmax())]
-    return Reading(see_things(picture, background), background, see_word(picture, background))
+    return Reading(see_things(image, background), background, see_word(image, background))

@@ -13,7 +13,7 @@ NEAR = 12.0  # pixels from the asked centre within which one thing stands in its
 
 @dataclass(frozen=True)
 class Score:
-    """How much of one scene a picture shows: counts, so that many add up."""
+    """How much of one scene an image shows: counts, so that many add up."""
 
     things: int
     shapes: int
@@ -78,7 +78,7 @@ def score(scene: Scene, reading: Reading) -> Score:
 
 
 def perfect(one: Score) -> bool:
-    """Tell whether a picture shows the whole scene and nothing else."""
+    """Tell whether an image shows the whole scene and nothing else."""
     counts = one.shapes == one.colours == one.sizes == one.things
     return counts and one.exact and one.position and one.background and one.word
 
@@ -93,7 +93,7 @@ def summary(scenes: list[Scene], scores: list[Score]) -> dict[str, float | int]:
         return round(right / of, 4) if of else 1.0
 
     return {
-        "pictures": len(scores),
+        "images": len(scores),
         "things": things,
         "shapes": share(sum(one.shapes for one in scores), things),
         "colours": share(sum(one.colours for one in scores), things),

@@ -1,4 +1,4 @@
-"""The sample's small world: what a picture may hold, the one sentence that says it, and random scenes."""
+"""The sample's small world: what an image may hold, the one sentence that says it, and random scenes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import random
 import re
 from dataclasses import dataclass
 
-SIDE = 128  # pixels of a picture; one image token covers 16 of them
+SIDE = 128  # pixels of an image; one image token covers 16 of them
 CELL = 16  # pixels of a letter's cell: exactly one image token
 WORD_ROW = 7  # the row of image tokens in which a word stands
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "heart")
-UNSEEN_SHAPES = ("star",)  # in the grammar, in no training picture: the object that a LoRA teaches
+UNSEEN_SHAPES = ("star",)  # in the grammar, in no training image: the object that a LoRA teaches
 SIZES = {"small": 9.0, "": 13.0, "large": 17.0}  # radius in pixels; "" is the size that nobody mentions
 COLOURS = {
     "red": (220, 35, 35),
@@ -59,7 +59,7 @@ HELD_OUT_WORDS = tuple(_HELD_OUT.split())
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape of a picture."""
+    """One shape of an image."""
 
     shape: str
     colour: str

@@ -39,7 +39,7 @@ from quantize.rewrite import Change, rewrite
 from quantize.scales import LARGEST, SMALLEST_SCALE
 from quantize.sites import sites
 from quantize.smoothquant import Smoothing, activation_amax, choose_all
-from quantize.stream import Job, Kept, Progress, Quantized, write
+from quantize.stream import Conversion, Kept, Progress, Quantized, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ class ApplyReport:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizationPlan:
     """What happens to the linear layers of one part."""
 
     changes: list[Change]
@@ -128,7 +128,7 @@ def apply(
     if out.resolve() == source.resolve():
         raise UsageError(f"--out {out} is the artifact that is to be quantized; choose another folder")
     check_recipe(manifest, recipe, record, gpu)
-    if recipe.rules:  # the cache's graphs read reference pictures, of which no calibration knows yet
+    if recipe.rules:  # the cache's graphs read reference images, of which no calibration knows yet
         parts = {part: found for part, found in manifest.parts.items() if part not in KV_PARTS}
         left_out = tuple(part for part in manifest.parts if part in KV_PARTS)
         manifest = replace(manifest, parts=parts)
@@ -172,7 +172,7 @@ def _home(folder: Path, manifest: Manifest, part: PartName) -> Path:
 
 def plan(
     model: ir.Model, folder: Path, part: PartName, manifest: Manifest, recipe: Recipe, record: Record | None
-) -> Plan:
+) -> QuantizationPlan:
     """Decide on every linear layer of a part; nothing is written, and of the weights only samples are read."""
     linears = {linear.name: linear for linear in find_linears(model, folder)}
     _check_rules(recipe, part, linears)
@@ -208,7 +208,7 @@ def plan(
             _joined_rows(group, rows),
         )
         changes.append(Change(tuple(group), form, job, scale))
-    return Plan(changes, smoothings, dict(kept))
+    return QuantizationPlan(changes, smoothings, dict(kept))
 
 
 def _check_rules(recipe: Recipe, part: PartName, linears: Mapping[str, Linear]) -> None:
@@ -293,7 +293,7 @@ def weight_factors(
 def _quantize(
     part: PartName,
     model: ir.Model,
-    plan: Plan,
+    plan: QuantizationPlan,
     manifest: Manifest,
     source: Path,
     folder: Path,
@@ -306,7 +306,7 @@ def _quantize(
     factors = fold(model, plan.smoothings, linears, compute)
     replaced = {linear.weight.name for linear in linears.values()}
     left = [value for value in _external(model) if value.name not in replaced]
-    jobs: list[Job] = [change.job for change in plan.changes]
+    jobs: list[Conversion] = [change.job for change in plan.changes]
     for value in left:
         assert isinstance(value.const_value, ir.ExternalTensor)
         jobs.append(Kept(stored(value.const_value, source), factors.get(value.name)))
@@ -376,7 +376,7 @@ def _external(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _manifest(
-    source: Path, manifest: Manifest, recipe: Recipe, record: Record | None, plans: Mapping[PartName, Plan]
+    source: Path, manifest: Manifest, recipe: Recipe, record: Record | None, plans: Mapping[PartName, QuantizationPlan]
 ) -> Manifest:
     layers = {
         part: {

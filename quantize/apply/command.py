@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         begin = time.perf_counter()
         made = apply(args.artifact, args.out, recipe, seen, target, start, done)
     if made.left_out:
-        print(f"left out: {', '.join(made.left_out)}: no calibration covers reference pictures yet")
+        print(f"left out: {', '.join(made.left_out)}: no calibration covers reference images yet")
     state = "up to date" if made.up_to_date else f"quantized in {time.perf_counter() - begin:.1f} s"
     print(f"{made.out}: recipe {made.recipe}, {state}")
     return made.facts()

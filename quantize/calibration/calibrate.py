@@ -43,7 +43,7 @@ class Calibration:
     """What to run; None takes the variant's own."""
 
     prompts: PromptSet
-    seeds: int = 1  # pictures of each prompt, seeds 0 and on
+    seeds: int = 1  # images of each prompt, seeds 0 and on
     steps: int | None = None
     width: int | None = None
     height: int | None = None

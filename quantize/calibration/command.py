@@ -11,7 +11,7 @@ from typing import Any
 from kit.errors import UsageError
 from kit.ports import PartName
 
-FEW = 16  # the sample's int8 pictures lost 4 dB when it was calibrated on 4 prompts instead of 24
+FEW = 16  # the sample's int8 images lost 4 dB when it was calibrated on 4 prompts instead of 24
 PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the record to write, JSON")
     parser.add_argument("--prompts", default="kit", metavar="SET", help="kit, kit:N, sample:N, or a file")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images of each prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
     parser.add_argument("--height", type=int, metavar="PIXELS")
@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     layers = {part: len(entries) for part, entries in found.parts.items()}
     said = ", ".join(f"{count} layers of the {part}" for part, count in layers.items())
-    pictures = len(prompts.prompts) * args.seeds
-    print(f"{args.out}: {found.variant}, {said}; {pictures} pictures in {seconds:.1f} s")
-    if pictures < FEW:
+    images = len(prompts.prompts) * args.seeds
+    print(f"{args.out}: {found.variant}, {said}; {images} images in {seconds:.1f} s")
+    if images < FEW:
         print(
-            f"warning: {pictures} pictures are few: activations larger than all that they had will be clipped; "
+            f"warning: {images} images are few: activations larger than all that they had will be clipped; "
             f"calibrate on {FEW} or more, or merge this record with others",
             file=sys.stderr,
         )

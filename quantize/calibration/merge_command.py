@@ -18,6 +18,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     merged = record.merge([record.read(path) for path in args.records])
     record.write(merged, args.out)
-    pictures = sum(run["prompts"]["count"] * len(run["seeds"]) for run in merged.runs)
-    print(f"{args.out}: {merged.variant}, {len(args.records)} records, {pictures} pictures")
-    return {"out": str(args.out), "variant": merged.variant, "pictures": pictures, "digest": merged.digest}
+    images = sum(run["prompts"]["count"] * len(run["seeds"]) for run in merged.runs)
+    print(f"{args.out}: {merged.variant}, {len(args.records)} records, {images} images")
+    return {"out": str(args.out), "variant": merged.variant, "images": images, "digest": merged.digest}

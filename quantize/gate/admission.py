@@ -16,7 +16,7 @@ TOKENIZER = "tokenizer/tokenizer.json"
 
 @dataclass(frozen=True)
 class Admitted:
-    """Two artifacts that draw the same picture from the same seed but for their precision."""
+    """Two artifacts that draw the same image from the same seed but for their precision."""
 
     candidate: Manifest
     reference: Manifest
@@ -29,9 +29,7 @@ def admit(candidate: Path, reference: Path) -> Admitted:
     for folder, manifest in ((candidate, ours), (reference, theirs)):
         missing = [part for part in NEEDED if part not in manifest.parts]
         if missing:
-            raise UsageError(
-                f"{folder} has no {' and no '.join(missing)}; the gate draws whole pictures, export it too"
-            )
+            raise UsageError(f"{folder} has no {' and no '.join(missing)}; the gate draws whole images, export it too")
         if manifest.compute == "bf16":
             raise UsageError(
                 f"{folder} computes in bf16, for which ONNX Runtime's CPU provider has no kernels; gate its twin that "

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; when left out {SAMPLE_PROMPTS} for the sample, "
         f"else {KIT_PROMPTS}, without what DIR was calibrated on",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures per prompt")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument(
         "--contract", metavar="FILE", help="bounds, TOML or JSON, or a recipe's name; when left out the candidate's"
     )
@@ -56,25 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model in transformers' layout, for its score")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; 0: one per core")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write report.json, report.md and index.html")
-    parser.add_argument("--pictures", type=int, default=SHOWN, metavar="N", help="pairs to show")
+    parser.add_argument("--images", type=int, default=SHOWN, metavar="N", help="pairs to show")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Gate and return the facts; raises CheckFailed, after the report is written, when the contract is broken."""
-    for name, least in (("seeds", 1), ("pictures", 0), ("threads", 0)):
+    for name, least in (("seeds", 1), ("images", 0), ("threads", 0)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
     with _folder(args.out) as folder:
         report = gate(args, folder)
     print(to_markdown(report), end="")
-    where = f"; see {args.out / REPORT}" if args.out else "; --out DIR keeps the report and the pictures"
+    where = f"; see {args.out / REPORT}" if args.out else "; --out DIR keeps the report and the images"
     if report.faults:
         raise CheckFailed(f"contract {report.contract.name} broken: {'; '.join(report.faults)}{where}", report.facts())
     return {**report.facts(), "out": str(args.out) if args.out else None}
 
 
 def gate(args: argparse.Namespace, folder: Path) -> Report:
-    """Check everything that needs no picture, draw, measure, and write the report into `folder`."""
+    """Check everything that needs no image, draw, measure, and write the report into `folder`."""
     admitted = admit(args.artifact, args.reference)
     for warning in admitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -90,31 +90,31 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     drawn = check(first | wanted, admitted.reference.variant, Limits())
     _check_lengths(args.reference, admitted.reference, prompts.prompts)
 
-    from quantize.gate.drawing import Canvas, Paint, Side, compare, open_painter
+    from quantize.gate.drawing import Canvas, Generate, Side, compare, open_generator
     from quantize.gate.measures import Scope, available
-    from quantize.gate.page import PAGE, PICTURES, chosen, keep_pictures, page
+    from quantize.gate.page import IMAGES, PAGE, chosen, keep_images, page
 
     canvas = Canvas(drawn.width, drawn.height, drawn.steps, drawn.guidance)
     measures, unmeasured = available(Scope(prompts.prompts, drawn.width, drawn.height, args.clip))
     measurable = METRICS.keys() - unmeasured.keys()
     for gap in contract.gaps(measurable, unmeasured, len(prompts.prompts)):
         print(f"warning: the contract will be broken: {gap}", file=sys.stderr)
-    pictures = folder / PICTURES
-    pictures.mkdir()
+    images = folder / IMAGES
+    images.mkdir()
     from tqdm import tqdm
 
     total = 2 * len(prompts.prompts) * args.seeds
-    with tqdm(total=total, desc="gate", unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(total=total, desc="gate", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def tick(side: Side) -> None:
             bar.set_postfix_str(side, refresh=False)
             bar.update()
 
-        painters: dict[Side, Callable[[], Paint]] = {
-            "reference": lambda: open_painter(args.reference, canvas, args.threads),
-            "candidate": lambda: open_painter(args.artifact, canvas, args.threads),
+        generators: dict[Side, Callable[[], Generate]] = {
+            "reference": lambda: open_generator(args.reference, canvas, args.threads),
+            "candidate": lambda: open_generator(args.artifact, canvas, args.threads),
         }
-        pairs = compare(painters, prompts.prompts, args.seeds, measures, pictures, tick)
+        pairs = compare(generators, prompts.prompts, args.seeds, measures, images, tick)
     setting = {
         "candidate": _identity(args.artifact, admitted.candidate),
         "reference": _identity(args.reference, admitted.reference),
@@ -126,8 +126,8 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "versions": tool_versions(*PACKAGES),
     }
     report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + said)
-    shown = chosen(report, args.pictures)
-    keep_pictures(pictures, pairs, shown)
+    shown = chosen(report, args.images)
+    keep_images(images, pairs, shown)
     (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
     (folder / REPORT).write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

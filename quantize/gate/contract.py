@@ -73,7 +73,7 @@ class Contract:
     bounds: tuple[Bound, ...]
 
     def gaps(self, measurable: Collection[str], reasons: Mapping[str, str], prompts: int) -> list[str]:
-        """Say what keeps the contract from being judged, whatever the pictures look like."""
+        """Say what keeps the contract from being judged, whatever the images look like."""
         gaps = []
         if prompts < self.least_prompts:
             gaps.append(f"{prompts} prompts are drawn, the contract asks for at least {self.least_prompts}")

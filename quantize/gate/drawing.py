@@ -24,7 +24,7 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 @dataclass(frozen=True)
 class Canvas:
-    """How every picture is drawn; None is the variant's default."""
+    """How every image is drawn; None is the variant's default."""
 
     width: int | None = None
     height: int | None = None
@@ -34,7 +34,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One finished picture and the latents after each step, [steps, tokens * channels]."""
+    """One finished image and the latents after each step, [steps, tokens * channels]."""
 
     pixels: Pixels
     latents: npt.NDArray[np.generic]
@@ -50,28 +50,28 @@ class Pair:
     scores: Mapping[str, Score]
     cosines: Sequence[float]
 
-    def picture(self, side: Side) -> str:
-        """Name the picture's file; a prompt's id may hold anything and names no file."""
+    def image(self, side: Side) -> str:
+        """Name the image's file; a prompt's id may hold anything and names no file."""
         return f"{self.number:05d}-{side}.png"
 
 
-Paint = Callable[[str, int], Drawing]
+Generate = Callable[[str, int], Drawing]
 Measure = Callable[[Prompt, Drawing, Drawing], Mapping[str, Score]]  # of reference and candidate
 
 
-def open_painter(artifact: Path, canvas: Canvas, threads: int = 0) -> Paint:
-    """Load an artifact; what comes back paints a prompt from a seed, and holds the weights until it is dropped."""
+def open_generator(artifact: Path, canvas: Canvas, threads: int = 0) -> Generate:
+    """Load an artifact; what comes back generates a prompt from a seed, and holds the weights until it is dropped."""
     from pipeline.local import LocalPipeline
 
     pipeline = LocalPipeline(artifact, threads=threads)
 
-    def paint(prompt: str, seed: int) -> Drawing:
+    def generate(prompt: str, seed: int) -> Drawing:
         trail: list[npt.NDArray[np.float32]] = []
         fields: dict[str, Any] = {"prompt": prompt, "seed": seed, **asdict(canvas)}
-        painted = pipeline.paint(fields, lambda jobs: trail.append(jobs[0].latents.ravel()))
-        return Drawing(painted.pixels[0], np.stack(trail))
+        generated = pipeline.generate(fields, lambda jobs: trail.append(jobs[0].latents.ravel()))
+        return Drawing(generated.pixels[0], np.stack(trail))
 
-    return paint
+    return generate
 
 
 def seeds_of(index: int, count: int) -> list[int]:
@@ -80,40 +80,40 @@ def seeds_of(index: int, count: int) -> list[int]:
 
 
 def compare(
-    painters: Mapping[Side, Callable[[], Paint]],
+    generators: Mapping[Side, Callable[[], Generate]],
     prompts: Sequence[Prompt],
     seeds: int,
     measures: Sequence[Measure],
-    pictures: Path,
+    images: Path,
     tick: Callable[[Side], None],
 ) -> list[Pair]:
     """Draw everything with the reference, then with the candidate, and measure each pair.
 
-    The pictures stay in the folder `pictures`; the reference's latents lie there, in half precision, until their pair
+    The images stay in the folder `images`; the reference's latents lie there, in half precision, until their pair
     is measured. Raises CheckFailed for latents that are not finite.
     """
     tasks = [(prompt, seed) for index, prompt in enumerate(prompts) for seed in seeds_of(index, seeds)]
-    for number, drawing in _draw(painters["reference"], "reference", tasks, tick):
-        _save(drawing, pictures, number)
+    for number, drawing in _draw(generators["reference"], "reference", tasks, tick):
+        _save(drawing, images, number)
     pairs = []
-    for number, drawing in _draw(painters["candidate"], "candidate", tasks, tick):
+    for number, drawing in _draw(generators["candidate"], "candidate", tasks, tick):
         prompt, seed = tasks[number]
-        reference = _load(pictures, number)
+        reference = _load(images, number)
         scores: dict[str, Score] = {}
         for measure in measures:
             scores |= measure(prompt, reference, drawing)
         pair = Pair(number, prompt, seed, scores, cosines(reference.latents, drawing.latents))
-        Image.fromarray(drawing.pixels).save(pictures / pair.picture("candidate"))
+        Image.fromarray(drawing.pixels).save(images / pair.image("candidate"))
         pairs.append(pair)
     return pairs
 
 
 def _draw(
-    opened: Callable[[], Paint], side: Side, tasks: Sequence[tuple[Prompt, int]], tick: Callable[[Side], None]
+    opened: Callable[[], Generate], side: Side, tasks: Sequence[tuple[Prompt, int]], tick: Callable[[Side], None]
 ) -> Iterator[tuple[int, Drawing]]:
-    paint = opened()
+    generate = opened()
     for number, (prompt, seed) in enumerate(tasks):
-        drawing = paint(prompt.text, seed)
+        drawing = generate(prompt.text, seed)
         finite = np.isfinite(drawing.latents).all(axis=1)
         if not finite.all():
             raise CheckFailed(
@@ -122,17 +122,17 @@ def _draw(
             )
         yield number, drawing
         tick(side)
-    del paint
+    del generate
     gc.collect()  # the weights, before the other artifact's come
 
 
-def _save(drawing: Drawing, pictures: Path, number: int) -> None:
-    Image.fromarray(drawing.pixels).save(pictures / f"{number:05d}-reference.png")
-    np.save(pictures / f"{number:05d}.npy", drawing.latents.astype(np.float16))
+def _save(drawing: Drawing, images: Path, number: int) -> None:
+    Image.fromarray(drawing.pixels).save(images / f"{number:05d}-reference.png")
+    np.save(images / f"{number:05d}.npy", drawing.latents.astype(np.float16))
 
 
-def _load(pictures: Path, number: int) -> Drawing:
-    trail = pictures / f"{number:05d}.npy"
+def _load(images: Path, number: int) -> Drawing:
+    trail = images / f"{number:05d}.npy"
     latents = np.load(trail, allow_pickle=False)
     trail.unlink()
-    return Drawing(np.asarray(Image.open(pictures / f"{number:05d}-reference.png")), latents)
+    return Drawing(np.asarray(Image.open(images / f"{number:05d}-reference.png")), latents)

@@ -1,4 +1,4 @@
-"""The sample's judge as a measure: how many of a scene's facts a picture shows."""
+"""The sample's judge as a measure: how many of a scene's facts an image shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantize.prompt_set import Prompt
 def judge_measure(prompts: Sequence[Prompt], width: int, height: int) -> Measure | str:
     """Return the judge, or why it cannot judge these prompts."""
     if (width, height) != (SIDE, SIDE):
-        return f"the judge reads pictures of {SIDE} x {SIDE} pixels, not of {width} x {height}"
+        return f"the judge reads images of {SIDE} x {SIDE} pixels, not of {width} x {height}"
     for prompt in prompts:
         try:
             parse(prompt.text)
@@ -33,12 +33,12 @@ def _measure(prompt: Prompt, reference: Drawing, candidate: Drawing) -> dict[str
     }
 
 
-def judged(text: str, picture: Pixels) -> tuple[float, bool]:
-    """Return the share of a scene's facts that the picture shows, and whether it shows all and nothing else.
+def judged(text: str, image: Pixels) -> tuple[float, bool]:
+    """Return the share of a scene's facts that the image shows, and whether it shows all and nothing else.
 
     The facts are shape, colour and size of every thing, the number of things, their places, the background, the word.
     """
-    found = score(parse(text), read(picture))
+    found = score(parse(text), read(image))
     right = found.shapes + found.colours + found.sizes
     right += found.exact + found.position + found.background + found.word
     return right / (3 * found.things + 4), perfect(found)

@@ -40,9 +40,9 @@ def lpips_measure() -> Measure | str:
     return measure
 
 
-def _signed(picture: Pixels) -> torch.Tensor:
-    """Return a picture as LPIPS takes it: [1, 3, H, W] from -1 to 1."""
-    return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+def _signed(pixels: Pixels) -> torch.Tensor:
+    """Return an image as LPIPS takes it: [1, 3, H, W] from -1 to 1."""
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
 def clip_measure(folder: Path | None) -> Measure | str:
@@ -60,9 +60,9 @@ def clip_measure(folder: Path | None) -> Measure | str:
 
     def measure(prompt: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]:
         words = tokenizer([prompt.text], truncation=True, return_tensors="pt")
-        pictures = processor([Image.fromarray(d.pixels) for d in (reference, candidate)], return_tensors="pt")
+        given = processor([Image.fromarray(d.pixels) for d in (reference, candidate)], return_tensors="pt")
         with torch.inference_mode():
-            found = model(**words, **pictures)
+            found = model(**words, **given)
         text, images = found.text_embeds, found.image_embeds  # unit length: [1, D], [2, D]
         before, after = (100 * float(score) for score in (images @ text.T).clamp(min=0).ravel())
         return {"clip_change": Score.change(before, after)}

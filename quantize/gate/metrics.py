@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a pair of pictures.
+    """One number of a pair of images.
 
     `grain` is what one wrong answer moves in a metric that counts answers; 0 for one that measures. `digits` are those
     shown behind the point.
@@ -25,12 +25,12 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("psnr", "higher", "peak signal-to-noise ratio in dB, 100 for equal pictures", digits=2),
+        Metric("psnr", "higher", "peak signal-to-noise ratio in dB, 100 for equal images", digits=2),
         Metric("ssim", "higher", "structural similarity, Gaussian window of 11 pixels"),
         Metric("flip", "lower", "NVIDIA FLIP, mean visible difference from 0 to 1 at 67 pixels per degree"),
         Metric("latent_cosine", "higher", "cosine of the latents, least over the steps", digits=6),
         Metric("lpips", "lower", "LPIPS 0.1 with AlexNet"),
-        Metric("clip_change", "higher", "CLIP score of picture and prompt, 0 to 100, minus the reference's", digits=2),
+        Metric("clip_change", "higher", "CLIP score of image and prompt, 0 to 100, minus the reference's", digits=2),
         # the share of characters moves by a whole text when none of it can be read any more
         Metric("text_change", "higher", "share of the asked text's characters read back, minus the reference's", 1.0),
         Metric("text_exact_change", "higher", "share of asked texts read back whole, minus the reference's", 1.0),

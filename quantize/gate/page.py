@@ -1,4 +1,4 @@
-"""One page of pictures side by side with their difference maps; it loads nothing but the PNG files beside it."""
+"""One page of images side by side with their difference maps; it loads nothing but the PNG files beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantize.gate.report import HEAD, Report, steps_table, table, told, verdict
 from quantize.gate.similarity import flip_map
 
 PAGE = "index.html"
-PICTURES = "pictures"
+IMAGES = "images"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1a1a1a; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
@@ -47,11 +47,11 @@ def chosen(report: Report, count: int) -> list[Pair]:
     return [pair for pair in ranked if pair.number in kept]
 
 
-def keep_pictures(folder: Path, pairs: Sequence[Pair], shown: Sequence[Pair]) -> None:
-    """Draw the difference maps of the pairs that are shown and remove the pictures of all others."""
+def keep_images(folder: Path, pairs: Sequence[Pair], shown: Sequence[Pair]) -> None:
+    """Draw the difference maps of the pairs that are shown and remove the images of all others."""
     kept = {pair.number for pair in shown}
     for pair in pairs:
-        paths = [folder / pair.picture(side) for side in SIDES]
+        paths = [folder / pair.image(side) for side in SIDES]
         if pair.number in kept:
             reference, candidate = (np.asarray(Image.open(path)) for path in paths)
             Image.fromarray(flip_map(reference, candidate)).save(folder / map_of(pair))
@@ -79,9 +79,9 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
         "<h2>Cosine of the latents after each step</h2>",
         _table(("step", "mean", "95 % interval"), steps_table(report)),
         _list(f"not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()),
-        "<h2>Pictures</h2>",
+        "<h2>Images</h2>",
         f"<p>{len(shown)} of {len(report.pairs)} pairs, the most different first: the worst of each metric, the worst "
-        "by FLIP, and others spread evenly over the rest. The third picture is FLIP per pixel, from 0 at the left to 1 "
+        "by FLIP, and others spread evenly over the rest. The third image is FLIP per pixel, from 0 at the left to 1 "
         "at the right:</p>",
         '<div class="scale"></div>',
         *(_article(pair, report) for pair in shown),
@@ -95,10 +95,9 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
 def _article(pair: Pair, report: Report) -> str:
     kind = ' class="small"' if report.setting["canvas"]["width"] < 256 else ""
     worst = [name for name, row in report.rows.items() if row.lost and row.worst is pair]
-    names = zip((*SIDES, "difference"), (*(pair.picture(side) for side in SIDES), map_of(pair)), strict=True)
+    names = zip((*SIDES, "difference"), (*(pair.image(side) for side in SIDES), map_of(pair)), strict=True)
     figures = "".join(
-        f'<figure><img{kind} loading="lazy" src="{PICTURES}/{name}" alt="{side}">'
-        f"<figcaption>{side}</figcaption></figure>"
+        f'<figure><img{kind} loading="lazy" src="{IMAGES}/{name}" alt="{side}"><figcaption>{side}</figcaption></figure>'
         for side, name in names
     )
     scores = ", ".join(f"{name} {score.value:.4g}" for name, score in pair.scores.items())

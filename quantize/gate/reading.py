@@ -1,4 +1,4 @@
-"""Text read back from pictures with Tesseract's program, where it is installed; compared with what was asked for."""
+"""Text read back from images with Tesseract's program, where it is installed; compared with what was asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantize.gate.metrics import Score
 from quantize.gate.similarity import Pixels
 from quantize.prompt_set import SCRIPTS, Prompt
 
-LEAST_SIDE = 512  # smaller pictures are enlarged to it: letters of 16 pixels are too small for Tesseract
+LEAST_SIDE = 512  # smaller images are enlarged to it: letters of 16 pixels are too small for Tesseract
 SECONDS = 60
 
 
@@ -23,7 +23,7 @@ def reading_measure(prompts: Sequence[Prompt]) -> Measure | str:
     """Return the measure of all prompts whose script can be read here, or why there are none."""
     asked = {prompt.script for prompt in prompts if prompt.reads}
     if not asked:
-        return "no prompt says which text its picture should show"
+        return "no prompt says which text its image should show"
     if shutil.which("tesseract") is None:
         return "the program tesseract is not installed (Debian: tesseract-ocr and a tesseract-ocr-... per language)"
     languages = _languages()
@@ -51,9 +51,9 @@ def _languages() -> set[str]:
     return set(listed.stdout.splitlines()[1:])  # below a title
 
 
-def read(picture: Pixels, language: str) -> str:
-    """Return all text that Tesseract finds in a picture, wherever it stands."""
-    image = Image.fromarray(picture)
+def read(pixels: Pixels, language: str) -> str:
+    """Return all text that Tesseract finds in an image, wherever it stands."""
+    image = Image.fromarray(pixels)
     factor = -(-LEAST_SIDE // min(image.size))
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)

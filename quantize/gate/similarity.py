@@ -1,4 +1,4 @@
-"""How alike two pictures of one prompt and seed are: PSNR, SSIM, FLIP and the latents' cosine; no network needed."""
+"""How alike two images of one prompt and seed are: PSNR, SSIM, FLIP and the latents' cosine; no network needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-MOST_DB = 100.0  # of equal pictures, whose ratio is infinite; the least difference at 128 pixels a side gives 95 dB
+MOST_DB = 100.0  # of equal images, whose ratio is infinite; the least difference at 128 pixels a side gives 95 dB
 
 
 def psnr(reference: Pixels, candidate: Pixels) -> float:
@@ -49,5 +49,5 @@ def cosines(reference: npt.NDArray[np.generic], candidate: npt.NDArray[np.generi
     return [float(value) for value in (ours * theirs).sum(axis=1) / lengths]
 
 
-def _unit(picture: Pixels) -> npt.NDArray[np.float32]:
-    return picture.astype(np.float32) / 255
+def _unit(image: Pixels) -> npt.NDArray[np.float32]:
+    return image.astype(np.float32) / 255

@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METRIC=VALUE",
-        help="a quality that the pictures must have, as psnr=45 or ssim=0.99; may be repeated",
+        help="a quality that the images must have, as psnr=45 or ssim=0.99; may be repeated",
     )
     parser.add_argument("--points", type=int, default=6, metavar="N", help="recipes of the front that are drawn")
     parser.add_argument("--spare", choices=SPARES, default=KEEP, help="what spared layers become; keep: as they were")
     parser.add_argument("--cost", choices=("operations", "bytes"), help="what sparing gives up; by the recipe")
     parser.add_argument("--samples", type=int, default=32, metavar="N", help="prompts on which effects are measured")
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="groups to draw alone, to check the order")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images of each prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
     parser.add_argument("--height", type=int, metavar="PIXELS")
@@ -90,7 +90,7 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
     admit(args.artifact, args.artifact)
     prompts = prompt_set.load(args.prompts)
     seen = record.read(args.calibration) if args.calibration else None
-    from quantize.search.groups import Picture
+    from quantize.search.groups import ImageShape
     from quantize.search.subject import choose_cost, open_subject  # brings torch
 
     cost = choose_cost(recipe, args.spare, args.cost)
@@ -106,13 +106,13 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
         model.prompts.encode(prompt.text, f"prompt {prompt.id}")
     drawn = requests[0]
     tokens = manifest.variant.tokens(drawn.width, drawn.height)
-    picture = Picture(tokens, drawn.steps, 2 if manifest.variant.guidance == "cfg" else 1)
+    image = ImageShape(tokens, drawn.steps, 2 if manifest.variant.guidance == "cfg" else 1)
     from quantize.gate.drawing import Canvas
     from quantize.gate.measures import Scope
     from quantize.search.points import Studio, measures_for
 
     measures = measures_for(Scope(prompts.prompts, drawn.width, drawn.height), bounds)
-    subject = open_subject(args.artifact, manifest, model, recipe, seen, args.spare, picture)
+    subject = open_subject(args.artifact, manifest, model, recipe, seen, args.spare, image)
     from tqdm import tqdm
 
     from quantize.search import plot, report
@@ -134,7 +134,7 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
     problem = Problem(subject.groups, finals, cost, args.spare == KEEP)
     scratch = folder / "recipes"
     scratch.mkdir()
-    with tqdm(unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def tick(name: str) -> None:
             bar.set_description(name)

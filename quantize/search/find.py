@@ -45,7 +45,7 @@ class Found:
                 [getattr(one, guess) for one in self.alone], [getattr(one, truth) for one in self.alone]
             )
             for guess in ("predicted", "local")
-            for truth in ("latents", "pictures")
+            for truth in ("latents", "images")
         }
 
 

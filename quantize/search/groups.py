@@ -13,7 +13,7 @@ from typing import Literal
 
 from kit.ports import PartName
 from kit.variants import Variant
-from quantize.apply.apply import Plan
+from quantize.apply.apply import QuantizationPlan
 from quantize.linears import Linear
 from quantize.recipes import KEEP, Number, Recipe, Rule, Scheme
 from quantize.sites import Site, sites
@@ -30,7 +30,7 @@ class Group:
     part: PartName
     name: str  # of the site: the first layer that reads the activation
     layers: tuple[str, ...]
-    operations: float  # for one picture, in few bits while the group is quantized; 0 where only its weights are
+    operations: float  # for one image, in few bits while the group is quantized; 0 where only its weights are
     bytes: int  # by which the file grows when the group is spared
     makers: tuple[str, ...] = ()  # groups whose rows carry this group's smoothing
     smoothed: bool = False
@@ -45,8 +45,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What one picture takes: the operations of a group follow from it."""
+class ImageShape:
+    """What one image takes: the operations of a group follow from it."""
 
     image_tokens: int
     steps: int
@@ -54,7 +54,7 @@ class Picture:
 
 
 def find_groups(
-    part: PartName, variant: Variant, plan: Plan, picture: Picture, spare: Scheme | None = None
+    part: PartName, variant: Variant, plan: QuantizationPlan, image: ImageShape, spare: Scheme | None = None
 ) -> Iterator[Group]:
     """Yield the groups that a plan quantizes; `spare` is the scheme of those that are spared, None for as they were."""
     quantized = {linear.name: (linear, change) for change in plan.changes for linear in change.linears}
@@ -69,7 +69,7 @@ def find_groups(
             part,
             site.name,
             tuple(layers),
-            sum(_operations(part, variant, lin, picture) for lin, change in found if change.scheme.activations),
+            sum(_operations(part, variant, lin, image) for lin, change in found if change.scheme.activations),
             sum(_growth(lin, change.scheme, spare) for lin, change in found),
             _makers(site, named),
             smoothing is not None and smoothing.alpha is not None,
@@ -77,7 +77,7 @@ def find_groups(
 
 
 def tokens(part: PartName, layer: str, variant: Variant, image_tokens: int) -> int:
-    """Count the rows that a layer multiplies for one picture and pass: image, text, or both."""
+    """Count the rows that a layer multiplies for one image and pass: image, text, or both."""
     if part == "text_encoder" or any(word in layer for word in (".add_", ".to_add_out", ".ff_context")):
         return variant.text_tokens
     if layer.startswith("single_transformer_blocks."):
@@ -96,9 +96,9 @@ def everywhere(recipe: Recipe, scheme: str) -> Recipe:
     return replace(recipe, rules=changed, smooth=False)
 
 
-def _operations(part: PartName, variant: Variant, linear: Linear, picture: Picture) -> float:
-    calls = picture.passes * (1 if part == "text_encoder" else picture.steps)
-    return 2.0 * linear.inputs * linear.outputs * tokens(part, linear.name, variant, picture.image_tokens) * calls
+def _operations(part: PartName, variant: Variant, linear: Linear, image: ImageShape) -> float:
+    calls = image.passes * (1 if part == "text_encoder" else image.steps)
+    return 2.0 * linear.inputs * linear.outputs * tokens(part, linear.name, variant, image.image_tokens) * calls
 
 
 def _growth(linear: Linear, scheme: Scheme, spare: Scheme | None) -> int:

@@ -11,13 +11,13 @@ from quantize.search.ladder import Problem
 
 @dataclass(frozen=True)
 class Alone:
-    """One group quantized and all others spared: what was predicted, and the error of the pictures."""
+    """One group quantized and all others spared: what was predicted, and the error of the images."""
 
     key: Key
     predicted: float  # relative squared error of the final latents
     local: float  # relative squared error of the group's own outputs
     latents: float  # what was predicted, measured
-    pictures: float  # measured, the mean squared error of pictures from 0 to 1
+    images: float  # measured, the mean squared error of images from 0 to 1
 
 
 def pick(problem: Problem, count: int) -> list[Key]:
@@ -47,5 +47,5 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | 
 
 
 def squared_error(psnr: float) -> float:
-    """Return the mean squared error, of a picture from 0 to 1, that a PSNR in dB stands for."""
+    """Return the mean squared error, of an image from 0 to 1, that a PSNR in dB stands for."""
     return float(10 ** (-psnr / 10))

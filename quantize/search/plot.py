@@ -1,4 +1,4 @@
-"""The Pareto front as a picture: quality over cost, and measured over predicted error."""
+"""The Pareto front as an image: quality over cost, and measured over predicted error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(facts: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    figure.suptitle(f"{facts['variant']}, recipe {facts['recipe']}: groups spared ({facts['spare']}) against pictures")
+    figure.suptitle(f"{facts['variant']}, recipe {facts['recipe']}: groups spared ({facts['spare']}) against images")
     _front(axes[0], facts)
     _prediction(axes[1], facts)
     for axis in axes:
@@ -58,7 +58,7 @@ def _front(axis: Any, facts: Mapping[str, Any]) -> None:
         if bound["metric"] == "psnr":
             axis.axhline(bound["value"], color=RED, linestyle="--", linewidth=1, label=f"asked: {bound['value']:g} dB")
     axis.set_xlabel(f"{facts['cost']} spared, % of all quantized ones")
-    axis.set_ylabel("PSNR of the pictures, dB, mean and 95 % interval")
+    axis.set_ylabel("PSNR of the images, dB, mean and 95 % interval")
     axis.legend(frameon=False, fontsize=8)
 
 

@@ -1,4 +1,4 @@
-"""Rungs of the ladder, made and drawn: each becomes an artifact by `apply`, and its pictures meet the reference's."""
+"""Rungs of the ladder, made and drawn: each becomes an artifact by `apply`, and its images meet the reference's."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kit.errors import UsageError
 from quantize.apply.apply import QUANTIZED_PARTS, apply
 from quantize.calibration.record import Record
 from quantize.gate.contract import Bound
-from quantize.gate.drawing import Canvas, Drawing, Measure, Paint, Side, compare, open_painter
+from quantize.gate.drawing import Canvas, Drawing, Generate, Measure, Side, compare, open_generator
 from quantize.gate.intervals import Interval, interval
 from quantize.gate.measures import FACTORIES, Scope
 from quantize.gate.metrics import METRICS
 from quantize.prompt_set import Prompt
 from quantize.recipes import Rule, read_recipe, write_recipe
 
-Tick = Callable[[str], None]  # told of every picture, what it belongs to
+Tick = Callable[[str], None]  # told of every image, what it belongs to
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the pictures of one recipe say, and what its text encoder and transformer weigh."""
+    """What the images of one recipe say, and what its text encoder and transformer weigh."""
 
     metrics: Mapping[str, Interval]
     latents: float  # relative squared error of the final ones, what a search predicts: 2 (1 - cosine)
@@ -38,7 +38,7 @@ class Measured:
 
 @dataclass
 class Studio:
-    """Draws recipes of one artifact beside it; the reference's pictures are drawn once and then shown again."""
+    """Draws recipes of one artifact beside it; the reference's images are drawn once and then shown again."""
 
     reference: Path
     base: str  # recipe
@@ -55,21 +55,21 @@ class Studio:
 
     def draw(self, name: str, rules: tuple[Rule, ...]) -> Measured:
         """Apply a recipe, draw with it and measure; the artifact is removed, the recipe stays in `scratch`."""
-        file, candidate, pictures = self.scratch / f"{name}.json", self.scratch / name, self.scratch / "pictures"
+        file, candidate, images = self.scratch / f"{name}.json", self.scratch / name, self.scratch / "images"
         write_recipe(file, self.base, name, rules)
         apply(self.reference, candidate, read_recipe(file), self.record)
         weights = sum(
             path.stat().st_size for part in QUANTIZED_PARTS for path in (candidate / part).glob("*.safetensors")
         )
-        painters: dict[Side, Callable[[], Paint]] = {
+        generators: dict[Side, Callable[[], Generate]] = {
             "reference": self._reference,
-            "candidate": lambda: open_painter(candidate, self.canvas, self.threads),
+            "candidate": lambda: open_generator(candidate, self.canvas, self.threads),
         }
-        pictures.mkdir()
+        images.mkdir()
         try:
-            pairs = compare(painters, self.prompts, self.seeds, self.measures, pictures, lambda side: self.tick(name))
+            pairs = compare(generators, self.prompts, self.seeds, self.measures, images, lambda side: self.tick(name))
         finally:
-            shutil.rmtree(pictures)
+            shutil.rmtree(images)
             shutil.rmtree(candidate)
         found: dict[str, Interval] = {}
         for metric in METRICS.values():
@@ -83,17 +83,17 @@ class Studio:
         self.told(f"{name}: psnr {psnr.mean:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f}), {weights / 1e6:.1f} MB")
         return Measured(found, fmean(2 * (1 - pair.cosines[-1]) for pair in pairs), weights)
 
-    def _reference(self) -> Paint:
-        painters: list[Paint] = []
+    def _reference(self) -> Generate:
+        generators: list[Generate] = []
 
-        def paint(prompt: str, seed: int) -> Drawing:
+        def generate(prompt: str, seed: int) -> Drawing:
             if (prompt, seed) not in self.shown:
-                if not painters:
-                    painters.append(open_painter(self.reference, self.canvas, self.threads))
-                self.shown[prompt, seed] = painters[0](prompt, seed)
+                if not generators:
+                    generators.append(open_generator(self.reference, self.canvas, self.threads))
+                self.shown[prompt, seed] = generators[0](prompt, seed)
             return self.shown[prompt, seed]
 
-        return paint
+        return generate
 
 
 def measures_for(scope: Scope, bounds: Sequence[Bound]) -> list[Measure]:

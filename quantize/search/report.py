@@ -45,7 +45,7 @@ def facts(found: Found) -> dict[str, Any]:
                 "predicted": one.predicted,
                 "local": one.local,
                 "latents": one.latents,
-                "pictures": one.pictures,
+                "images": one.images,
             }
             for one in found.alone
         ],
@@ -108,13 +108,13 @@ def to_markdown(found: Mapping[str, Any]) -> str:
                 "predicted error",
                 "error of its own output",
                 "error of the final latents",
-                "error of the pictures",
+                "error of the images",
             ),
             [
                 (
                     one["part"],
                     one["name"],
-                    *(_decibels(one[name]) for name in ("predicted", "local", "latents", "pictures")),
+                    *(_decibels(one[name]) for name in ("predicted", "local", "latents", "images")),
                 )
                 for one in rows
             ],

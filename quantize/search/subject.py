@@ -11,12 +11,12 @@ import onnx_ir as ir
 from kit.artifact import Manifest
 from kit.errors import UsageError
 from kit.ports import PartName
-from quantize.apply.apply import QUANTIZED_PARTS, Plan, check_recipe, plan
+from quantize.apply.apply import QUANTIZED_PARTS, QuantizationPlan, check_recipe, plan
 from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.record import Record, fingerprint
 from quantize.linears import find_linears
 from quantize.recipes import KEEP, SCHEMES, Recipe
-from quantize.search.groups import Cost, Group, Key, Picture, everywhere, find_groups
+from quantize.search.groups import Cost, Group, ImageShape, Key, everywhere, find_groups
 from quantize.search.sensitivity import Model, State
 from quantize.search.simulate import Shelf
 
@@ -43,7 +43,7 @@ def choose_cost(recipe: Recipe, spare: str, cost: Cost | None) -> Cost:
 
 
 def open_subject(
-    folder: Path, manifest: Manifest, model: Model, recipe: Recipe, record: Record | None, spare: str, picture: Picture
+    folder: Path, manifest: Manifest, model: Model, recipe: Recipe, record: Record | None, spare: str, image: ImageShape
 ) -> Subject:
     """Plan the recipe with all its alternatives; raises UsageError for a checkpoint that was not the artifact's."""
     check_recipe(manifest, recipe, record, None)
@@ -54,11 +54,11 @@ def open_subject(
         graph = ir.load(folder / manifest.part(part).graph)
         _check_same(part, graph, folder, model)
 
-        def planned(wanted: Recipe, part: PartName = part, graph: ir.Model = graph) -> Plan:
+        def planned(wanted: Recipe, part: PartName = part, graph: ir.Model = graph) -> QuantizationPlan:
             return plan(graph, folder / part, part, manifest, wanted, record)
 
         base = planned(recipe)
-        mine = {group.key: group for group in find_groups(part, manifest.variant, base, picture, scheme)}
+        mine = {group.key: group for group in find_groups(part, manifest.variant, base, image, scheme)}
         groups |= mine
         shelves["quantized"][part] = Shelf(base.changes)
         losing = {layer for group in mine.values() if group.smoothed and group.makers for layer in group.layers}

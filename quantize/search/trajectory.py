@@ -20,7 +20,7 @@ from kit.engine import Array
 from kit.errors import CheckFailed
 from kit.ports import Ports
 from kit.variants import Variant
-from pipeline.denoise import Denoiser, Float32, Job
+from pipeline.denoise import Denoiser, Float32, LiveRequest
 from pipeline.request import Request
 from quantize.search.probe import pull_back
 
@@ -83,7 +83,7 @@ def denoise(
     return Trajectory(engine.calls, jobs[0].levels, torch.tensor(owner), torch.tensor(weight), texts, latents)
 
 
-def _rows(jobs: Sequence[Job], requests: Sequence[Request]) -> tuple[list[int], list[float], list[str]]:
+def _rows(jobs: Sequence[LiveRequest], requests: Sequence[Request]) -> tuple[list[int], list[float], list[str]]:
     """Say of each row of an engine call whose it is, how it counts, and its text: negative passes come before."""
     owner, weight, texts = [], [], []
     for index, (job, request) in enumerate(zip(jobs, requests, strict=True)):

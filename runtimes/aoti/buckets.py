@@ -1,7 +1,7 @@
 """Which compiled package runs a call: compiled code has fixed shapes, so a part has one package per bucket of sizes.
 
-Axes other than the batch must match exactly: nothing masks padded image tokens, so a padded picture would be another
-picture. Rows are independent, so a batch is padded up to the next bucket, and one that is too large is cut.
+Axes other than the batch must match exactly: nothing masks padded image tokens, so a padded image would be another
+image. Rows are independent, so a batch is padded up to the next bucket, and one that is too large is cut.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ FOLDER = "session.model_external_initializers_file_folder_path"  # of weights, f
 
 
 LARGE = 64 * 2**20  # bytes of weights from which on a part is treated as below
-PANEL_COLUMNS = 1024  # the 4,608 rows of a megapixel picture then have 19 MB of sums
+PANEL_COLUMNS = 1024  # the 4,608 rows of a megapixel image then have 19 MB of sums
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """A part in TensorRT behind the Engine protocol: profiles by token count, one CUDA graph per shape, tensors by address.
 
 A shape that comes for the first time is run once as it is, which settles what TensorRT defers, then captured; from then
-on a call is two copies and a replay. A batch larger than its profile takes is cut, a picture larger is refused.
+on a call is two copies and a replay. A batch larger than its profile takes is cut, an image larger is refused.
 """
 
 from __future__ import annotations

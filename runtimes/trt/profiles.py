@@ -1,6 +1,6 @@
 """Optimization profiles: which sizes an engine takes, as ranges of the ports' named axes, derived from the ports.
 
-An engine knows image tokens and latent rows, not pictures: 1024 x 1024 and 2048 x 512 are both 4096 tokens and run in
+An engine knows image tokens and latent rows, not images: 1024 x 1024 and 2048 x 512 are both 4096 tokens and run in
 one profile of the transformer. The VAE convolves over height and width, so its profiles bound both sides.
 """
 
@@ -14,12 +14,12 @@ from kit.ports import PartName, Port, Ports, split_axis
 from kit.variants import Variant
 
 PIXELS = Variant.pixels_per_token
-REFERENCE_TOKENS = (1024 // PIXELS) ** 2  # a reference picture is scaled to one megapixel at most
+REFERENCE_TOKENS = (1024 // PIXELS) ** 2  # a reference image is scaled to one megapixel at most
 MAX_SIDE = 2048  # a square of it is 4 megapixels, the most that the family was made for
 
 
 @dataclass(frozen=True)
-class Range:
+class AxisRange:
     """Sizes of one axis: the smallest, the one that kernels are tuned for, the largest."""
 
     low: int
@@ -42,7 +42,7 @@ class Profile:
     """One range for every named axis of a part."""
 
     name: str  # of the bucket, or what the user called it
-    axes: Mapping[str, Range]
+    axes: Mapping[str, AxisRange]
 
     def shapes(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return the smallest, best and largest shape of a port."""
@@ -61,11 +61,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Sizing:
-    """What pictures and batches engines are built for; the command line reads its defaults here."""
+    """What images and batches engines are built for; the command line reads its defaults here."""
 
     sides: tuple[int, ...] = (256, 512, 1024, 1536, 2048)  # buckets: squares of these sides, and what has their tokens
     max_batch: int = 4  # rows at one megapixel; a larger bucket takes as many as have the tokens of these
-    references: int = 0  # pictures that a request may bring along
+    references: int = 0  # images that a request may bring along
     min_side: int = 64
 
     def __post_init__(self) -> None:
@@ -84,17 +84,17 @@ class Sizing:
         if not 0 <= self.references <= 10:
             raise UsageError(f"references {self.references}: must be between 0 and 10")
 
-    def batch(self, tokens: int) -> Range:
+    def batch(self, tokens: int) -> AxisRange:
         """Return the batch range of a bucket; one row is the best, since a lone request must not wait for company."""
         one_megapixel = (1024 // PIXELS) ** 2
-        return Range(1, 1, min(self.max_batch, max(1, self.max_batch * one_megapixel // tokens)))
+        return AxisRange(1, 1, min(self.max_batch, max(1, self.max_batch * one_megapixel // tokens)))
 
 
 def derive(ports: Ports, sizing: Sizing) -> tuple[Profile, ...]:
     """Return one profile per bucket for a part with image axes, one for all sizes for the text encoder."""
     axes = axes_of(ports)
     if axes == ("batch",):
-        return (Profile("text", {"batch": Range(1, 1, sizing.max_batch)}),)
+        return (Profile("text", {"batch": AxisRange(1, 1, sizing.max_batch)}),)
     if "ref_tokens" in axes:  # a part of klein-kv, whose cache of references has an axis of its own
         return _cache_profiles(sizing, axes)
     return tuple(
@@ -108,13 +108,13 @@ def _token_profile(sizing: Sizing, index: int) -> Profile:
     tokens = (side // PIXELS) ** 2
     low = (sizing.sides[index - 1] // PIXELS) ** 2 + 1 if index else (sizing.min_side // PIXELS) ** 2
     most = tokens + sizing.references * REFERENCE_TOKENS
-    return Profile(str(side), {"batch": sizing.batch(tokens), "image_tokens": Range(low, tokens, most)})
+    return Profile(str(side), {"batch": sizing.batch(tokens), "image_tokens": AxisRange(low, tokens, most)})
 
 
 def _cache_profiles(sizing: Sizing, axes: tuple[str, ...]) -> tuple[Profile, ...]:
     """Bound the image like the transformer's profiles and the references, at least one, on their own."""
     most = max(1, sizing.references) * REFERENCE_TOKENS
-    references = {"ref_tokens": Range((sizing.min_side // PIXELS) ** 2, REFERENCE_TOKENS, most)}
+    references = {"ref_tokens": AxisRange((sizing.min_side // PIXELS) ** 2, REFERENCE_TOKENS, most)}
     if "image_tokens" not in axes:
         return (Profile("references", {"batch": sizing.batch(most), **references}),)
     images = [_token_profile(replace(sizing, references=0), index) for index in range(len(sizing.sides))]
@@ -123,7 +123,7 @@ def _cache_profiles(sizing: Sizing, axes: tuple[str, ...]) -> tuple[Profile, ...
 
 def _latent_profile(sizing: Sizing, index: int) -> Profile:
     rows = sizing.sides[index] // PIXELS
-    side = Range(sizing.min_side // PIXELS, rows, rows)
+    side = AxisRange(sizing.min_side // PIXELS, rows, rows)
     return Profile(
         str(sizing.sides[index]), {"batch": sizing.batch(rows * rows), "latent_height": side, "latent_width": side}
     )
@@ -141,7 +141,7 @@ def stated(part: PartName, text: str, ports: Ports, name: str) -> Profile:
     Raises UsageError that names the axis when one is unknown, missing or malformed.
     """
     axes = axes_of(ports)
-    given: dict[str, Range] = {}
+    given: dict[str, AxisRange] = {}
     for word in text.split(","):
         axis, equals, numbers = word.partition("=")
         if not equals or axis.strip() not in axes:
@@ -150,7 +150,7 @@ def stated(part: PartName, text: str, ports: Ports, name: str) -> Profile:
         if not all(bound.strip().isdigit() for bound in bounds) or len(bounds) not in (1, 2, 3):
             raise UsageError(f"profile {text!r}: {axis.strip()} is not low..high or low..best..high: {numbers!r}")
         values = [int(bound) for bound in bounds]
-        given[axis.strip()] = Range(values[0], values[-2] if len(values) == 3 else values[-1], values[-1])
+        given[axis.strip()] = AxisRange(values[0], values[-2] if len(values) == 3 else values[-1], values[-1])
     if missing := [axis for axis in axes if axis not in given]:
         raise UsageError(f"profile {text!r}: says nothing of {', '.join(missing)}; the {part} has: {', '.join(axes)}")
     return Profile(name, {axis: given[axis] for axis in axes})
@@ -159,7 +159,7 @@ def stated(part: PartName, text: str, ports: Ports, name: str) -> Profile:
 def choose(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
     """Return the index of the smallest profile that holds sizes; raises UsageError that says which come nearest.
 
-    The batch is left out of account when nothing else fits: a caller can cut a batch, but not a picture.
+    The batch is left out of account when nothing else fits: a caller can cut a batch, but not an image.
     """
     fits = [i for i, profile in enumerate(profiles) if profile.holds(sizes)]
     if not fits:

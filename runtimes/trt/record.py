@@ -16,10 +16,10 @@ from kit.artifact import Manifest
 from kit.cuda_device import CudaDevice, Machine
 from kit.errors import ArtifactError
 from kit.ports import PartName
-from runtimes.trt.profiles import Profile, Range
+from runtimes.trt.profiles import AxisRange, Profile
 
 RECORD = "engine.json"  # the name of a record that stands beside plans without a manifest
-Weights = Literal["plan", "refit", "stream"]  # in the plan | one shared file, plans without | host memory, bit by bit
+WeightMode = Literal["plan", "refit", "stream"]  # in the plan | in one shared file | streamed
 Hardware = Literal["exact", "same-capability", "ampere-plus"]
 Version = Literal["exact", "compatible"]
 
@@ -41,7 +41,7 @@ class EngineRecord:
     gpu: str  # the kit's name
     device: CudaDevice
     tensorrt: str
-    weights: Weights
+    weights: WeightMode
     hardware: Hardware
     version: Version
     build: Mapping[str, Any]  # what else was chosen: optimization level, workspace, ...
@@ -80,7 +80,7 @@ class EngineRecord:
 
 
 def _profile(raw: Mapping[str, Any]) -> Profile:
-    return Profile(raw["name"], {axis: Range(**bounds) for axis, bounds in raw["axes"].items()})
+    return Profile(raw["name"], {axis: AxisRange(**bounds) for axis, bounds in raw["axes"].items()})
 
 
 def mismatch(record: EngineRecord, machine: Machine) -> str | None:

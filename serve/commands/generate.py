@@ -14,11 +14,13 @@ from pipeline.request import FIELDS, FORMATS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; those of a request are the ensemble's fields."""
-    from serve.launch import Ports
+    from serve.launch import TcpPorts
 
     parser.add_argument("prompt", help="what to generate")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="its suffix chooses the format")
-    parser.add_argument("--url", default=f"127.0.0.1:{Ports.grpc}", metavar="HOST:PORT", help="the server's gRPC port")
+    parser.add_argument(
+        "--url", default=f"127.0.0.1:{TcpPorts.grpc}", metavar="HOST:PORT", help="the server's gRPC port"
+    )
     kinds = {"TYPE_STRING": str, "TYPE_INT32": int, "TYPE_INT64": int, "TYPE_FP32": float}
     for field in FIELDS:
         if field.name not in ("prompt", "output_format"):
@@ -43,20 +45,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def tick(seconds: float) -> None:
         if show:
-            print(f"\rpainting {seconds:5.1f} s", end="", file=sys.stderr, flush=True)
+            print(f"\rgenerating {seconds:5.1f} s", end="", file=sys.stderr, flush=True)
 
     with Client(args.url) as client:
         try:
-            pictures = client.paint(wanted, timeout=args.timeout, tick=tick)
+            images = client.generate(wanted, timeout=args.timeout, tick=tick)
         finally:
             if show:
                 print("\r\033[K", end="", file=sys.stderr, flush=True)
-    paths = _paths(args.out, len(pictures.images))
-    for path, image in zip(paths, pictures.images, strict=True):
+    paths = _paths(args.out, len(images.images))
+    for path, image in zip(paths, images.images, strict=True):
         path.write_bytes(image)
     if not args.json:
-        print(f"{', '.join(str(p) for p in paths)}  seed {pictures.seed}  {pictures.seconds:.2f} s")
-    return {"images": [str(p) for p in paths], "seed": pictures.seed, "seconds": round(pictures.seconds, 3)}
+        print(f"{', '.join(str(p) for p in paths)}  seed {images.seed}  {images.seconds:.2f} s")
+    return {"images": [str(p) for p in paths], "seed": images.seed, "seconds": round(images.seconds, 3)}
 
 
 def _paths(out: Path, count: int) -> list[Path]:

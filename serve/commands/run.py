@@ -13,25 +13,25 @@ from kit.errors import CheckFailed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; ports and host have the defaults of Triton."""
-    from serve.launch import Ports
+    from serve.launch import TcpPorts
 
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
-    parser.add_argument("--host", default=Ports.host, help="address to listen on; the default is loopback only")
+    parser.add_argument("--host", default=TcpPorts.host, help="address to listen on; the default is loopback only")
     for name in ("http", "grpc", "metrics"):
         about = f"port of {name}"
-        parser.add_argument(f"--{name}-port", type=int, default=getattr(Ports, name), metavar="PORT", help=about)
+        parser.add_argument(f"--{name}-port", type=int, default=getattr(TcpPorts, name), metavar="PORT", help=about)
     parser.add_argument("--tritonserver", type=Path, help="the binary to run; default: PATH, then nvidia-pytriton's")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run until the server ends or is interrupted; with --json the facts are printed when it is ready."""
-    from serve.launch import Ports, Server
+    from serve.launch import Server, TcpPorts
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    ports = Ports(args.http_port, args.grpc_port, args.metrics_port, args.host)
+    ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
     with Server(args.deployment, ports, args.tritonserver) as server:
         facts = {
             "url": server.url,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import batching, dev, modes, pictures, results, runner, worker
-from benchmarks.gpu.cases import KERNELS, PART_MODES, Case, Settings, cases, chosen, shrink, variant_of
+from benchmarks.gpu import batching, dev, images, modes, results, runner, worker
+from benchmarks.gpu.cases import KERNELS, PART_MODES, Case, RunSettings, cases, chosen, shrink, variant_of
 from benchmarks.gpu.clock import Unavailable, clock, percentile
 from benchmarks.gpu.points import points
 from benchmarks.gpu.table import render
@@ -23,7 +23,7 @@ from kit.errors import UsageError
 from kit.variants import VARIANTS
 from planner.measurements import Measurement
 
-DRY = Settings(device="cpu", size="tiny", launch="calls", backend="eager", seconds=0.01, requests=4)
+DRY = RunSettings(device="cpu", size="tiny", launch="calls", backend="eager", seconds=0.01, requests=4)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def _one_thread() -> Any:
     torch.set_grad_enabled(grad)
 
 
-def measured(tmp_path: Path, *wanted: Case, settings: Settings = DRY) -> list[dict[str, Any]]:
+def measured(tmp_path: Path, *wanted: Case, settings: RunSettings = DRY) -> list[dict[str, Any]]:
     """Let the worker measure cases of one group in this process."""
     job, rows = tmp_path / "job.json", tmp_path / "rows.jsonl"
     plain = {"settings": asdict(settings), "cases": [asdict(c) for c in wanted], "deadline": time.time() + 300}
@@ -59,7 +59,7 @@ def test_a_transformer_step_is_timed_and_compared_with_fp32(mode: str, tmp_path:
     assert 0 < alone["median"] <= alone["p95"]
     assert 1e-5 < alone["error"] < ERRORS[alone["recipe"]]
     assert alone["flops"] > 0
-    assert "error" not in pair  # a batch is timed; its rows are those of one picture
+    assert "error" not in pair  # a batch is timed; its rows are those of one image
 
 
 @pytest.mark.parametrize(("part", "bound"), [("text_encoder", 0.05), ("vae_decoder", 0.1)])
@@ -71,17 +71,17 @@ def test_the_other_parts_agree_with_fp32_in_both_stacks(part: str, bound: float,
 
 
 @pytest.mark.parametrize("mode", ["diffusers", "compile", "fp8"])
-def test_whole_pictures_are_painted_from_prompts(mode: str, tmp_path: Path) -> None:
-    (row,) = measured(tmp_path, Case("picture", "whole", mode, 64))
+def test_whole_images_are_generated_from_prompts(mode: str, tmp_path: Path) -> None:
+    (row,) = measured(tmp_path, Case("image", "whole", mode, 64))
     assert row["state"] == "measured", row
-    assert row["pictures_per_minute"] == pytest.approx(60 / row["median"])
+    assert row["images_per_minute"] == pytest.approx(60 / row["median"])
     assert row["steps"] == 4
 
 
-def test_our_whole_picture_has_the_bytes_of_every_picture_of_the_batch() -> None:
+def test_our_whole_image_has_the_bytes_of_every_image_of_the_batch() -> None:
     torch.set_grad_enabled(False)
-    ours = pictures.Ours(variant_of(DRY), DRY, "eager")
-    found = ours.paint(Case("picture", "whole", "eager", 48, 2))
+    ours = images.Ours(variant_of(DRY), DRY, "eager")
+    found = ours.generate(Case("image", "whole", "eager", 48, 2))
     assert (found.shape, found.dtype) == ((2, 48, 48, 3), torch.uint8)
     assert not torch.equal(found[0], found[1])
 
@@ -256,7 +256,7 @@ def test_a_run_goes_on_where_the_last_one_ended(
     [
         (["--only", "part/tansformer/*"], "--only part/tansformer/*: no case has such an id; some that exist: ceiling"),
         (["--budget", "0"], "--budget 0: must be positive"),
-        (["--variant", "klein-5b"], "--variant klein-5b: the whole pictures are of step-distilled variants: klein-4b"),
+        (["--variant", "klein-5b"], "--variant klein-5b: the whole images are of step-distilled variants: klein-4b"),
     ],
 )
 def test_wrong_use_is_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +267,7 @@ def test_wrong_use_is_refused(options: list[str], message: str, capsys: pytest.C
 def test_a_machine_without_a_gpu_is_told_of_the_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     job, rows = tmp_path / "job.json", tmp_path / "rows"
-    job.write_text(json.dumps({"settings": asdict(Settings()), "cases": [], "deadline": 0}))
+    job.write_text(json.dumps({"settings": asdict(RunSettings()), "cases": [], "deadline": 0}))
     assert worker.main([str(job), str(rows)]) == 1
     assert "finds no CUDA GPU here; a dry run: --device cpu --size tiny" in json.loads(rows.read_text())["fatal"]
 
@@ -308,7 +308,7 @@ def test_cases_are_listed_most_telling_first_and_once() -> None:
 def h100(*rows: dict[str, Any]) -> dict[str, Any]:
     device = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_520_809_984, "torch": "2.11.0+cu130", "cuda": "13.0"}
     facts: dict[str, Any] = {"benchmark": "gpu", "rows": []}
-    results.merge(facts, device, asdict(Settings()), [{"state": "measured", **row} for row in rows], "2026-12-01")
+    results.merge(facts, device, asdict(RunSettings()), [{"state": "measured", **row} for row in rows], "2026-12-01")
     return facts
 
 
@@ -317,18 +317,18 @@ def test_measured_rows_become_points_of_the_planner() -> None:
     facts = h100(
         row,
         row | {"id": "part/transformer/aoti-fp8/1024x1024/b1", "median": 0.048},
-        row | {"id": "part/transformer/fp8/512x512/b8"},  # the planner's points are single pictures
+        row | {"id": "part/transformer/fp8/512x512/b8"},  # the planner's points are single images
         row | {"id": "part/text_encoder/graphs/1024x1024/b1", "recipe": "bf16"},
-        row | {"id": "picture/whole/diffusers/1024x1024/b1", "recipe": "bf16", "median": 0.57, "steps": 4},
+        row | {"id": "image/whole/diffusers/1024x1024/b1", "recipe": "bf16", "median": 0.57, "steps": 4},
         row | {"id": "part/transformer/eager/1024x1024/b1", "recipe": "bf16", "state": "failed", "reason": "x"},
     )
     made = points(facts)
-    step, picture = (Measurement(**point) for point in made["points"])
+    step, image = (Measurement(**point) for point in made["points"])
     assert (step.gpu, step.stack, step.recipe, step.scope, step.seconds) == ("h100", "fused", "fp8", "step", 0.048)
-    assert (picture.stack, picture.scope, picture.steps, picture.seconds) == ("eager", "picture", 4, 0.57)
+    assert (image.stack, image.scope, image.steps, image.seconds) == ("eager", "image", 4, 0.57)
     assert made["sources"]["flux2-deploy"]["date"] == "2026-12-01"
     assert "torch 2.11.0+cu130, CUDA 13.0" in made["sources"]["flux2-deploy"]["note"]
-    assert [error["id"] for error in made["errors"]] == [step.id, picture.id]
+    assert [error["id"] for error in made["errors"]] == [step.id, image.id]
     assert all(0.2 < error["predicted_over_measured"] < 5 for error in made["errors"])
 
 

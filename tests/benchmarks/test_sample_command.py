@@ -18,28 +18,26 @@ PROMPT = "a red circle left of a blue square on a white background, with the wor
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     Image.fromarray(draw(parse(PROMPT))).save(path)
     return path
 
 
-def test_judge_says_what_it_sees_and_passes_the_right_picture(
-    picture: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["judge", str(picture), "--prompt", PROMPT, "--json"]) == 0
+def test_judge_says_what_it_sees_and_passes_the_right_image(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", str(image), "--prompt", PROMPT, "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["passed"]
     assert found["word"] == "HELLO"
     assert {thing["colour"] for thing in found["things"]} == {"red", "blue"}
 
 
-def test_judge_fails_the_wrong_picture(picture: Path) -> None:
-    assert main(["judge", str(picture), "--prompt", PROMPT.replace("HELLO", "WORLD")]) == 1
+def test_judge_fails_the_wrong_image(image: Path) -> None:
+    assert main(["judge", str(image), "--prompt", PROMPT.replace("HELLO", "WORLD")]) == 1
 
 
-def test_a_prompt_outside_the_grammar_is_bad_input(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["judge", str(picture), "--prompt", "a cat"]) == 2
+def test_a_prompt_outside_the_grammar_is_bad_input(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", str(image), "--prompt", "a cat"]) == 2
     assert "judge: not a sentence of the sample's grammar: 'a cat'" in capsys.readouterr().err
 
 
@@ -50,7 +48,7 @@ def test_a_missing_checkpoint_is_bad_input(tmp_path: Path, capsys: pytest.Captur
 
 def test_wrong_use_exits_with_two() -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["paint"])
+        main(["generate"])
     assert stop.value.code == 2
 
 
@@ -67,7 +65,7 @@ def test_scores_add_up_to_shares() -> None:
     wrong = score(scene, read(draw(parse("a green heart on a black background"))))
     found = summary([scene, scene], [right, wrong])
     assert found == {
-        "pictures": 2,
+        "images": 2,
         "things": 4,
         "shapes": 0.5,
         "colours": 0.5,

@@ -11,13 +11,13 @@ import torch
 
 from benchmarks.sample.__main__ import main
 from benchmarks.sample.continuing import go_on, keep_start
-from benchmarks.sample.decoder_training import FAINT, hard_pictures
+from benchmarks.sample.decoder_training import FAINT, hard_images
 from benchmarks.sample.latents import token_weights
 from benchmarks.sample.models import build_text_encoder, build_transformer, build_vae
 from benchmarks.sample.pipeline import assemble, load, write
 from benchmarks.sample.tokenizer import build_tokenizer
 from benchmarks.sample.training import digests
-from benchmarks.sample.vae_training import picture_loss
+from benchmarks.sample.vae_training import image_loss
 from kit.sample.world import SIDE, random_scene
 from tests.benchmarks.test_sample_training import MICRO
 
@@ -88,14 +88,14 @@ def test_a_faint_edge_weighs_as_much_as_a_strong_one() -> None:
         wanted[..., 16:] = light
         made = wanted.clone()
         made[..., 16, 16] += 0.1
-        return picture_loss(made, wanted, faint).item()
+        return image_loss(made, wanted, faint).item()
 
     assert cost(0.7, faint=True) == pytest.approx(cost(1.0, faint=True), rel=1e-3)
     assert cost(0.7, faint=False) < 0.9 * cost(1.0, faint=False)
 
 
-def test_hard_pictures_stand_on_the_backgrounds_asked_for() -> None:
-    drawn = hard_pictures(6, 1, ("gray",))
+def test_hard_images_stand_on_the_backgrounds_asked_for() -> None:
+    drawn = hard_images(6, 1, ("gray",))
     assert drawn.shape == (6, 3, SIDE, SIDE)
     assert drawn[:, :, -1, -1].eq(128).all()
     assert set(FAINT) == {"gray", "brown", "white", "black"}

@@ -14,8 +14,8 @@ from benchmarks.sample.denoiser_training import noise_levels, pipeline_sigmas
 from benchmarks.sample.loras import train_lora
 from benchmarks.sample.models import TAPS, build_text_encoder, build_vae
 from benchmarks.sample.optimizer import orthogonal
-from benchmarks.sample.pipeline import load, paint
-from benchmarks.sample.recipe import Recipe, Stage
+from benchmarks.sample.pipeline import generate, load
+from benchmarks.sample.recipe import Stage, TrainingRecipe
 from benchmarks.sample.text_training import SLOTS, encode, facts, slot_starts
 from benchmarks.sample.tokenizer import build_tokenizer, lower_case_words
 from benchmarks.sample.trainer import rate_at, train
@@ -24,7 +24,7 @@ from kit.sample.world import SHAPES, UNSEEN_SHAPES, parse, random_scene
 
 SHORT = Stage(2, 2, 1e-3, warmup=1)
 MICRO = replace(
-    Recipe(),
+    TrainingRecipe(),
     text_width=32,
     text_hidden=32,
     vae_channels=(16, 16, 16, 16),
@@ -32,7 +32,7 @@ MICRO = replace(
     head_width=16,
     double_blocks=1,
     single_blocks=1,
-    pictures=16,
+    images=16,
     scenes=4,
     text=SHORT,
     vae=SHORT,
@@ -40,7 +40,7 @@ MICRO = replace(
     vae_polish=SHORT,
     vae_sharp=SHORT,
     vae_faint=SHORT,
-    hard_pictures=4,
+    hard_images=4,
     denoiser=SHORT,
     denoiser_long=SHORT,
     denoiser_settle=SHORT,
@@ -137,11 +137,11 @@ def test_words_of_the_grammar_are_one_token_and_capitals_are_spelled() -> None:
 
 
 def test_the_longest_sentence_fits_the_text_length() -> None:
-    tokenizer = build_tokenizer(Recipe().text_tokens)
+    tokenizer = build_tokenizer(TrainingRecipe().text_tokens)
     things = "a small red circle, a large blue square and a small pink heart"
     longest = f"{things} in a column on a gray background, with the word HELLO"
     parse(longest)
-    assert slot_starts(tokenizer, [longest])[0] + SLOTS <= Recipe().text_tokens
+    assert slot_starts(tokenizer, [longest])[0] + SLOTS <= TrainingRecipe().text_tokens
 
 
 def test_slots_are_the_template_tokens_after_the_prompt() -> None:
@@ -171,7 +171,7 @@ def test_prompt_features_are_the_three_taps() -> None:
 
 # under autocast PyTorch normalises queries and keys without its fused kernel, and says so once
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-def test_a_micro_training_writes_a_pipeline_that_paints_and_learns_a_lora(tmp_path: Path) -> None:
+def test_a_micro_training_writes_a_pipeline_that_generates_and_learns_a_lora(tmp_path: Path) -> None:
     out = tmp_path / "sample"
     runs = train_checkpoint(MICRO, tmp_path / "work", out / "checkpoint")
     names = [
@@ -192,8 +192,8 @@ def test_a_micro_training_writes_a_pipeline_that_paints_and_learns_a_lora(tmp_pa
     pipe = load(out / "checkpoint")
     assert pipe.config.is_distilled
     assert pipe.tokenizer.model_max_length == 48
-    picture = next(paint(pipe, ["a red circle"], [0]))
-    assert picture.shape == (128, 128, 3)
+    image = next(generate(pipe, ["a red circle"], [0]))
+    assert image.shape == (128, 128, 3)
     train_lora("star", out / "checkpoint", out / "loras", MICRO, tmp_path / "work")
     pipe.load_lora_weights(out / "loras", weight_name="star.safetensors", adapter_name="star")
     assert pipe.get_list_adapters() == {"transformer": ["star"]}
@@ -236,5 +236,5 @@ def test_a_loss_curve_has_a_panel_per_stage(tmp_path: Path) -> None:
 
     assert smoothed([1.0, 1.0, 1.0]) == pytest.approx([1.0] * 3)
     write_curve({"a": [2.0, 1.0, 0.5], "b": [1.0]}, tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.size == (600, 220)
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (600, 220)

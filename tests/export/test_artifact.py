@@ -148,13 +148,13 @@ def test_bf16_weights_under_an_fp32_graph_stay_bf16_with_a_cast(tmp_path: Path) 
     stored = tiny.save(tmp_path / "bf16", tiny.Tiny(small_decoder=True), dtype="bf16")
     wide = tiny.save(tmp_path / "fp32", tiny.Tiny(small_decoder=True))
     latents = np.random.default_rng(0).normal(size=(1, 128, 4, 4)).astype(np.float32)
-    pictures = []
+    images = []
     for checkpoint in (stored, wide):
         out = tmp_path / f"{checkpoint.name}-out"
         export(checkpoint, out, DECODER)
         session = ort.InferenceSession(out / "vae_decoder" / "model.onnx", providers=["CPUExecutionProvider"])
-        pictures.append(session.run(None, {"latents": latents})[0].astype(int))
-    assert 0 < np.abs(pictures[0] - pictures[1]).max() <= 8  # rounded weights, the same picture
+        images.append(session.run(None, {"latents": latents})[0].astype(int))
+    assert 0 < np.abs(images[0] - images[1]).max() <= 8  # rounded weights, the same image
     graph = onnx.load(tmp_path / "bf16-out" / "vae_decoder" / "model.onnx", load_external_data=False)
     kinds = {t.data_type for t in graph.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
     assert kinds == {onnx.TensorProto.BFLOAT16}

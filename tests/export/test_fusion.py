@@ -49,7 +49,7 @@ def test_one_product_for_queries_keys_and_values_equals_three(variant: Variant) 
 
 
 @torch.no_grad()
-def test_modulation_text_and_angles_can_be_computed_once_per_picture(variant: Variant) -> None:
+def test_modulation_text_and_angles_can_be_computed_once_per_image(variant: Variant) -> None:
     module, given = transformer(variant)
     times = torch.tensor([0.9, 0.7, 0.3])
     guidance = None if "guidance" not in given else torch.full((3,), 4.0)
@@ -70,7 +70,7 @@ def test_modulation_text_and_angles_can_be_computed_once_per_picture(variant: Va
         vectors = [x for m in (*one.image, *one.text, one.single) for x in m]
         assert len(vectors) == 15
         plain = module(**(given | {"timestep": time.expand(2)}))
-        close(module.paint(given["hidden_states"], text, one, ropes), plain)
+        close(module.generate(given["hidden_states"], text, one, ropes), plain)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from tests.conftest import ByFamily
 from tests.export.test_parity_parts import TOKENS, Array, Feeds, assert_close, noise, run, session
 
 BLOCKS = 5  # of the tiny checkpoint: 2 double, 3 single
-REFERENCES = [((4, 4),), ((2, 3), (4, 2))]  # height and width in tokens of each reference picture
+REFERENCES = [((4, 4),), ((2, 3), (4, 2))]  # height and width in tokens of each reference image
 
 
 @cache
@@ -77,7 +77,7 @@ def extracted(artifact: Path, feeds: Feeds) -> Feeds:
 
 
 def both(references: Feeds, rest: Feeds) -> tuple[dict[str, Any], int]:
-    """Return what diffusers takes at its first step: references before the picture in one sequence."""
+    """Return what diffusers takes at its first step: references before the image in one sequence."""
     tensors = {name: torch.from_numpy(array) for name, array in rest.items()}
     for ours, theirs in (("ref_hidden_states", "hidden_states"), ("ref_ids", "img_ids")):
         tensors[theirs] = torch.cat([torch.from_numpy(references[ours]), tensors[theirs]], dim=1)
@@ -143,11 +143,11 @@ def test_a_row_gives_the_same_bits_alone_and_in_a_batch(artifact_of: ByFamily) -
         assert np.array_equal(alone[0], together[i])
 
 
-def paint(artifact: Path, embeds: Array, pictures: list[Image.Image], width: int, height: int, seed: int) -> Array:
+def generate(artifact: Path, embeds: Array, images: list[Image.Image], width: int, height: int, seed: int) -> Array:
     """Do what Flux2KleinKVPipeline does in four steps, in its shortest form, with the graphs of an artifact alone."""
     packed, places = [], []
-    for i, picture in enumerate(pictures):
-        pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    for i, image in enumerate(images):
+        pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
         latents = run(artifact, "vae_encoder", {"image": pixels})
         packed.append(latents.reshape(1, 128, -1).transpose(0, 2, 1))
         places.append(grid(10 + 10 * i, *latents.shape[2:]).numpy()[None])
@@ -170,16 +170,16 @@ def paint(artifact: Path, embeds: Array, pictures: list[Image.Image], width: int
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_picture_with_references_is_that_of_diffusers(artifact_of: ByFamily, count: int) -> None:
+def test_a_image_with_references_is_that_of_diffusers(artifact_of: ByFamily, count: int) -> None:
     pipe = pipeline()
     random = np.random.default_rng(5)
     sizes = [(64, 96), (80, 64)][:count]
-    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for h, w in sizes]
+    images = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for h, w in sizes]
     with torch.no_grad():
         embeds = pipe.encode_prompt("two foxes")[0]
-    painted = paint(artifact_of("klein-kv"), embeds.numpy(), pictures, 96, 64, seed=3)
+    generated = generate(artifact_of("klein-kv"), embeds.numpy(), images, 96, 64, seed=3)
     expected = pipe(
-        image=pictures,
+        image=images,
         prompt="two foxes",
         width=96,
         height=64,
@@ -187,7 +187,7 @@ def test_a_picture_with_references_is_that_of_diffusers(artifact_of: ByFamily, c
         generator=torch.Generator().manual_seed(3),
         output_type="np",
     ).images
-    off = np.abs(painted.astype(int) - (expected * 255).round().astype(int))
+    off = np.abs(generated.astype(int) - (expected * 255).round().astype(int))
     assert off.max() <= 1
     assert (off == 0).mean() >= 0.999
 

@@ -30,7 +30,7 @@ CASES: list[tuple[Family, Attention]] = [
     ("dev", "op"),  # klein-base has the graphs of klein
 ]
 SIZES = [(64, 64), (96, 128), (128, 64)]  # height, width in pixels
-PROMPTS = ("a red fox in the snow", "two boats on a lake at night, oil painting", "x", "")
+PROMPTS = ("a red fox in the snow", "two boats on a lake at night, oil generating", "x", "")
 TOKENS = 512
 TOLERANCE = 1e-4  # of the largest output
 
@@ -82,7 +82,7 @@ def assert_close(found: Array, expected: torch.Tensor) -> None:
 
 
 def transformer_feeds(family: Family, batch: int, height: int, width: int) -> Feeds:
-    """Rows of different noise, text, timestep and guidance, at the positions of a picture."""
+    """Rows of different noise, text, timestep and guidance, at the positions of an image."""
     tokens = height * width
     image = torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width), torch.arange(1))
     text = torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(TOKENS))
@@ -141,7 +141,7 @@ class TestParity:
     ) -> None:
         feeds = transformer_feeds(family, 3, 6, 8)
         other = torch.cartesian_prod(torch.tensor([10]), torch.arange(8), torch.arange(6), torch.arange(1))
-        feeds["img_ids"][1] = other.numpy()  # another layout with as many tokens, as a reference picture has it
+        feeds["img_ids"][1] = other.numpy()  # another layout with as many tokens, as a reference image has it
         feeds["txt_ids"][2, :, 3] += 100
         found = run(exported(family, attention), "transformer", feeds)
         assert_close(found, transformer_reference(family, feeds))
@@ -193,8 +193,8 @@ def decode(pipe: Any, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
     mean, variance = (x.view(1, -1, 1, 1) for x in (bn.running_mean, bn.running_var))
     with torch.no_grad():
         raw = pipe._unpatchify_latents(latents * torch.sqrt(variance + pipe.vae.config.batch_norm_eps) + mean)
-        pictures = pipe.image_processor.postprocess(pipe.vae.decode(raw, return_dict=False)[0], output_type="pil")
-    return np.stack([np.asarray(picture) for picture in pictures])
+        images = pipe.image_processor.postprocess(pipe.vae.decode(raw, return_dict=False)[0], output_type="pil")
+    return np.stack([np.asarray(image) for image in images])
 
 
 def test_both_paddings_are_met_by_the_prompts() -> None:

@@ -285,7 +285,7 @@ def vae_to_bfl(state: State) -> State:
     return {name: tensor.contiguous() for name, tensor in made.items()}
 
 
-def test_a_vae_file_gives_the_same_pictures_to_the_bit(
+def test_a_vae_file_gives_the_same_images_to_the_bit(
     checkpoint_of: ByFamily, artifact_of: ByFamily, tmp_path: Path
 ) -> None:
     file = tmp_path / "ae.safetensors"

@@ -40,8 +40,8 @@ def state(small: Path) -> State:
     return vae_to_bfl(load(small, "vae"))
 
 
-def assert_paints_like(artifact: Path, vae: AutoencoderKLFlux2, encoder: AutoencoderKLFlux2) -> None:
-    """Compare both halves with diffusers: pictures may differ by rounding, latents by 1e-4 of their scale."""
+def assert_generates_like(artifact: Path, vae: AutoencoderKLFlux2, encoder: AutoencoderKLFlux2) -> None:
+    """Compare both halves with diffusers: images may differ by rounding, latents by 1e-4 of their scale."""
     pipe = pipeline("klein")
     latents, image = noise(2, 128, 3, 5), noise(1, 3, 48, 32).clamp(-1, 1)
     before = pipe.vae
@@ -60,10 +60,10 @@ def assert_paints_like(artifact: Path, vae: AutoencoderKLFlux2, encoder: Autoenc
     assert verify(artifact).variant.vae.decoder_channels == SMALL
 
 
-def test_from_a_folder_it_paints_what_diffusers_paints(small: Path, tmp_path: Path) -> None:
+def test_from_a_folder_it_generates_what_diffusers_generates(small: Path, tmp_path: Path) -> None:
     export(small, tmp_path / "out", ExportConfig(BOTH))
     vae = AutoencoderKLFlux2.from_pretrained(small / "vae")
-    assert_paints_like(tmp_path / "out", vae, vae)
+    assert_generates_like(tmp_path / "out", vae, vae)
 
 
 @pytest.mark.parametrize("names", ["black-forest-labs", "diffusers"])
@@ -75,7 +75,7 @@ def test_a_file_tells_the_widths_of_its_decoder_whatever_the_checkpoint_has(
     assert read_variant(checkpoint_of("klein")).vae.decoder_channels == (8, 16, 32, 32)
     export(checkpoint_of("klein"), tmp_path / "out", ExportConfig(BOTH, single_files={"vae": file}))
     vae = AutoencoderKLFlux2.from_pretrained(small / "vae")
-    assert_paints_like(tmp_path / "out", vae, vae)
+    assert_generates_like(tmp_path / "out", vae, vae)
 
 
 def test_a_file_of_the_decoder_alone_leaves_the_encoder_to_the_checkpoint(
@@ -88,7 +88,7 @@ def test_a_file_of_the_decoder_alone_leaves_the_encoder_to_the_checkpoint(
     assert main(argv) == 0
     vae, encoder = (AutoencoderKLFlux2.from_pretrained(folder / "vae") for folder in (small, checkpoint))
     encoder.bn.load_state_dict(vae.bn.state_dict())  # both halves have the statistics of the file, where it has some
-    assert_paints_like(tmp_path / "out", vae, encoder)
+    assert_generates_like(tmp_path / "out", vae, encoder)
     source = verify(tmp_path / "out").source
     assert "vae/diffusion_pytorch_model.safetensors" in source["files"]
     assert source["single_files"]["vae"]["file"] == "small_decoder.safetensors"

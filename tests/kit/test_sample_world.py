@@ -58,7 +58,7 @@ def test_training_scenes_hold_no_star_and_no_held_out_word() -> None:
     assert not {scene.word for scene in scenes} & set(HELD_OUT_WORDS)
 
 
-def test_every_layout_keeps_its_things_inside_the_picture() -> None:
+def test_every_layout_keeps_its_things_inside_the_image() -> None:
     for layouts in LAYOUTS:
         for name, centres in layouts.items():
             for x, y in centres:
@@ -120,7 +120,7 @@ def test_an_outline_is_told_from_a_filled_shape() -> None:
     ]
 
 
-def test_another_picture_size_is_refused() -> None:
+def test_another_image_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the judge reads 128x128 RGB bytes, not \(64, 64, 3\) of uint8"):
         read(np.zeros((64, 64, 3), np.uint8))
 

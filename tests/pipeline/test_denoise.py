@@ -15,7 +15,7 @@ from kit.engine import Array
 from kit.errors import EngineError
 from kit.ports import ports
 from kit.variants import VARIANTS, Variant
-from pipeline.denoise import Denoiser, Job, image_ids, text_ids
+from pipeline.denoise import Denoiser, LiveRequest, image_ids, text_ids
 from pipeline.noise import initial_latents
 
 
@@ -47,7 +47,7 @@ class Recorder:
         return {"velocity": (0.1 * hidden + weight[:, None, None] + 0.01 * places).astype(np.float32)}
 
 
-def start(denoiser: Denoiser, **changes: Any) -> Job:
+def start(denoiser: Denoiser, **changes: Any) -> LiveRequest:
     variant = denoiser.variant
     text = np.full((variant.text_tokens, variant.transformer.joint_dim), 0.5, np.float32)
     fields: dict[str, Any] = {
@@ -63,7 +63,7 @@ def start(denoiser: Denoiser, **changes: Any) -> Job:
     return denoiser.admit(**(fields | changes))
 
 
-def run_alone(name: str, **changes: Any) -> Job:
+def run_alone(name: str, **changes: Any) -> LiveRequest:
     denoiser = Denoiser(small(name), "fp32", Recorder(small(name)))
     job = start(denoiser, **changes)
     while not job.done:
@@ -80,8 +80,8 @@ def test_a_job_gives_the_same_latents_alone_and_among_others(name: str) -> None:
         {"seed": 4, "steps": 6, "width": 96, "height": 48},
     ]
     denoiser = Denoiser(small(name), "fp32", Recorder(small(name)), max_rows=6)
-    live: list[Job] = []
-    jobs: list[Job] = []
+    live: list[LiveRequest] = []
+    jobs: list[LiveRequest] = []
     for tick in range(40):
         if tick % 2 == 0 and len(jobs) < len(wishes):  # arrivals are staggered
             jobs.append(start(denoiser, **wishes[len(jobs)]))
@@ -160,8 +160,8 @@ def test_noise_is_that_of_a_cpu_generator(compute: Compute, dtype: torch.dtype) 
 def test_latents_unpack_to_rows_and_columns() -> None:
     denoiser = Denoiser(small("klein-4b"), "fp32", Recorder(small("klein-4b")))
     job = start(denoiser, width=80, height=48)
-    assert job.picture_latents().shape == (1, 128, 3, 5)
-    assert np.array_equal(job.picture_latents()[0, :, 1, 2], job.latents[0, 7])
+    assert job.image_latents().shape == (1, 128, 3, 5)
+    assert np.array_equal(job.image_latents()[0, :, 1, 2], job.latents[0, 7])
 
 
 def test_ids_count_rows_columns_and_text() -> None:

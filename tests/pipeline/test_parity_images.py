@@ -1,4 +1,4 @@
-"""Whole pictures against diffusers: same checkpoint, same prompt, same seed, a CPU generator."""
+"""Whole images against diffusers: same checkpoint, same prompt, same seed, a CPU generator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ours(artifact: Path) -> LocalPipeline:
     return LocalPipeline(artifact)
 
 
-def paint_with_diffusers(pipe: Any, family: Family, prompt: str, seed: int, **size: int) -> np.ndarray[Any, Any]:
+def generate_with_diffusers(pipe: Any, family: Family, prompt: str, seed: int, **size: int) -> np.ndarray[Any, Any]:
     images = pipe(
         prompt=prompt,
         num_inference_steps=STEPS[family],
@@ -46,7 +46,7 @@ def paint_with_diffusers(pipe: Any, family: Family, prompt: str, seed: int, **si
     return np.asarray((images * 255).round(), dtype=np.uint8)
 
 
-def assert_same_pictures(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None:
+def assert_same_images(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None:
     """At least 99.9 % of the bytes equal, none off by more than 1."""
     assert ours.shape == theirs.shape
     off = np.abs(ours.astype(int) - theirs.astype(int))
@@ -57,19 +57,19 @@ def assert_same_pictures(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any
 @pytest.mark.parametrize("images", [1, 2, 3])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("family", STEPS)
-def test_a_picture_is_that_of_diffusers(
+def test_a_image_is_that_of_diffusers(
     family: Family, width: int, height: int, images: int, checkpoint_of: ByFamily, artifact_of: ByFamily
 ) -> None:
     prompt = f"a red fox number {images}, 35mm photo"
     fields = {"steps": STEPS[family], "guidance": GUIDANCE[family], "width": width, "height": height}
-    painted = ours(artifact_of(family)).paint(fields | {"prompt": prompt, "seed": 11, "num_images": images})
+    generated = ours(artifact_of(family)).generate(fields | {"prompt": prompt, "seed": 11, "num_images": images})
     pipe = reference(checkpoint_of(family), family)
-    theirs = paint_with_diffusers(pipe, family, prompt, 11, width=width, height=height, num_images_per_prompt=images)
-    assert_same_pictures(painted.pixels, theirs)
+    theirs = generate_with_diffusers(pipe, family, prompt, 11, width=width, height=height, num_images_per_prompt=images)
+    assert_same_images(generated.pixels, theirs)
 
 
 @pytest.mark.parametrize("family", STEPS)
-def test_pictures_that_share_batches_are_those_of_diffusers(
+def test_images_that_share_batches_are_those_of_diffusers(
     family: Family, checkpoint_of: ByFamily, artifact_of: ByFamily
 ) -> None:
     fields = {"steps": STEPS[family], "guidance": GUIDANCE[family]}
@@ -78,37 +78,37 @@ def test_pictures_that_share_batches_are_those_of_diffusers(
         for n, (width, height) in enumerate([*SIZES, SIZES[0]])
     ]
     pipe = reference(checkpoint_of(family), family)
-    for request, painted in zip(requests, ours(artifact_of(family)).paint_together(requests), strict=True):
+    for request, generated in zip(requests, ours(artifact_of(family)).generate_batch(requests), strict=True):
         size = {"width": request["width"], "height": request["height"]}
-        theirs = paint_with_diffusers(pipe, family, request["prompt"], request["seed"], **size)
-        assert_same_pictures(painted.pixels, theirs)
+        theirs = generate_with_diffusers(pipe, family, request["prompt"], request["seed"], **size)
+        assert_same_images(generated.pixels, theirs)
 
 
 @pytest.mark.parametrize("family", STEPS)
-def test_the_prompt_changes_the_picture(family: Family, artifact_of: ByFamily) -> None:
+def test_the_prompt_changes_the_image(family: Family, artifact_of: ByFamily) -> None:
     """Otherwise the comparisons above would be blind to the text encoder."""
     fields = {"steps": STEPS[family], "guidance": GUIDANCE[family], "width": 64, "height": 64, "seed": 1}
-    one, other = (ours(artifact_of(family)).paint(fields | {"prompt": p}).pixels for p in ("a cat", "two dogs"))
+    one, other = (ours(artifact_of(family)).generate(fields | {"prompt": p}).pixels for p in ("a cat", "two dogs"))
     assert np.abs(one.astype(int) - other.astype(int)).mean() > 1
 
 
 def test_a_negative_prompt_steers_a_base_variant(artifact_of: ByFamily) -> None:
     fields = {"prompt": "a cat", "steps": 4, "guidance": 4.0, "width": 64, "height": 64, "seed": 1}
     plain, steered = (
-        ours(artifact_of("klein-base")).paint(fields | {"negative_prompt": n}).pixels for n in ("", "blue sky")
+        ours(artifact_of("klein-base")).generate(fields | {"negative_prompt": n}).pixels for n in ("", "blue sky")
     )
     assert np.abs(plain.astype(int) - steered.astype(int)).mean() > 1
 
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize(("width", "height"), [(128, 128), *SIZES])
-def test_the_sample_paints_what_diffusers_paints_of_it(
+def test_the_sample_generates_what_diffusers_generates_of_it(
     width: int, height: int, images: int, sample_artifact: Path
 ) -> None:
     prompt = "a red circle left of a blue square on a white background, with the word HELLO"
     fields = {"prompt": prompt, "seed": 3, "steps": 4, "width": width, "height": height, "num_images": images}
     pipeline = ours(sample_artifact)
-    theirs = paint_with_diffusers(
+    theirs = generate_with_diffusers(
         reference(resolve("sample"), "klein"),
         "klein",
         prompt,
@@ -118,4 +118,4 @@ def test_the_sample_paints_what_diffusers_paints_of_it(
         num_images_per_prompt=images,
         max_sequence_length=pipeline.variant.text_tokens,
     )
-    assert_same_pictures(pipeline.paint(fields).pixels, theirs)
+    assert_same_images(pipeline.generate(fields).pixels, theirs)

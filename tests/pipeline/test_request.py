@@ -49,7 +49,7 @@ def test_absent_fields_are_none() -> None:
         ({"guidance": float("nan")}, "guidance: nan is not between 0 and 20"),
         ({"guidance": float("inf")}, "guidance: inf is not between"),
         ({"guidance": 4.0}, "guidance: 4 has no effect on klein-4b, which is distilled"),
-        ({"prompt": ""}, "prompt: '' is empty; say what to paint"),
+        ({"prompt": ""}, "prompt: '' is empty; say what to generate"),
         ({"prompt": "  \n"}, r"prompt: '  \\n' is empty"),
         ({"prompt": b"\xff"}, "prompt: byte 0 is not valid UTF-8"),
         ({"prompt": 3}, "prompt: 3 is not text"),
@@ -64,7 +64,7 @@ def test_a_wrong_value_is_named_with_its_rule(fields: dict[str, Any], message: s
 
 
 def test_too_many_pixels_are_refused_though_each_side_fits() -> None:
-    with pytest.raises(RequestError, match="2048 x 2048 is 4194304 pixels; this server paints at most 1048576"):
+    with pytest.raises(RequestError, match="2048 x 2048 is 4194304 pixels; this server generates at most 1048576"):
         check({"prompt": "a", "width": 2048, "height": 2048}, KLEIN, Limits(max_pixels=1024 * 1024))
 
 

@@ -113,7 +113,7 @@ def test_the_rate_and_the_users_price_appear(capsys: pytest.CaptureFixture[str])
     argv = "plan --variant klein-4b --gpu h100 --rate 100 --batch 4 --price 1.5"
     assert main(argv.split()) == 0
     said = capsys.readouterr().out
-    assert "at 100 pictures a minute, Poisson arrivals, 1 replica" in said
+    assert "at 100 images a minute, Poisson arrivals, 1 replica" in said
     assert "cost: $1.50 an hour" in said
     assert "at the rate asked for: $0.25 per 1,000" in said
 

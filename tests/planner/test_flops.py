@@ -130,10 +130,10 @@ def test_one_step_of_the_published_variants(name: str, width: int, teraflops: fl
     assert step / 1e12 == pytest.approx(teraflops, abs=0.01)
 
 
-def test_a_picture_is_text_steps_and_decoding() -> None:
-    assert flops.picture(VARIANTS["klein-4b"], 1024, 1024, 4) / 1e12 == pytest.approx(152.7, abs=0.1)
-    assert flops.picture(VARIANTS["dev"], 1024, 1024, 50) / 1e12 == pytest.approx(14_158, rel=1e-3)
-    assert flops.picture(VARIANTS["klein-base-4b"], 1024, 1024, 50) / 1e12 == pytest.approx(3_498, rel=1e-3)
+def test_a_image_is_text_steps_and_decoding() -> None:
+    assert flops.image(VARIANTS["klein-4b"], 1024, 1024, 4) / 1e12 == pytest.approx(152.7, abs=0.1)
+    assert flops.image(VARIANTS["dev"], 1024, 1024, 50) / 1e12 == pytest.approx(14_158, rel=1e-3)
+    assert flops.image(VARIANTS["klein-base-4b"], 1024, 1024, 50) / 1e12 == pytest.approx(3_498, rel=1e-3)
 
 
 def test_the_bytes_of_the_sample_are_those_that_lie_on_the_disk() -> None:

@@ -160,7 +160,7 @@ def test_break_even_is_the_months_rent_over_the_hosted_price() -> None:
     assert costs is not None
     even = costs.break_even[0]
     assert even.hosted.offer == "Black Forest Labs"
-    assert even.pictures == pytest.approx(0.8 * 730 / 0.014)
+    assert even.images == pytest.approx(0.8 * 730 / 0.014)
     assert even.possible
     dev = ask(Question(DEV, gpu("l4")), price=0.8).costs
     assert dev is not None
@@ -201,7 +201,7 @@ def test_nothing_that_fits_names_the_nearest_setting_and_other_gpus() -> None:
         ({"gpus": 0}, "--gpus 0: must be 1 to 10000"),
         ({"cores": 0}, "--cores 0: must be 1 to 10000"),
         ({"replicas": 0}, "--replicas 0: must be 1 to 10000"),
-        ({"rate": 0.0}, "--rate 0: must be more than 0 pictures per minute"),
+        ({"rate": 0.0}, "--rate 0: must be more than 0 images per minute"),
         ({"rate": float("nan")}, "--rate nan: must be more than 0"),
         ({"step_seconds": 0.0}, "--step-seconds 0: must be more than 0 seconds"),
         ({"width": 1000}, "1000x1024: sides must be multiples of 16; nearest: 992x1024"),

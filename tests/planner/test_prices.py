@@ -26,10 +26,10 @@ def test_every_gpu_has_a_price_with_a_date_and_a_source() -> None:
     assert 0 < low <= mid <= high
 
 
-def test_extra_megapixels_cost_and_small_pictures_cost_one() -> None:
+def test_extra_megapixels_cost_and_small_images_cost_one() -> None:
     hosted = Hosted("x", 0.01, "2026-01-01", "y")
-    assert hosted.usd_per_picture(2048 * 1024) == pytest.approx(0.02)
-    assert hosted.usd_per_picture(512 * 512) == 0.01
+    assert hosted.usd_per_image(2048 * 1024) == pytest.approx(0.02)
+    assert hosted.usd_per_image(512 * 512) == 0.01
 
 
 def write(folder: Path, content: Any) -> Path:

@@ -21,7 +21,7 @@ def test_many_slots_share_as_processor_sharing_says(load: float) -> None:
     assert found.mean == pytest.approx(1 / (1 - load), rel=0.05)
 
 
-def test_an_idle_replica_takes_what_one_picture_takes() -> None:
+def test_an_idle_replica_takes_what_one_image_takes() -> None:
     found = simulate(0.001, [1.0], 2.0)
     assert found is not None
     assert found.p50 == pytest.approx(2.0)

@@ -63,7 +63,7 @@ def test_eager_takes_longer_than_fused_and_tensorrt_as_long_as_it_was_measured()
     assert model.tensorrt == pytest.approx(0.211 / 0.185, rel=0.01)  # GB300, TensorRT-Model-Connect
 
 
-def test_a_batch_takes_as_long_as_its_pictures_when_operations_bind() -> None:
+def test_a_batch_takes_as_long_as_its_images_when_operations_bind() -> None:
     two = work("transformer", KLEIN, RECIPES["bf16"], Shape(1024, 1024, 2))
     model, h100 = calibration(), gpu("h100")
     one = model.seconds(STEP, h100, RECIPES["bf16"], "fused")

@@ -25,7 +25,7 @@ from quantize.prompt_set import Prompt, PromptSet
 from quantize.sites import sites
 from runtimes.ort.engine import OrtEngine
 
-TOKENS = 16  # of a picture of 64 x 64
+TOKENS = 16  # of an image of 64 x 64
 
 
 def prompts(*texts: str) -> PromptSet:

@@ -52,7 +52,7 @@ def test_other_default_steps_do_not_matter_since_both_draw_as_many(tmp_path: Pat
             "c is klein-9b and .*reference is klein-4b: their transformer differs",
         ),
         ({"variant": replace(Variant.named("klein-4b"), text_tokens=48)}, "their text_tokens differs"),
-        ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate draws whole pictures"),
+        ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate draws whole images"),
         ({"compute": "bf16"}, "c computes in bf16, for which ONNX Runtime's CPU provider has no kernels"),
         ({"tokenizer": "{ }"}, "have different tokenizers"),
         ({"kind": "engine"}, "is an artifact of kind 'engine'; needed: onnx or quantized"),

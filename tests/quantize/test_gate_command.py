@@ -118,7 +118,7 @@ def test_a_coarse_artifact_breaks_the_contract_and_the_report_says_by_how_much(
     out = tmp_path / "report"
     words = (coarse_artifact, "--reference", sample_artifact, "--prompts", "sample:6", "--seeds", 2)
     with pytest.raises(CheckFailed, match="contract fp32 broken: 6 prompts are drawn") as broken:
-        gate(*words, "--out", out, "--pictures", 3)
+        gate(*words, "--out", out, "--images", 3)
     assert re.search(r"ssim at least 0\.995: found 0\.\d+, between 0\.\d+ and 0\.\d+ with 95 %", str(broken.value))
     assert str(out / "report.json") in str(broken.value)
     report = json.loads((out / "report.json").read_text())
@@ -135,13 +135,13 @@ def test_a_coarse_artifact_breaks_the_contract_and_the_report_says_by_how_much(
     assert judge["mean"] == pytest.approx(judge["candidate"] - judge["reference"], abs=1e-5)
 
 
-def test_the_page_shows_pictures_that_lie_beside_it_and_loads_nothing_else(
+def test_the_page_shows_images_that_lie_beside_it_and_loads_nothing_else(
     sample_artifact: Path, coarse_artifact: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
     facts = gate(
         *(coarse_artifact, "--reference", sample_artifact, "--prompts", "sample:5", "--contract", loose(tmp_path)),
-        *("--out", out, "--pictures", 2),
+        *("--out", out, "--images", 2),
     )
     assert facts["kept"]
     sources: list[str] = []
@@ -154,7 +154,7 @@ def test_the_page_shows_pictures_that_lie_beside_it_and_loads_nothing_else(
     content = (out / "index.html").read_text()
     Reader().feed(content)
     assert "url(" not in content
-    assert sorted(sources) == sorted(f"pictures/{path.name}" for path in (out / "pictures").iterdir())
+    assert sorted(sources) == sorted(f"images/{path.name}" for path in (out / "images").iterdir())
     assert len(sources) == 6
     pair = max(json.loads((out / "report.json").read_text())["pairs"], key=lambda one: one["flip"])
     first = [np.asarray(Image.open(out / source)) for source in sources[:3]]
@@ -165,12 +165,12 @@ def test_the_page_shows_pictures_that_lie_beside_it_and_loads_nothing_else(
 def test_a_second_report_takes_the_place_of_the_first(sample_artifact: Path, tmp_path: Path) -> None:
     words = (sample_artifact, "--reference", sample_artifact, "--contract", loose(tmp_path), "--out", tmp_path / "r")
     for count in (1, 3):
-        gate(*words, "--prompts", f"sample:{count}", "--steps", 1, "--pictures", 0)
+        gate(*words, "--prompts", f"sample:{count}", "--steps", 1, "--images", 0)
     assert len(json.loads((tmp_path / "r" / "report.json").read_text())["pairs"]) == 3
-    assert not list((tmp_path / "r" / "pictures").iterdir())
+    assert not list((tmp_path / "r" / "images").iterdir())
 
 
-def test_pictures_of_any_size_are_gated_and_texts_are_escaped(sample_artifact: Path, tmp_path: Path) -> None:
+def test_images_of_any_size_are_gated_and_texts_are_escaped(sample_artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("<b>A</b> & B\na dog\n")
     facts = gate(
         *(sample_artifact, "--reference", sample_artifact, "--prompts", tmp_path / "p.txt", "--steps", 1),
@@ -205,7 +205,7 @@ def test_an_occupied_folder_is_refused_before_anything_is_drawn(sample_artifact:
     ("words", "match"),
     [
         (("--seeds", "0"), "--seeds 0 is less than 1"),
-        (("--pictures", "-1"), "--pictures -1 is less than 0"),
+        (("--images", "-1"), "--images -1 is less than 0"),
         (("--threads", "-1"), "--threads -1 is less than 0"),
         (("--contract", "none.toml"), "--contract none.toml: no such file"),
         (("--prompts", "sample:x"), "'x' is not a positive number"),

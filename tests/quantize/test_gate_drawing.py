@@ -13,15 +13,15 @@ import pytest
 from kit.engine import Array
 from kit.errors import CheckFailed, EngineError
 from pipeline.local import LocalPipeline
-from quantize.gate.drawing import Canvas, Drawing, Paint, Side, compare, open_painter, seeds_of
+from quantize.gate.drawing import Canvas, Drawing, Generate, Side, compare, open_generator, seeds_of
 from quantize.gate.metrics import Score
 from quantize.prompt_set import Prompt
 
 PROMPTS = [Prompt("a", "x", "a dog"), Prompt("b", "x", "a cat")]
 
 
-class StubPainter:
-    """Paints the seed, plus an offset, in every pixel."""
+class StubGenerator:
+    """Generates the seed, plus an offset, in every pixel."""
 
     def __init__(self, offset: int, latents: tuple[float, ...] = (1.0, 2.0)) -> None:
         self.offset, self.latents = offset, latents
@@ -38,14 +38,14 @@ def shift(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]
     return {"shift": Score(float(candidate.pixels.astype(int).mean() - reference.pixels.astype(int).mean()))}
 
 
-def compared(folder: Path, painters: Mapping[Side, Callable[[], Paint]], ticks: list[Side] | None = None) -> Any:
-    return compare(painters, PROMPTS, 2, [shift], folder, (ticks if ticks is not None else []).append)
+def compared(folder: Path, generators: Mapping[Side, Callable[[], Generate]], ticks: list[Side] | None = None) -> Any:
+    return compare(generators, PROMPTS, 2, [shift], folder, (ticks if ticks is not None else []).append)
 
 
 def test_both_artifacts_draw_the_same_prompts_and_seeds_and_no_two_drawings_share_noise(tmp_path: Path) -> None:
-    painters, ticks = {"reference": StubPainter(0), "candidate": StubPainter(3)}, list[Side]()
-    pairs = compared(tmp_path, {side: lambda p=p: p for side, p in painters.items()}, ticks)  # type: ignore[misc]
-    assert painters["reference"].asked == painters["candidate"].asked == [(p.prompt.text, p.seed) for p in pairs]
+    generators, ticks = {"reference": StubGenerator(0), "candidate": StubGenerator(3)}, list[Side]()
+    pairs = compared(tmp_path, {side: lambda p=p: p for side, p in generators.items()}, ticks)  # type: ignore[misc]
+    assert generators["reference"].asked == generators["candidate"].asked == [(p.prompt.text, p.seed) for p in pairs]
     assert [(pair.prompt.id, pair.scores["shift"].value) for pair in pairs] == [("a", 3), ("a", 3), ("b", 3), ("b", 3)]
     assert len({pair.seed for pair in pairs}) == 4
     assert ticks == ["reference"] * 4 + ["candidate"] * 4
@@ -56,35 +56,35 @@ def test_more_seeds_keep_those_that_were_there() -> None:
 
 
 def test_the_reference_is_let_go_before_the_candidate_is_loaded(tmp_path: Path) -> None:
-    held: list[weakref.ref[StubPainter]] = []
+    held: list[weakref.ref[StubGenerator]] = []
 
-    def opened() -> StubPainter:
+    def opened() -> StubGenerator:
         assert all(one() is None for one in held)
-        painter = StubPainter(0)
-        held.append(weakref.ref(painter))
-        return painter
+        generator = StubGenerator(0)
+        held.append(weakref.ref(generator))
+        return generator
 
     compared(tmp_path, {"reference": opened, "candidate": opened})
     assert len(held) == 2
 
 
-def test_pictures_stay_and_latents_do_not(tmp_path: Path) -> None:
-    pairs = compared(tmp_path, {"reference": lambda: StubPainter(0), "candidate": lambda: StubPainter(1)})
+def test_images_stay_and_latents_do_not(tmp_path: Path) -> None:
+    pairs = compared(tmp_path, {"reference": lambda: StubGenerator(0), "candidate": lambda: StubGenerator(1)})
     kept = {path.name for path in tmp_path.iterdir()}
-    assert kept == {pair.picture(side) for pair in pairs for side in ("reference", "candidate")}
+    assert kept == {pair.image(side) for pair in pairs for side in ("reference", "candidate")}
     assert pairs[0].cosines == pytest.approx([1, 1])
 
 
 def test_latents_that_are_not_finite_stop_the_gate_and_say_where(tmp_path: Path) -> None:
-    broken = StubPainter(0, (1.0, float("nan")))
+    broken = StubGenerator(0, (1.0, float("nan")))
     with pytest.raises(CheckFailed, match="the candidate's latents are not finite after step 2 of prompt a, seed 0"):
-        compared(tmp_path, {"reference": lambda: StubPainter(0), "candidate": lambda: broken})
+        compared(tmp_path, {"reference": lambda: StubGenerator(0), "candidate": lambda: broken})
 
 
-def test_a_painter_paints_what_the_pipeline_paints_and_keeps_every_step(sample_artifact: Path) -> None:
+def test_a_generator_generates_what_the_pipeline_generates_and_keeps_every_step(sample_artifact: Path) -> None:
     text, pipeline = "a red circle on a white background", LocalPipeline(sample_artifact)
-    drawing = open_painter(sample_artifact, Canvas(steps=3))(text, 7)
-    expected = pipeline.paint({"prompt": text, "seed": 7, "steps": 3})
+    drawing = open_generator(sample_artifact, Canvas(steps=3))(text, 7)
+    expected = pipeline.generate({"prompt": text, "seed": 7, "steps": 3})
     assert np.array_equal(drawing.pixels, expected.pixels[0])
     assert drawing.latents.shape == (3, 64 * 128)
     decoded = pipeline.vae_decoder.run(
@@ -93,7 +93,7 @@ def test_a_painter_paints_what_the_pipeline_paints_and_keeps_every_step(sample_a
     assert np.array_equal(decoded["image"][0], drawing.pixels)
 
 
-def test_an_engine_that_fails_while_painting_is_told_as_such(
+def test_an_engine_that_fails_while_generating_is_told_as_such(
     sample_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = LocalPipeline(sample_artifact)
@@ -103,4 +103,4 @@ def test_an_engine_that_fails_while_painting_is_told_as_such(
 
     monkeypatch.setattr(pipeline.denoiser.engine, "run", fail)
     with pytest.raises(EngineError, match="out of memory"):
-        pipeline.paint({"prompt": "a red circle on a white background"})
+        pipeline.generate({"prompt": "a red circle on a white background"})

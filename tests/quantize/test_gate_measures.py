@@ -29,22 +29,22 @@ def drawing(pixels: similarity.Pixels) -> Drawing:
     return Drawing(pixels, np.ones((2, 4), np.float32))
 
 
-def test_psnr_of_pictures_that_are_off_by_one_everywhere_is_48_13_db() -> None:
+def test_psnr_of_images_that_are_off_by_one_everywhere_is_48_13_db() -> None:
     assert similarity.psnr(flat(100), flat(101)) == pytest.approx(20 * np.log10(255), abs=1e-9)
 
 
-def test_psnr_of_equal_pictures_is_100_db() -> None:
+def test_psnr_of_equal_images_is_100_db() -> None:
     assert similarity.psnr(flat(7), flat(7)) == similarity.MOST_DB
 
 
-def test_ssim_of_flat_pictures_is_that_of_the_formula() -> None:
+def test_ssim_of_flat_images_is_that_of_the_formula() -> None:
     """Without variance only the luminance term is left: (2ab + c) / (a^2 + b^2 + c) with c = (0.01 * 255)^2."""
     c = (0.01 * 255) ** 2
     assert similarity.ssim(flat(100), flat(150)) == pytest.approx((2 * 100 * 150 + c) / (100**2 + 150**2 + c), abs=1e-6)
     assert similarity.ssim(flat(100), flat(100)) == 1
 
 
-def test_flip_is_zero_for_equal_pictures_and_almost_one_from_black_to_white() -> None:
+def test_flip_is_zero_for_equal_images_and_almost_one_from_black_to_white() -> None:
     assert similarity.flip(flat(90), flat(90)) == 0
     assert 0.9 < similarity.flip(flat(0), flat(255)) <= 1
 
@@ -80,7 +80,7 @@ def test_text_read_back_is_scored_by_its_best_passage(asked: str, found: str, sh
 
 @pytest.fixture
 def fake_tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a program in front that knows English only and reads one text in every picture."""
+    """Put a program in front that knows English only and reads one text in every image."""
     program = tmp_path / "tesseract"
     program.write_text(
         "#!/bin/sh\nif [ $1 = --list-langs ]; then echo title; echo eng; else cat >/dev/null; echo HELO; fi\n"
@@ -111,7 +111,7 @@ def test_texts_in_other_scripts_alone_are_not_measured() -> None:
 def test_without_tesseract_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "Debian: tesseract-ocr" in str(reading.reading_measure([WORDED]))
-    assert reading.reading_measure([Prompt("c", "x", "a dog")]) == "no prompt says which text its picture should show"
+    assert reading.reading_measure([Prompt("c", "x", "a dog")]) == "no prompt says which text its image should show"
 
 
 def test_the_judge_counts_the_facts_of_a_true_drawing_and_of_a_wrong_one() -> None:
@@ -142,8 +142,8 @@ def test_every_metric_is_measured_or_has_a_reason(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "")
     prompt = load("sample:1").prompts[0]
     measures, reasons = available(Scope([prompt], 128, 128))
-    picture = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
-    found = {name for measure in measures for name in measure(prompt, drawing(picture), drawing(picture))}
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    found = {name for measure in measures for name in measure(prompt, drawing(image), drawing(image))}
     assert found | reasons.keys() == METRICS.keys()
     assert not found & reasons.keys()
     assert reasons["clip_change"] == "no --clip DIR names a CLIP model"
@@ -220,13 +220,13 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_clip_score_is_the_cosine_of_picture_and_prompt(tiny_clip: Path) -> None:
+def test_the_clip_score_is_the_cosine_of_image_and_prompt(tiny_clip: Path) -> None:
     measure = learned.clip_measure(tiny_clip)
     assert not isinstance(measure, str)
-    picture = np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8)
-    same = measure(WORDED, drawing(picture), drawing(picture))["clip_change"]
+    image = np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8)
+    same = measure(WORDED, drawing(image), drawing(image))["clip_change"]
     assert same.value == pytest.approx(0, abs=1e-4)
-    other = measure(WORDED, drawing(picture), drawing(np.bitwise_not(picture)))["clip_change"]
+    other = measure(WORDED, drawing(image), drawing(np.bitwise_not(image)))["clip_change"]
     assert other.value != 0
     assert other.levels is not None
     assert all(0 <= level <= 100 for level in other.levels)

@@ -1,4 +1,4 @@
-"""The quantized sample paints: its pictures stay close to those in fp32, and it really runs in integer kernels."""
+"""The quantized sample generates: its images stay close to those in fp32, and it really runs in integer kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from kit.ports import PartName
 from quantize import prompt_set
-from quantize.gate.drawing import Canvas, open_painter
+from quantize.gate.drawing import Canvas, open_generator
 from quantize.gate.similarity import Pixels, psnr
 
 QuantizedOf = Callable[[str], Path]
@@ -20,23 +20,23 @@ PROMPTS = prompt_set.load("sample:3:5").prompts
 FUSED = ("MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul")
 
 
-def pictures(artifact: Path) -> list[Pixels]:
-    paint = open_painter(artifact, Canvas())
-    return [paint(prompt.text, seed).pixels for seed, prompt in enumerate(PROMPTS)]
+def images(artifact: Path) -> list[Pixels]:
+    generate = open_generator(artifact, Canvas())
+    return [generate(prompt.text, seed).pixels for seed, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture(scope="module")
 def reference(sample_artifact: Path) -> list[Pixels]:
-    return pictures(sample_artifact)
+    return images(sample_artifact)
 
 
 @pytest.mark.parametrize(
     ("recipe", "decibels"), [("int8", 42.0), ("fp8", 39.0), ("int8-weights", 42.0), ("int4-weights", 24.0)]
 )
-def test_pictures_stay_close_to_those_in_fp32(
+def test_images_stay_close_to_those_in_fp32(
     quantized_of: QuantizedOf, reference: list[Pixels], recipe: str, decibels: float
 ) -> None:
-    found = [psnr(before, after) for before, after in zip(reference, pictures(quantized_of(recipe)), strict=True)]
+    found = [psnr(before, after) for before, after in zip(reference, images(quantized_of(recipe)), strict=True)]
     assert np.mean(found) >= decibels, f"{recipe}: {found}"
     assert max(found) < 99  # something was quantized
 

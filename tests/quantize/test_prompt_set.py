@@ -19,7 +19,7 @@ def written(folder: Path, prompts: Any, name: str = "mine.json") -> str:
     return str(path)
 
 
-def test_the_kits_set_has_at_least_128_prompts_over_what_pictures_can_hold() -> None:
+def test_the_kits_set_has_at_least_128_prompts_over_what_images_can_hold() -> None:
     counted = Counter(prompt.category for prompt in load("kit").prompts)
     assert counted.total() >= 128
     wanted = {"people", "hands", "materials", "typography", "lighting", "styles", "counting", "relations"}

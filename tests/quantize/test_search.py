@@ -30,14 +30,14 @@ from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request, check
 from planner import flops
 from quantize.__main__ import main
-from quantize.apply.apply import FILE, Plan, plan
+from quantize.apply.apply import FILE, QuantizationPlan, plan
 from quantize.calibration import record
 from quantize.gate.contract import Bound
 from quantize.gate.intervals import Interval
 from quantize.recipes import KEEP, RECIPES, SCHEMES, find_recipe
 from quantize.search import bounds
 from quantize.search.find import Search
-from quantize.search.groups import Group, Key, Picture, everywhere, find_groups, rules
+from quantize.search.groups import Group, ImageShape, Key, everywhere, find_groups, rules
 from quantize.search.ladder import Problem, climb, spread
 from quantize.search.order import pick, rank_correlation, squared_error
 from quantize.search.points import Measured, bisect
@@ -50,7 +50,9 @@ from quantize.search.trajectory import Trajectory, denoise, go_back
 TEXT = "a red circle on a white background"
 
 
-def plan_of(artifact: Path, recipe: str, seen: record.Record | None, part: PartName = "transformer") -> Plan:
+def plan_of(
+    artifact: Path, recipe: str, seen: record.Record | None, part: PartName = "transformer"
+) -> QuantizationPlan:
     manifest = read_manifest(artifact)
     return plan(ir.load(artifact / part / "model.onnx"), artifact / part, part, manifest, RECIPES[recipe], seen)
 
@@ -248,9 +250,9 @@ def test_effects_are_those_of_quantized_weights_in_the_model_itself(
 ) -> None:
     """A group of the transformer and one of the text encoder, each run quantized, against their predictions."""
     manifest = read_manifest(sample_artifact)
-    picture = Picture(16, 2, 1)
+    image = ImageShape(16, 2, 1)
     recipe = RECIPES["int4-weights"]  # coarse, so that the effect stands out of rounding
-    subject = open_subject(sample_artifact, manifest, model, recipe, None, KEEP, picture)
+    subject = open_subject(sample_artifact, manifest, model, recipe, None, KEEP, image)
     wanted: list[Key] = [("transformer", "single_transformer_blocks.0.attn.to_qkv_mlp_proj")]
     groups = {key: group for key, group in subject.groups.items() if key in wanted}
     assert list(groups) == wanted
@@ -277,19 +279,19 @@ def test_effects_are_those_of_quantized_weights_in_the_model_itself(
 
 def test_the_groups_operations_are_those_that_the_kit_counts(sample_artifact: Path, seen: record.Record) -> None:
     variant = read_manifest(sample_artifact).variant
-    picture = Picture(image_tokens=64, steps=4, passes=2)
+    image = ImageShape(image_tokens=64, steps=4, passes=2)
     for part, linears in (
         ("transformer", 4 * flops.transformer(variant.transformer, 64, variant.text_tokens).linears),
         ("text_encoder", flops.text_encoder(variant.text_encoder, variant.text_tokens).linears),
     ):
-        groups = find_groups(part, variant, plan_of(sample_artifact, "fp8", seen, part), picture)  # type: ignore[arg-type]
+        groups = find_groups(part, variant, plan_of(sample_artifact, "fp8", seen, part), image)  # type: ignore[arg-type]
         assert sum(group.operations for group in groups) == pytest.approx(2 * linears)
 
 
 def test_sparing_for_weights_in_int8_gives_up_fewer_bytes(sample_artifact: Path) -> None:
     variant, made = read_manifest(sample_artifact).variant, plan_of(sample_artifact, "int4-weights", None)
     kept, int8 = (
-        sum(group.bytes for group in find_groups("transformer", variant, made, Picture(64, 4, 1), scheme))
+        sum(group.bytes for group in find_groups("transformer", variant, made, ImageShape(64, 4, 1), scheme))
         for scheme in (None, SCHEMES["int8-weights"])
     )
     weights = sum(linear.inputs * linear.outputs for change in made.changes for linear in change.linears)
@@ -581,4 +583,4 @@ def test_another_checkpoint_than_the_artifacts_is_refused(
     )
     wrong = replace(model, bindings={**model.bindings, "transformer": other})
     with pytest.raises(UsageError, match="to_q in the transformer has other weights; name that checkpoint"):
-        open_subject(sample_artifact, manifest, wrong, RECIPES["int8"], seen, KEEP, Picture(16, 1, 1))
+        open_subject(sample_artifact, manifest, wrong, RECIPES["int8"], seen, KEEP, ImageShape(16, 1, 1))

@@ -42,7 +42,7 @@ def stored(folder: Path, **tensors: Tensor) -> dict[str, StoredTensor]:
     return read_header(folder / "in.safetensors")
 
 
-def made(folder: Path, *jobs: stream.Job) -> dict[str, Tensor]:
+def made(folder: Path, *jobs: stream.Conversion) -> dict[str, Tensor]:
     write(jobs, folder / "out.safetensors")
     return dict(load_file(folder / "out.safetensors"))
 
@@ -170,6 +170,6 @@ def test_what_is_kept_goes_over_byte_by_byte_or_times_a_power_of_two(tmp_path: P
 def test_every_tensor_is_aligned_to_its_items(tmp_path: Path) -> None:
     sources = stored(tmp_path, odd=noise(17, 33), half=noise(3).bfloat16(), wide=noise(5))
     odd = Quantized((sources["odd"],), SCHEMES["int8"], (1.0,))
-    jobs: list[stream.Job] = [odd, Kept(sources["half"]), Kept(sources["wide"])]
+    jobs: list[stream.Conversion] = [odd, Kept(sources["half"]), Kept(sources["wide"])]
     for tensor in write(jobs, tmp_path / "out.safetensors").values():
         assert tensor.offset % {"I8": 1, "BF16": 2, "F32": 4}[tensor.dtype] == 0

@@ -22,7 +22,7 @@ from kit.artifact import read_manifest, verify, write_manifest
 from kit.dtypes import to_array, to_tensor
 from kit.engine import Engine
 from kit.errors import ArtifactError, EngineError, UsageError
-from pipeline.denoise import Denoiser, Job
+from pipeline.denoise import Denoiser, LiveRequest
 from runtimes.aoti.engine import AotiEngine
 from runtimes.ort.engine import OrtEngine
 
@@ -44,8 +44,8 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def paint(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[Job]:
-    """Paint requests of one size and different step counts together, more rows than a package holds."""
+def generate(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[LiveRequest]:
+    """Generate requests of one size and different step counts together, more rows than a package holds."""
     variant = read_manifest(checkpoint).variant
     denoiser = Denoiser(variant, "fp32", engine)
     text = np.random.default_rng(1).standard_normal((jobs, variant.text_tokens, variant.transformer.joint_dim))
@@ -68,11 +68,11 @@ def paint(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[Job]:
     return live
 
 
-def test_packages_paint_what_onnx_runtime_paints(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_packages_generate_what_onnx_runtime_generates(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "onnx", ExportConfig(parts=("transformer",)))
     record = read_manifest(tmp_path / "onnx").part("transformer")
-    wanted = paint(OrtEngine(tmp_path / "onnx" / record.graph, record.ports), artifact)
-    found = paint(AotiEngine(artifact, "transformer"), artifact)
+    wanted = generate(OrtEngine(tmp_path / "onnx" / record.graph, record.ports), artifact)
+    found = generate(AotiEngine(artifact, "transformer"), artifact)
     for job, reference in zip(found, wanted, strict=True):
         difference = np.abs(job.latents - reference.latents)
         scale = np.abs(reference.latents).max()
@@ -99,7 +99,7 @@ print(type(engine).__name__, len(engine.buckets))
     assert done.stdout.strip() == "AotiEngine 1", done.stderr
 
 
-def test_a_picture_of_another_size_is_refused_with_the_sizes_that_there_are(artifact: Path) -> None:
+def test_a_image_of_another_size_is_refused_with_the_sizes_that_there_are(artifact: Path) -> None:
     engine = AotiEngine(artifact, "transformer")
     types: dict[str, Any] = {"fp32": np.float32, "i64": np.int64}
     sizes = {"batch": 1, "image_tokens": 24}
@@ -187,7 +187,7 @@ def test_a_manifest_tells_what_was_compiled_for_what(artifact: Path) -> None:
     assert "tokenizer/tokenizer.json" in manifest.files
 
 
-def test_pictures_of_equal_area_share_the_transformers_packages() -> None:
+def test_images_of_equal_area_share_the_transformers_packages() -> None:
     from kit.variants import VARIANTS
 
     config = AotConfig(SIZES, (2, 1, 2))

@@ -17,15 +17,15 @@ from kit.cuda_device import CudaDevice
 from kit.errors import ArtifactError, CheckFailed
 from kit.ports import Port, Ports
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from runtimes.trt.profiles import Profile, Range
+from runtimes.trt.profiles import AxisRange, Profile
 from tests.runtimes.bindings import load
 from tests.runtimes.bindings.builder_world import PORTS, STORED, BuilderWorld, write_graph
 from tests.runtimes.bindings.real import VERSIONS, interface
 from tests.runtimes.bindings.strict import StrictModule
 
 PROFILES = (
-    Profile("small", {"batch": Range(1, 1, 4), "image_tokens": Range(16, 256, 256)}),
-    Profile("large", {"batch": Range(1, 1, 2), "image_tokens": Range(257, 4096, 4096)}),
+    Profile("small", {"batch": AxisRange(1, 1, 4), "image_tokens": AxisRange(16, 256, 256)}),
+    Profile("large", {"batch": AxisRange(1, 1, 2), "image_tokens": AxisRange(257, 4096, 4096)}),
 )
 PLAN = PlannedPlan("transformer", "transformer/model.plan", PROFILES)
 DEVICE = CudaDevice("NVIDIA L4", (8, 9), 23034 * 2**20, "580.65.06")

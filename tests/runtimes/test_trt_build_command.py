@@ -316,7 +316,7 @@ def test_an_inspector_that_knows_names_only_leaves_precisions_unknown(tmp_path: 
 
 
 @pytest.mark.gpu
-def test_a_real_engine_is_built_and_paints(tiny: Path, tmp_path: Path) -> None:
+def test_a_real_engine_is_built_and_generates(tiny: Path, tmp_path: Path) -> None:
     """Where TensorRT and a GPU are: build every part, load them, and compare with ONNX Runtime."""
     pytest.importorskip("tensorrt", reason="needs TensorRT")
     from kit.cuda_device import this_machine
@@ -331,7 +331,7 @@ def test_a_real_engine_is_built_and_paints(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     assert main(["engine", str(tiny), "--gpu", machine.device.name, "--out", str(out), "--sides", "256"]) == 0
     asked = {"prompt": "a red circle", "seed": 7, "width": 128, "height": 128}
-    engine, reference = (LocalPipeline(folder).paint(asked).pixels.astype(int) for folder in (out, tiny))
+    engine, reference = (LocalPipeline(folder).generate(asked).pixels.astype(int) for folder in (out, tiny))
     assert np.abs(engine - reference).mean() < 2
 
 

@@ -9,10 +9,10 @@ import pytest
 from kit.errors import UsageError
 from kit.ports import ALL_PARTS, Ports, ports
 from kit.variants import VARIANTS, Variant
-from runtimes.trt.profiles import Profile, Range, Sizing, axes_of, choose, derive, stated
+from runtimes.trt.profiles import AxisRange, Profile, Sizing, axes_of, choose, derive, stated
 
 KLEIN = VARIANTS["klein-4b"]
-REFERENCE = Range(16, 4096, 4096)
+REFERENCE = AxisRange(16, 4096, 4096)
 
 
 def of(part: Any, variant: Variant = KLEIN) -> Ports:
@@ -30,7 +30,7 @@ def test_the_transformer_has_a_profile_per_bucket_without_gaps() -> None:
     ]
 
 
-def test_larger_pictures_take_fewer_rows_so_that_one_call_never_has_more_tokens() -> None:
+def test_larger_images_take_fewer_rows_so_that_one_call_never_has_more_tokens() -> None:
     made = derive(of("transformer"), Sizing(max_batch=8))
     assert [p.axes["batch"].high for p in made] == [8, 8, 8, 3, 2]
     assert all(p.axes["batch"].best == 1 for p in made)
@@ -38,15 +38,18 @@ def test_larger_pictures_take_fewer_rows_so_that_one_call_never_has_more_tokens(
 
 def test_the_vae_bounds_both_sides_and_the_text_encoder_only_its_batch() -> None:
     first, *_, last = derive(of("vae_decoder"), Sizing())
-    assert first.axes["latent_height"] == first.axes["latent_width"] == Range(4, 16, 16)
-    assert last.axes["latent_width"] == Range(4, 128, 128)
+    assert first.axes["latent_height"] == first.axes["latent_width"] == AxisRange(4, 16, 16)
+    assert last.axes["latent_width"] == AxisRange(4, 128, 128)
     (text,) = derive(of("text_encoder"), Sizing(max_batch=3))
-    assert text.axes == {"batch": Range(1, 1, 3)}
+    assert text.axes == {"batch": AxisRange(1, 1, 3)}
 
 
-def test_reference_pictures_widen_every_bucket_by_a_megapixel_each() -> None:
+def test_reference_images_widen_every_bucket_by_a_megapixel_each() -> None:
     made = derive(of("transformer"), Sizing(sides=(512, 1024), references=2))
-    assert [p.axes["image_tokens"] for p in made] == [Range(16, 1024, 1024 + 8192), Range(1025, 4096, 4096 + 8192)]
+    assert [p.axes["image_tokens"] for p in made] == [
+        AxisRange(16, 1024, 1024 + 8192),
+        AxisRange(1025, 4096, 4096 + 8192),
+    ]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -60,22 +63,22 @@ def test_every_profile_gives_every_input_its_shapes(name: str, part: Any) -> Non
             assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
 
 
-def test_the_cache_of_references_has_an_axis_of_its_own_from_one_picture_on() -> None:
+def test_the_cache_of_references_has_an_axis_of_its_own_from_one_image_on() -> None:
     variant = VARIANTS["klein-9b-kv"]
     (cached,) = derive(of("transformer_cached", variant), Sizing(sides=(1024,)))
     assert dict(cached.axes) == {
-        "batch": Range(1, 1, 4),
-        "image_tokens": Range(16, 4096, 4096),
+        "batch": AxisRange(1, 1, 4),
+        "image_tokens": AxisRange(16, 4096, 4096),
         "ref_tokens": REFERENCE,
     }
     (extract,) = derive(of("transformer_extract", variant), Sizing(sides=(1024,), references=3))
-    assert dict(extract.axes) == {"batch": Range(1, 1, 1), "ref_tokens": Range(16, 4096, 3 * 4096)}
+    assert dict(extract.axes) == {"batch": AxisRange(1, 1, 1), "ref_tokens": AxisRange(16, 4096, 3 * 4096)}
 
 
 def test_a_stated_profile_replaces_the_derived_ones() -> None:
     made = stated("transformer", "batch=2, image_tokens=256..1024..4096", of("transformer"), "mine")
-    assert made == Profile("mine", {"batch": Range(2, 2, 2), "image_tokens": Range(256, 1024, 4096)})
-    assert stated("text_encoder", "batch=1..4", of("text_encoder"), "b").axes["batch"] == Range(1, 4, 4)
+    assert made == Profile("mine", {"batch": AxisRange(2, 2, 2), "image_tokens": AxisRange(256, 1024, 4096)})
+    assert stated("text_encoder", "batch=1..4", of("text_encoder"), "b").axes["batch"] == AxisRange(1, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_sizes_that_make_no_sense_are_refused_with_the_nearest(changed: dict[str
         Sizing(**changed)
 
 
-def test_the_smallest_profile_that_holds_a_picture_is_chosen_and_a_batch_may_be_cut() -> None:
+def test_the_smallest_profile_that_holds_a_image_is_chosen_and_a_batch_may_be_cut() -> None:
     made = derive(of("transformer"), Sizing())
     assert made[choose(made, {"batch": 1, "image_tokens": 4096})].name == "1024"
     assert made[choose(made, {"batch": 1, "image_tokens": 4097})].name == "1536"

@@ -12,11 +12,11 @@ from kit import cuda_device
 from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.errors import ArtifactError
 from kit.hardware import Device
-from runtimes.trt.profiles import Profile, Range
+from runtimes.trt.profiles import AxisRange, Profile
 from runtimes.trt.record import EngineRecord, PlanRecord, mismatch
 
 L4 = CudaDevice("NVIDIA L4", (8, 9), 23034 * 2**20, "580.65.06")
-PROFILE = Profile("1024", {"batch": Range(1, 1, 4), "image_tokens": Range(16, 4096, 4096)})
+PROFILE = Profile("1024", {"batch": AxisRange(1, 1, 4), "image_tokens": AxisRange(16, 4096, 4096)})
 RECORD = EngineRecord(
     gpu="l4",
     device=L4,

@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.server
-def test_generate_writes_the_picture_and_tells_the_seed(
+def test_generate_writes_the_image_and_tells_the_seed(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fox.png"
@@ -39,7 +39,7 @@ def test_generate_writes_the_picture_and_tells_the_seed(
 
 
 @pytest.mark.server
-def test_generate_numbers_several_pictures(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_numbers_several_images(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--url", server.url, "--out", str(tmp_path / "fox.jpg"), "--num-images", "2", "--steps", "1"]
     assert run(capsys, "generate", "a red fox", *options)[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fox-1.jpg", "fox-2.jpg"]
@@ -133,12 +133,12 @@ def test_the_client_leaves_out_what_is_none() -> None:
 def test_a_request_that_takes_too_long_is_given_up(server: Server) -> None:
     ticks: list[float] = []
     with Client(server.url) as client, pytest.raises(Exception, match="DEADLINE_EXCEEDED"):
-        client.paint({"prompt": "a", "steps": 100, "width": 512, "height": 512}, timeout=0.5, tick=ticks.append)
+        client.generate({"prompt": "a", "steps": 100, "width": 512, "height": 512}, timeout=0.5, tick=ticks.append)
     assert ticks == sorted(ticks)
     assert len(ticks) >= 2
 
 
 @pytest.mark.parametrize("name", ["png", "webp", "jpeg"])
-def test_pictures_survive_their_encoding(name: Any) -> None:
+def test_images_survive_their_encoding(name: Any) -> None:
     pixels = np.full((32, 48, 3), 200, np.uint8)
     assert np.abs(decode(encode(pixels, name)).astype(int) - 200).max() <= 2

@@ -22,7 +22,7 @@ from kit.errors import ArtifactError, CheckFailed, UsageError
 from pipeline.images import decode, encode
 from serve.client import Client
 from serve.find_server import find_server
-from serve.launch import Ports, Server
+from serve.launch import Server, TcpPorts
 from serve.probe import ANSWER
 from tests.conftest import ByFamily
 
@@ -70,7 +70,7 @@ def test_the_server_starts_in_ten_seconds_and_leaves_nothing(deployment_of: ByFa
 
 @pytest.mark.server
 def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily, tmp_path: Path) -> None:
-    ports = Ports.free()
+    ports = TcpPorts.free()
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
     before = shared_memory()
@@ -94,7 +94,7 @@ def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily, tmp_p
 @pytest.mark.server
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_serve_run_ends_cleanly_on_a_signal(sign: signal.Signals, deployment_of: ByFamily) -> None:
-    ports = Ports.free()
+    ports = TcpPorts.free()
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
     before = shared_memory()
@@ -110,7 +110,7 @@ def test_serve_run_ends_cleanly_on_a_signal(sign: signal.Signals, deployment_of:
 
 
 @pytest.mark.server
-def test_a_server_that_paints_wrong_is_not_called_ready(deployment_of: ByFamily, tmp_path: Path) -> None:
+def test_a_server_that_generates_wrong_is_not_called_ready(deployment_of: ByFamily, tmp_path: Path) -> None:
     copy = tmp_path / "deployment"
     shutil.copytree(deployment_of("klein"), copy)
     pixels = decode((copy / ANSWER).read_bytes()).copy()
@@ -161,7 +161,7 @@ def test_a_port_in_use_is_named_with_its_option(deployment_of: ByFamily) -> None
         with pytest.raises(
             UsageError, match=f"port {number} on 127.0.0.1 cannot be used .*; choose another --grpc-port"
         ):
-            Server(deployment_of("klein"), replace(Ports.free(), grpc=number)).__enter__()
+            Server(deployment_of("klein"), replace(TcpPorts.free(), grpc=number)).__enter__()
 
 
 def test_a_deployment_that_does_not_verify_is_not_started(deployment_of: ByFamily, tmp_path: Path) -> None:
@@ -203,5 +203,5 @@ def test_numpy_2_is_refused_for_the_packaged_server(tmp_path: Path, monkeypatch:
 
 
 def test_a_client_without_a_server_is_told_how_to_start_one() -> None:
-    with Client(f"127.0.0.1:{Ports.free().grpc}") as client, pytest.raises(UsageError, match="python -m serve run"):
-        client.paint({"prompt": "a cat"}, timeout=5)
+    with Client(f"127.0.0.1:{TcpPorts.free().grpc}") as client, pytest.raises(UsageError, match="python -m serve run"):
+        client.generate({"prompt": "a cat"}, timeout=5)

@@ -46,13 +46,13 @@ def occupancy(server: Server, before: dict[str, float]) -> float:
     return (now[f"{name}_sum"] - before[f"{name}_sum"]) / (now[f"{name}_count"] - before[f"{name}_count"])
 
 
-def test_a_picture_has_the_same_bytes_alone_and_among_requests_that_join_and_leave(server: Server) -> None:
+def test_a_image_has_the_same_bytes_alone_and_among_requests_that_join_and_leave(server: Server) -> None:
     with Client(server.url) as client, ThreadPoolExecutor(len(WISHES)) as pool:
-        alone = [client.paint(wish, timeout=60).images for wish in WISHES]
+        alone = [client.generate(wish, timeout=60).images for wish in WISHES]
         before = metrics(server)
         waiting = []
         for wish in WISHES:
-            waiting.append(pool.submit(client.paint, wish, 60))
+            waiting.append(pool.submit(client.generate, wish, 60))
             time.sleep(0.03)  # arrivals are staggered, in the middle of the others' steps
         together = [future.result().images for future in waiting]
         assert occupancy(server, before) > 1
@@ -60,26 +60,26 @@ def test_a_picture_has_the_same_bytes_alone_and_among_requests_that_join_and_lea
     assert together == alone
 
 
-def test_the_server_paints_what_the_pipeline_in_this_process_paints(server: Server, artifact_of: ByFamily) -> None:
+def test_the_server_generates_what_the_local_pipeline_does(server: Server, artifact_of: ByFamily) -> None:
     local = LocalPipeline(artifact_of("klein"))
     with Client(server.url) as client:
         for wish in WISHES[:4]:
-            served = [decode(image) for image in client.paint(wish, timeout=60).images]
-            assert np.array_equal(np.stack(served), local.paint(wish).pixels)
+            served = [decode(image) for image in client.generate(wish, timeout=60).images]
+            assert np.array_equal(np.stack(served), local.generate(wish).pixels)
 
 
-def test_the_seed_that_was_used_paints_the_same_again(server: Server) -> None:
+def test_the_seed_that_was_used_generates_the_same_again(server: Server) -> None:
     fields = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64}
     with Client(server.url) as client:
-        first, second = (client.paint(fields, timeout=60) for _ in range(2))
+        first, second = (client.generate(fields, timeout=60) for _ in range(2))
         assert first.images != second.images  # two seeds were drawn
-        assert client.paint(fields | {"seed": first.seed}, timeout=60).images == first.images
+        assert client.generate(fields | {"seed": first.seed}, timeout=60).images == first.images
 
 
 @pytest.mark.parametrize(("name", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")])
 def test_formats(name: str, magic: bytes, server: Server) -> None:
     with Client(server.url) as client:
-        (image,) = client.paint(WISHES[1] | {"output_format": name}, timeout=60).images
+        (image,) = client.generate(WISHES[1] | {"output_format": name}, timeout=60).images
     assert image.startswith(magic)
     assert decode(image).shape == (128, 96, 3)
 
@@ -89,7 +89,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"height": 4096}, "height: 4096 is not between 64 and 2048 pixels"),
     ({"steps": 0}, "steps: 0 is not between 1 and 100"),
     ({"steps": -3}, "steps: -3 is not between 1 and 100"),
-    ({"prompt": ""}, "prompt: '' is empty; say what to paint"),
+    ({"prompt": ""}, "prompt: '' is empty; say what to generate"),
     ({"prompt": "x" * 600}, "prompt: 6.. tokens with the chat template; the limit is 512, shorten the text by"),
     ({"prompt": b"\xff\xfe"}, "prompt: byte 0 is not valid UTF-8"),
     ({"output_format": "gif"}, "output_format: 'gif' is not one of png, jpeg, webp"),
@@ -102,9 +102,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 def test_every_wrong_request_is_told_why_and_its_neighbours_are_unharmed(server: Server) -> None:
     with Client(server.url) as client, ThreadPoolExecutor(8) as pool:
-        expected = client.paint(WISHES[0], timeout=60).images
-        beside = pool.submit(client.paint, WISHES[0], 60)
-        wrong = [pool.submit(client.paint, WISHES[0] | fields, 60) for fields, _ in WRONG]
+        expected = client.generate(WISHES[0], timeout=60).images
+        beside = pool.submit(client.generate, WISHES[0], 60)
+        wrong = [pool.submit(client.generate, WISHES[0] | fields, 60) for fields, _ in WRONG]
         for future, (_, message) in zip(wrong, WRONG, strict=True):
             with pytest.raises(RequestError, match=message):
                 future.result()
@@ -139,7 +139,7 @@ def test_wrong_types_and_shapes_are_named(inputs: list[Any], words: tuple[str, .
 
 def test_a_request_without_a_prompt_is_refused(server: Server) -> None:
     client = grpc.InferenceServerClient(server.url)
-    with pytest.raises(InferenceServerException, match="prompt: '' is empty; say what to paint") as caught:
+    with pytest.raises(InferenceServerException, match="prompt: '' is empty; say what to generate") as caught:
         client.infer("flux2", [raw("steps", [1], "INT32", np.array([4], np.int32))])
     client.close()
     assert "INVALID_ARGUMENT" in str(caught.value.status())

@@ -85,7 +85,7 @@ def test_triton_never_merges_more_rows_than_every_profile_takes() -> None:
     made = configs(settings(record(Sizing(max_batch=2))))
     parsed = {name: text_format.Parse(text, proto.ModelConfig()) for name, text in made.items()}
     assert parsed["text_encoder"].max_batch_size == 2
-    assert parsed["vae_decoder"].max_batch_size == 1, "a 2048 x 2048 picture is alone in its call"
+    assert parsed["vae_decoder"].max_batch_size == 1, "a 2048 x 2048 image is alone in its call"
 
 
 @pytest.mark.parametrize(
@@ -168,18 +168,18 @@ def test_an_engine_artifact_becomes_plans_for_triton_and_a_denoiser_with_its_eng
     assert (version / "transformer" / "model.plan").samefile(engine / "transformer" / "model.plan")
     assert read_record(version / "engine.json") == EngineRecord.of(verify(engine))
     assert Settings.read(version).tensorrt["transformer"] == TensorRtModel("python", 5, 1)
-    assert (out / ANSWER).is_file(), "painted through the engines"
+    assert (out / ANSWER).is_file(), "generated through the engines"
     assert stand_in == [engine]
     assert is_current(out, engine, Limits(), Tuning())
     assert open_model(version, "transformer", Settings.read(version)).ports
     assert stand_in[-1] == version
 
 
-def test_engines_paint_what_the_graphs_paint(
+def test_engines_generate_what_the_graphs_generate(
     engine_of: Any, stand_in: list[Path], artifact_of: ByFamily, tmp_path: Path
 ) -> None:
     asked = {"prompt": "a red circle", "seed": 7, "width": 64, "height": 64, "steps": 2}
-    engine, graphs = (LocalPipeline(folder).paint(asked).pixels for folder in (engine_of(), artifact_of("klein")))
+    engine, graphs = (LocalPipeline(folder).generate(asked).pixels for folder in (engine_of(), artifact_of("klein")))
     assert np.array_equal(engine, graphs)
 
 
@@ -199,7 +199,7 @@ def test_elsewhere_a_deployment_is_written_without_a_known_answer_or_refused(
 ) -> None:
     monkeypatch.setattr(repository_module, "this_machine", lambda: Machine(None, None))
     with pytest.raises(
-        UsageError, match=r"the known answer cannot be painted here: .* or write it with --known-answer n"
+        UsageError, match=r"the known answer cannot be generated here: .* or write it with --known-answer n"
     ):
         write_repository(engine_of(), tmp_path / "deploy", Limits(), Tuning())
     write_repository(engine_of(), tmp_path / "deploy", Limits(), Tuning(), "none")
@@ -227,27 +227,27 @@ def test_a_record_that_is_broken_is_named(tmp_path: Path) -> None:
         read_record(tmp_path / "engine.json")
 
 
-class Painter:
-    """A client whose server paints one picture for all."""
+class Generator:
+    """A client whose server generates one image for all."""
 
     def __init__(self, pixels: Any) -> None:
         self.pixels = pixels
 
-    def paint(self, fields: Any, timeout: float) -> Any:
+    def generate(self, fields: Any, timeout: float) -> Any:
         return SimpleNamespace(images=[encode(self.pixels, "png")], seconds=0.5)
 
 
-def test_without_a_known_answer_a_picture_must_have_its_size_and_more_than_one_colour(
+def test_without_a_known_answer_a_image_must_have_its_size_and_more_than_one_colour(
     engine_of: Any, tmp_path: Path
 ) -> None:
     write_repository(engine_of(), tmp_path / "deploy", Limits(), Tuning(), "none")
     good = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    asked: Any = Painter(good)
+    asked: Any = Generator(good)
     assert probe(asked, tmp_path / "deploy") == 0.5
-    with pytest.raises(CheckFailed, match="the server painted one colour, 0 of 255: are the weights in the plans"):
-        probe(Painter(np.zeros_like(good)), tmp_path / "deploy")  # type: ignore[arg-type]
-    with pytest.raises(CheckFailed, match=r"a picture of shape \(64, 64, 3\) was asked for, the server painted \(32"):
-        probe(Painter(good[:32]), tmp_path / "deploy")  # type: ignore[arg-type]
+    with pytest.raises(CheckFailed, match="the image has one colour, 0 of 255: are the weights in the plans"):
+        probe(Generator(np.zeros_like(good)), tmp_path / "deploy")  # type: ignore[arg-type]
+    with pytest.raises(CheckFailed, match=r"an image of shape \(64, 64, 3\) was asked for, the server generated \(32"):
+        probe(Generator(good[:32]), tmp_path / "deploy")  # type: ignore[arg-type]
 
 
 # --- bf16 between Triton and arrays ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Triton model: paint requests step by step, all live ones together.
+"""Triton model: generate requests step by step, all live ones together.
 
 Triton's iterative sequences call `execute` with every live request; each advances by one step and is handed back to
 the scheduler until it is done. So requests of different step counts, seeds and arrival times share engine calls, and
@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb
 
 from kit.dtypes import numpy_type
 from kit.errors import EngineError, UsageError
-from pipeline.denoise import Denoiser, Job
+from pipeline.denoise import Denoiser, LiveRequest
 from serve import wire
 from serve.settings import Settings, version_folder
 from serve.stage import open_model
@@ -30,7 +30,7 @@ class TritonPythonModel:
         engine = open_model(folder, "transformer", settings)
         self.denoiser = Denoiser(settings.variant, settings.compute, engine, settings.tuning.max_rows)
         self.families: list[Any] = []
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, LiveRequest] = {}
         self.seen: dict[int, float] = {}
         self.live = self._metric(
             "flux2_denoiser_live_requests",
@@ -40,7 +40,7 @@ class TritonPythonModel:
         )
         self.calls = self._metric("flux2_denoiser_engine_calls", "Transformer calls", pb.MetricFamily.COUNTER)
         self.rows = self._metric("flux2_denoiser_engine_rows", "Rows of all transformer calls", pb.MetricFamily.COUNTER)
-        self.images = self._metric("flux2_images", "Pictures denoised to the end", pb.MetricFamily.COUNTER)
+        self.images = self._metric("flux2_images", "Images denoised to the end", pb.MetricFamily.COUNTER)
 
     def _metric(self, name: str, description: str, kind: Any, **options: Any) -> Any:
         family = pb.MetricFamily(name=name, description=description, kind=kind)
@@ -74,7 +74,7 @@ class TritonPythonModel:
         self._forget(now)
         return responses
 
-    def _admit(self, request: Any) -> Job:
+    def _admit(self, request: Any) -> LiveRequest:
         """Start a job from the tokenizer's and text encoder's outputs; each has a batch axis of one."""
         width, height = wire.read(pb, request, "checked_size")[0]
         compute = self.settings.compute
@@ -99,7 +99,7 @@ class TritonPythonModel:
         del self.jobs[sequence], self.seen[sequence]
         if job.error is not None:
             return wire.refuse(pb, EngineError(job.error))
-        latents = job.picture_latents()
+        latents = job.image_latents()
         if not np.isfinite(latents).all():
             return wire.refuse(pb, RuntimeError("the latents are not finite; the weights or the precision are broken"))
         self.images.increment(len(latents))

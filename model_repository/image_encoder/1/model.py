@@ -22,7 +22,7 @@ class TritonPythonModel:
     def _encode(self, request: Any) -> Any:
         pixels, name, seed = (wire.read(pb, request, port) for port in ("pixels", "checked_format", "checked_seed"))
         try:
-            pictures = [encode(picture, check_format(name.flat[0])) for picture in pixels]
+            images = [encode(image, check_format(name.flat[0])) for image in pixels]
         except Flux2Error as error:
             return wire.refuse(pb, error)
-        return wire.answer(pb, {"image": np.array(pictures, np.object_), "seed_used": seed.reshape(1)})
+        return wire.answer(pb, {"image": np.array(images, np.object_), "seed_used": seed.reshape(1)})

@@ -37,7 +37,7 @@ Announce = Callable[[PlannedPlan], None]
 
 
 @dataclass(frozen=True)
-class Request:
+class BuildRequest:
     """A build that nothing speaks against."""
 
     artifact: Path
@@ -46,16 +46,16 @@ class Request:
     plans: tuple[PlannedPlan, ...]
 
 
-def check(artifact: Path, options: EngineOptions, out: Path) -> Request:
+def check(artifact: Path, options: EngineOptions, out: Path) -> BuildRequest:
     """Check artifact and options, without TensorRT and a GPU; raises UsageError with the nearest setting that works."""
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     plans = planned(manifest, options)
     if why := refusal(manifest, recipe_of(artifact, manifest), options, plans, _free(out)):
         raise UsageError(why)
-    return Request(artifact, manifest, options, plans)
+    return BuildRequest(artifact, manifest, options, plans)
 
 
-def check_machine(request: Request) -> Machine:
+def check_machine(request: BuildRequest) -> Machine:
     """Return what this machine has; raises UsageError when it cannot build the request."""
     machine = this_machine()
     if why := machine_refusal(request.manifest, request.options, machine):
@@ -63,7 +63,7 @@ def check_machine(request: Request) -> Machine:
     return machine
 
 
-def write_engine(request: Request, machine: Machine, out: Path, build: Build) -> tuple[Manifest, float]:
+def write_engine(request: BuildRequest, machine: Machine, out: Path, build: Build) -> tuple[Manifest, float]:
     """Build every plan and write the artifact; returns its manifest and the seconds it took.
 
     An artifact at `out` that was built from the same source, with the same options on the same GPU, driver and
@@ -87,7 +87,7 @@ def write_engine(request: Request, machine: Machine, out: Path, build: Build) ->
     return manifest, time.perf_counter() - begin
 
 
-def _manifest(request: Request, machine: Machine, made: Mapping[PartName, list[PlanRecord]]) -> Manifest:
+def _manifest(request: BuildRequest, machine: Machine, made: Mapping[PartName, list[PlanRecord]]) -> Manifest:
     source = request.manifest
     assert machine.device is not None
     assert machine.tensorrt is not None
@@ -119,7 +119,7 @@ def _chosen(options: EngineOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name in names}
 
 
-def _source(request: Request) -> dict[str, Any]:
+def _source(request: BuildRequest) -> dict[str, Any]:
     return {
         "artifact": request.artifact.name,
         "kind": request.manifest.kind,
@@ -127,7 +127,7 @@ def _source(request: Request) -> dict[str, Any]:
     }
 
 
-def _current(request: Request, machine: Machine, out: Path) -> Manifest | None:
+def _current(request: BuildRequest, machine: Machine, out: Path) -> Manifest | None:
     """Return the manifest of an artifact that the build would only make again."""
     found = verified_or_none(out, ("engine",))
     try:

@@ -15,13 +15,13 @@ from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from runtimes.trt.build.precisions import summarize
 from runtimes.trt.build.progress import Progress, Tick, interruptible
 from runtimes.trt.build.timing import TimingCache
-from runtimes.trt.record import Hardware, PlanRecord, Version, Weights
+from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
 from kit.errors import CheckFailed
 from runtimes.trt.external_weights import ExternalWeights
 from kit.ports import Ports
 from runtimes.trt.log import Log
 
-FLAGS: Mapping[Weights | Version, tuple[trt.BuilderFlag, ...]] = {
+FLAGS: Mapping[WeightMode | Version, tuple[trt.BuilderFlag, ...]] = {
     "plan": (),
     "refit": (trt.BuilderFlag.STRIP_PLAN, trt.BuilderFlag.REFIT_IDENTICAL),  # no fusion is lost, as REFIT would
     "stream": (trt.BuilderFlag.WEIGHT_STREAMING,),

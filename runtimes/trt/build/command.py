@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from runtimes.trt.record import Hardware, PlanRecord, Version, Weights
+from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
 from kit.errors import UsageError
 from kit.gpus import GPUS
 from kit.ports import ALL_PARTS, PartName
@@ -29,7 +29,7 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--out", type=Path, required=True, metavar="DIR", help="the engine artifact to write")
     engine.add_argument("--check", action="store_true", help="say what would be built, or why not, and stop")
     engine.add_argument("--parts", metavar="A,B", help="default: all that the artifact has")
-    sizes = engine.add_argument_group("which pictures")
+    sizes = engine.add_argument_group("which images")
     sizes.add_argument(
         "--sides",
         default=",".join(map(str, Sizing.sides)),
@@ -38,7 +38,7 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
     )
     sizes.add_argument("--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images in one batch at one megapixel")
     sizes.add_argument(
-        "--references", type=int, default=Sizing.references, metavar="N", help="reference pictures; default: none"
+        "--references", type=int, default=Sizing.references, metavar="N", help="reference images; default: none"
     )
     sizes.add_argument(
         "--profile",
@@ -51,7 +51,7 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
     default = EngineOptions
     for name, choices, about in (
         ("engines", get_args(Engines), "all profiles in one plan per part, or a plan for each"),
-        ("weights", get_args(Weights), "in the plan, in one file that small plans share, or streamed from host memory"),
+        ("weights", get_args(WeightMode), "in the plan, in one file that small plans share, or streamed from host memory"),
         ("hardware", get_args(Hardware), "which other GPUs the plans shall run on; costs speed"),
         ("version", get_args(Version), "whether newer versions of TensorRT shall load the plans; costs speed"),
     ):

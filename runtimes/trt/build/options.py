@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from kit.artifact import Manifest
-from runtimes.trt.record import Hardware, Version, Weights
+from runtimes.trt.record import Hardware, Version, WeightMode
 from kit.errors import UsageError
 from kit.ports import PartName
 from runtimes.trt.profiles import Profile, Sizing, derive, stated
@@ -26,7 +26,7 @@ class EngineOptions:
     sizing: Sizing = field(default_factory=Sizing)
     stated: Mapping[PartName, tuple[str, ...]] = field(default_factory=dict)  # in place of the derived profiles
     engines: Engines = "one"  # several profiles share one plan and its weights, or each has its own
-    weights: Weights = "plan"
+    weights: WeightMode = "plan"
     hardware: Hardware = "exact"
     version: Version = "exact"
     level: int = 3  # builder optimization level, 0 (quick build) to 5

@@ -15,7 +15,7 @@ from kit.cuda_device import CudaDevice, Machine
 from kit.dtypes import Dtype, to_array, to_tensor
 from kit.engine import Array
 from kit.ports import Port, Ports
-from runtimes.trt.profiles import Profile, Range
+from runtimes.trt.profiles import AxisRange, Profile
 from runtimes.trt.record import EngineRecord, PlanRecord
 from tests.runtimes.bindings.strict import StrictModule
 
@@ -23,8 +23,8 @@ PORTS = Ports(
     inputs=(Port("x", "bf16", ("batch", "image_tokens", 2)), Port("ids", "i64", ("batch", "image_tokens", 4))),
     outputs=(Port("y", "bf16", ("batch", "image_tokens", 2)),),
 )
-SMALL = Profile("small", {"batch": Range(1, 1, 4), "image_tokens": Range(1, 8, 8)})
-LARGE = Profile("large", {"batch": Range(1, 1, 2), "image_tokens": Range(9, 32, 32)})
+SMALL = Profile("small", {"batch": AxisRange(1, 1, 4), "image_tokens": AxisRange(1, 8, 8)})
+LARGE = Profile("large", {"batch": AxisRange(1, 1, 2), "image_tokens": AxisRange(9, 32, 32)})
 NEEDS = {"small": 1000, "large": 5000}  # bytes of activations
 STREAMABLE = {"small": 10_000, "large": 20_000}  # bytes of weights
 DEVICE = CudaDevice("NVIDIA L4", (8, 9), 23034 * 2**20, "580.65.06")

@@ -1,4 +1,4 @@
-"""Whole pictures: prompts in, bytes out, everything in between counted; ours in a mode, or diffusers' pipeline.
+"""Whole images: prompts in, bytes out, everything in between counted; ours in a mode, or diffusers' pipeline.
 
 In ours the recipe of the mode holds for the transformer; text encoder and VAE stay in bf16. A batch is as many prompts.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.baseline import autoencoder, baseline, language_model, need_diffusers
-from benchmarks.gpu.cases import Case, Settings, variant_of
+from benchmarks.gpu.cases import Case, RunSettings, variant_of
 from benchmarks.gpu.clock import clock
 from benchmarks.gpu.modes import MODES, Call
 from benchmarks.gpu.parts import Measure, build, operations, recipe_of, relative_error
@@ -27,7 +27,7 @@ PROMPT = "a red fox in fresh snow at dawn, the low sun behind it, photograph num
 Tokens = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # prompts to ids and masks, each [B, T]
 
 
-def open_picture(settings: Settings, _: str, mode_name: str) -> Measure:
+def open_image(settings: RunSettings, _: str, mode_name: str) -> Measure:
     """Set a whole pipeline up in a mode."""
     variant = variant_of(settings)
     if mode_name == "diffusers":
@@ -44,13 +44,13 @@ def open_picture(settings: Settings, _: str, mode_name: str) -> Measure:
             )
     else:
         ours = Ours(variant, settings, mode_name)
-        whole = ours.paint
+        whole = ours.generate
 
     def measure(case: Case) -> dict[str, Any]:
         row: dict[str, Any] = {"recipe": recipe_of(mode_name), "steps": settings.steps, "launch": settings.launch}
         if mode_name not in ("diffusers", "eager") and case.batch == 1:
             found = ours.latents(case)[0].clone()
-            # the same weights and noise, eager; not fp32: whole pictures in fp32 do not fit beside the bf16 ones
+            # the same weights and noise, eager; not fp32: whole images in fp32 do not fit beside the bf16 ones
             plain = Ours(variant, settings, "eager", only_transformer=ours)
             row |= {"error": relative_error(found, plain.latents(case)[0]), "reference": "eager bf16, last latents"}
             del plain
@@ -60,7 +60,7 @@ def open_picture(settings: Settings, _: str, mode_name: str) -> Measure:
             + operations("text_encoder", variant, case.side)
             + operations("vae_decoder", variant, case.side)
         )
-        return row | timed | {"pictures_per_minute": 60.0 * case.batch / timed["median"]}
+        return row | timed | {"images_per_minute": 60.0 * case.batch / timed["median"]}
 
     return measure
 
@@ -73,7 +73,7 @@ class Ours:
     """Our modules in a mode, and the loop between them, on the device."""
 
     def __init__(
-        self, variant: Variant, settings: Settings, mode_name: str, only_transformer: Ours | None = None
+        self, variant: Variant, settings: RunSettings, mode_name: str, only_transformer: Ours | None = None
     ) -> None:
         self.variant, self.settings = variant, settings
         self.transformer: Call = build(settings, variant, "transformer", mode_name)
@@ -89,8 +89,8 @@ class Ours:
         self.text = build(settings, variant, "text_encoder", plain)
         self.decode = build(settings, variant, "vae_decoder", plain)
 
-    def paint(self, case: Case) -> Tensor:
-        """Paint; returns bytes [B, H, W, 3] on the CPU."""
+    def generate(self, case: Case) -> Tensor:
+        """Generate; returns bytes [B, H, W, 3] on the CPU."""
         packed, rows = self.latents(case)
         places = packed.transpose(1, 2).reshape(case.batch, -1, rows, rows)
         return self.decode({"latents": places}).cpu()
