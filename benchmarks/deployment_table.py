@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.gpus import GPUS
-from kit.recipes import RecipeName
 from kit.variants import VARIANTS
 from planner.plan import Plan, Question, plan
 from planner.prices import HOURS_PER_MONTH, read_prices
@@ -36,7 +35,7 @@ class Row:
     gpu: str
     low: float
     high: float
-    recipes: tuple[RecipeName, ...]
+    recipes: tuple[str, ...]
 
 
 ROWS = (
@@ -101,7 +100,7 @@ def _holds(row: Row, answer: Plan) -> bool:
     return answer.per_minute is not None and row.low <= answer.per_minute.mid <= row.high
 
 
-def _verdict(row: Row, setting: str, chosen: RecipeName, answer: Plan) -> dict[str, Any]:
+def _verdict(row: Row, setting: str, chosen: str, answer: Plan) -> dict[str, Any]:
     """Say whether a row can be true of a setting: at the estimate, at the dense rate alone, or not at all."""
     assert answer.chosen is not None
     assert answer.chosen.timing is not None
@@ -121,7 +120,7 @@ def _verdict(row: Row, setting: str, chosen: RecipeName, answer: Plan) -> dict[s
     }
 
 
-def _grid(row: Row) -> Iterator[tuple[str, RecipeName, Plan]]:
+def _grid(row: Row) -> Iterator[tuple[str, str, Plan]]:
     """Plan every setting of the grid that fits."""
     prices, gpu = read_prices(), GPUS[row.gpu]
     for name, all_steps in STEPS.items():

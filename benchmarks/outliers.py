@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare all recipes; errors are relative: deviation from fp32 over the size of fp32's output."""
     from export.artifact import ExportConfig, export
     from kit.artifact import read_manifest
+    from kit.recipes import RECIPES, find_recipe
     from quantize.apply.apply import apply
     from quantize.calibration.calibrate import Calibration, calibrate
     from quantize.prompt_set import Prompt, PromptSet
-    from quantize.recipes import RECIPES, find_recipe
     from runtimes.ort.engine import OrtEngine
 
     variant = blocks_alone(Variant.named("klein-4b"), 1, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kit.errors import UsageError
-from kit.recipes import Precision, RecipeName, recipe
+from kit.recipes import Precision, recipe
 
 Generation = Literal["ampere", "ada", "hopper", "blackwell"]
 GB = 10**9
@@ -53,7 +53,7 @@ class Gpu:
     def has(self, precision: Precision) -> bool:
         return precision in self.dense
 
-    def refusal(self, name: RecipeName) -> str | None:
+    def refusal(self, name: str) -> str | None:
         """Say why a recipe cannot run on this GPU and what to use instead; None when it can."""
         needed = recipe(name).math
         if self.has(needed):
@@ -65,7 +65,7 @@ class Gpu:
         )
 
     @property
-    def default_recipe(self) -> RecipeName:
+    def default_recipe(self) -> str:
         """The fastest recipe of the kit that the tensor cores have: fp8, else int8."""
         return "fp8" if self.has("fp8") else "int8"
 

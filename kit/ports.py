@@ -13,6 +13,9 @@ PartName = Literal[
     "text_encoder", "transformer", "transformer_extract", "transformer_cached", "vae_encoder", "vae_decoder"
 ]
 PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")  # that every variant has
+ServedPart = Literal["text_encoder", "transformer", "vae_decoder"]
+SERVED_PARTS: tuple[ServedPart, ...] = get_args(ServedPart)  # that a prompt passes through on its way to an image
+QUANTIZED_PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")  # that recipes and calibration are about
 KV_PARTS: tuple[PartName, ...] = ("transformer_extract", "transformer_cached")  # that klein-kv has besides
 ALL_PARTS: tuple[PartName, ...] = get_args(PartName)  # in the order of the pipeline
 

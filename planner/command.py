@@ -10,7 +10,7 @@ from typing import Any, get_args
 from kit.configs import read_variant
 from kit.errors import CheckFailed, UsageError
 from kit.gpus import GPUS, gpu
-from kit.recipes import RECIPE_NAMES, recipe
+from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS, Variant
 from planner.layout import Placement
 from planner.plan import Plan, Question, plan
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant", required=True, metavar="NAME", help=f"{', '.join(VARIANTS)}, or a folder: checkpoint or artifact"
     )
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
-    parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPE_NAMES)}; default: the GPU's, then smaller")
+    parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; default: the GPU's, then smaller")
     parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first place that works")
     parser.add_argument("--width", type=int, default=Question.width)
     parser.add_argument("--height", type=int, default=Question.height)

@@ -11,12 +11,12 @@ from typing import Any
 from kit import software
 from kit.gpus import Gpu
 from kit.hardware import Device, Hardware, look
-from kit.recipes import RECIPES, RecipeName, recipe
+from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS, Variant
 from planner.feasible import Build, refusal
 from planner.memory import SERVED, Shape, activation_bytes, gigabytes, weight_bytes
 
-CPU_RECIPES: tuple[RecipeName, ...] = ("fp32", "int8")
+CPU_RECIPES: tuple[str, ...] = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _cpu(hardware: Hardware, providers: Sequence[str]) -> Verdict:
     return Verdict(work, True, f"{'; '.join(parts)} fit into the memory that is available at 512x512; {speed}")
 
 
-def cpu_bytes(variant: Variant, name: RecipeName) -> int:
+def cpu_bytes(variant: Variant, name: str) -> int:
     """Return the memory of all parts in fp32 or int8, with activations in fp32 as ONNX Runtime has them, at 512x512."""
     chosen, fp32 = recipe(name), RECIPES["fp32"]
     stored = sum(weight_bytes(part, variant, chosen) for part in SERVED)

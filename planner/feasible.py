@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kit.gpus import Gpu
 from kit.ports import PartName
-from kit.recipes import RecipeName, recipe
+from kit.recipes import recipe
 from kit.variants import Variant
 from planner.memory import (
     SERVED,
@@ -35,7 +35,7 @@ class Build:
     """One engine build as the command line asks for it."""
 
     variant: Variant
-    recipe: RecipeName
+    recipe: str
     gpu: Gpu
     min_tokens: int = MIN_TOKENS  # image tokens of the smallest image that the profiles take
     max_tokens: int = 4096  # of the largest; 4096 is 1024x1024
@@ -132,7 +132,7 @@ def _smaller(build: Build) -> Iterator[tuple[str, Build]]:
 def _other_recipe(build: Build) -> Iterator[tuple[str, Build]]:
     """Yield recipes that store less, at this batch and at batch 1."""
     bits = recipe(build.recipe).weight_bits
-    names: tuple[RecipeName, ...] = ("bf16", build.gpu.default_recipe, "int8-weights", "int4-weights")
+    names: tuple[str, ...] = ("bf16", build.gpu.default_recipe, "int8-weights", "int4-weights")
     for batch in sorted({build.batch, 1}, reverse=True):
         also = f" with batch {batch}" if batch != build.batch else ""
         for name in names:

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from kit.gpus import Generation
-from kit.recipes import RecipeName, recipe
+from kit.recipes import recipe
 from planner.boards import board
 
 Stack = Literal["eager", "fused", "tensorrt"]
@@ -32,7 +32,7 @@ class Measurement:
     model: str  # a variant, or flux1-dev
     gpu: str
     stack: Stack
-    recipe: RecipeName
+    recipe: str
     width: int
     height: int
     steps: int

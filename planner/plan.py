@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kit.gpus import GPUS, Gpu
-from kit.recipes import RecipeName, recipe
+from kit.recipes import recipe
 from kit.variants import Variant
 from planner.costs import Costs, Workload, cost
 from planner.feasible import MAX_TOKENS, SIDES, size_refusal
@@ -29,7 +29,7 @@ class Question:
 
     variant: Variant
     gpu: Gpu
-    recipe: RecipeName | None = None  # None: the GPU's, then smaller ones
+    recipe: str | None = None  # None: the GPU's, then smaller ones
     text_encoder: Placement | None = None  # None: the planner's choice
     width: int = 1024
     height: int = 1024
@@ -105,7 +105,7 @@ class Plan:
 
 def choices(question: Question) -> Iterator[Choice]:
     """Yield the choices in the order of preference: as fast as the GPU can, everything at hand, nothing on the side."""
-    names: tuple[RecipeName, ...] = (question.gpu.default_recipe, "int4-weights")
+    names: tuple[str, ...] = (question.gpu.default_recipe, "int4-weights")
     for name in names if question.recipe is None else (question.recipe,):
         placements: tuple[Placement, ...] = ("resident", "evicted")
         if question.gpus > 1:

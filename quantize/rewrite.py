@@ -20,9 +20,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kit.dtypes import onnx_type
 from kit.graph_values import constant, describe
+from kit.recipes import Scheme
 from kit.safetensors_file import StoredTensor
 from quantize.linears import Linear
-from quantize.recipes import Scheme
 from quantize.stream import Quantized
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quantize.recipes import Number
+from kit.recipes import Number
 
 LARGEST: Mapping[Number, float] = {"fp8": 448.0, "int8": 127.0, "int4": 7.0}
 SMALLEST_SCALE = 2.0**-100  # of a row of zeros or near zeros; a scale must be positive

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kit.recipes import SCHEMES, Scheme
 from quantize.calibration.record import Seen
 from quantize.linears import Linear
-from quantize.recipes import SCHEMES, Scheme
 from quantize.scales import LARGEST
 from quantize.sites import Site
 from quantize.stream import read_rows

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from kit.dtypes import ITEM_BYTES, torch_type
 from kit.errors import ArtifactError
+from kit.recipes import Scheme
 from kit.safetensors_file import StoredTensor, read_header
-from quantize.recipes import Scheme
 from quantize.scales import NotFinite, amax, encode, pack_int4, scale_of
 
 CHUNK_VALUES = 1 << 19  # of a weight in fp32 at once: what the cores' own caches hold

@@ -100,9 +100,9 @@ def quantized_of(
     sample_artifact: Path, sample_record: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Quantize the sample by a recipe once."""
+    from kit.recipes import find_recipe
     from quantize.apply.apply import apply
     from quantize.calibration import record
-    from quantize.recipes import find_recipe
 
     @cache
     def make(recipe: str) -> Path:

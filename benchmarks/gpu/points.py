@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kit.gpus import GPUS, of_device
-from kit.recipes import RECIPE_NAMES
+from kit.recipes import RECIPES
 from planner.measurements import Measurement, Stack
 from planner.speed import calibration, predict
 
@@ -55,7 +55,7 @@ def _point(row: dict[str, Any], facts: dict[str, Any], gpu: str) -> Measurement 
     if row["state"] != "measured" or not wanted or len(shape) != 2 or shape[1] != "b1":
         return None
     stack: Stack | None = STACKS.get(mode) or ("fused" if mode in FUSED else None)
-    recipe = next((name for name in RECIPE_NAMES if name == row["recipe"]), None)
+    recipe = next((name for name in RECIPES if name == row["recipe"]), None)
     if stack is None or recipe is None:
         return None
     side = int(shape[0].split("x")[0])

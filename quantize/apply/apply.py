@@ -31,10 +31,10 @@ from kit.dtypes import onnx_type
 from kit.errors import UsageError
 from kit.gpus import Gpu
 from kit.ports import KV_PARTS, PartName
+from kit.recipes import RECIPES, SCHEMES, Recipe
 from quantize.calibration.record import Record, Seen, check, fingerprint
 from quantize.fold import fold_modulation, norm_weight
 from quantize.linears import Linear, find_linears, stored
-from quantize.recipes import RECIPES, SCHEMES, Recipe
 from quantize.rewrite import Change, rewrite
 from quantize.scales import LARGEST, SMALLEST_SCALE
 from quantize.sites import sites

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quantize.recipes import RECIPES
+from kit.recipes import RECIPES, find_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize; returns what was done, with bytes per second."""
     from kit.gpus import gpu
     from quantize.calibration import record
-    from quantize.recipes import find_recipe
 
     recipe = find_recipe(args.recipe)
     target = gpu(args.gpu) if args.gpu else None

@@ -15,7 +15,7 @@ from typing import Any
 from kit.artifact import tool_versions, verify
 from kit.atomic_folder import building
 from kit.errors import CheckFailed, UsageError
-from quantize.recipes import KEEP, RECIPES
+from kit.recipes import KEEP, RECIPES
 
 SPARES = (KEEP, "int8-weights")
 PROOF = "search.json"

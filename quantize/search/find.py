@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kit.recipes import Rule
 from quantize.gate.contract import Bound
-from quantize.recipes import Rule
 from quantize.search.groups import Key, rules
 from quantize.search.ladder import Problem, Rung, climb, spread
 from quantize.search.order import Alone, others, pick, rank_correlation, squared_error

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kit.ports import PartName
+from kit.recipes import KEEP, Number, Recipe, Rule, Scheme
 from kit.variants import Variant
 from quantize.apply.apply import QuantizationPlan
 from quantize.linears import Linear
-from quantize.recipes import KEEP, Number, Recipe, Rule, Scheme
 from quantize.sites import Site, sites
 
 Cost = Literal["operations", "bytes"]  # what a spared group gives up: operations in few bits, or the smaller file

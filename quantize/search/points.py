@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from kit.errors import UsageError
+from kit.recipes import Rule, read_recipe, write_recipe
 from quantize.apply.apply import QUANTIZED_PARTS, apply
 from quantize.calibration.record import Record
 from quantize.gate.contract import Bound
@@ -18,7 +19,6 @@ from quantize.gate.intervals import Interval, interval
 from quantize.gate.measures import FACTORIES, Scope
 from quantize.gate.metrics import METRICS
 from quantize.prompt_set import Prompt
-from quantize.recipes import Rule, read_recipe, write_recipe
 
 Tick = Callable[[str], None]  # told of every image, what it belongs to
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.recipes import Number, Scheme
+from kit.recipes import Number, Scheme
 from quantize.rewrite import Change
 from quantize.scales import decode
 

@@ -11,11 +11,11 @@ import onnx_ir as ir
 from kit.artifact import Manifest
 from kit.errors import UsageError
 from kit.ports import PartName
+from kit.recipes import KEEP, SCHEMES, Recipe
 from quantize.apply.apply import QUANTIZED_PARTS, QuantizationPlan, check_recipe, plan
 from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.record import Record, fingerprint
 from quantize.linears import find_linears
-from quantize.recipes import KEEP, SCHEMES, Recipe
 from quantize.search.groups import Cost, Group, ImageShape, Key, everywhere, find_groups
 from quantize.search.sensitivity import Model, State
 from quantize.search.simulate import Shelf

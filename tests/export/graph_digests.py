@@ -24,10 +24,10 @@ import torch
 
 from export.artifact import ExportConfig, export
 from kit.checkpoint import resolve
+from kit.recipes import RECIPES
 from quantize.apply.apply import FILE, QUANTIZED_PARTS, apply
 from quantize.calibration.record import Record, Seen, fingerprint
 from quantize.linears import find_linears
-from quantize.recipes import RECIPES
 
 EXPECTED = Path(__file__).parent / "graph_digests.json"
 EXPORTS = (("fp32", "matmul"), ("fp32", "op"), ("bf16", "matmul"), ("bf16", "op"))

@@ -6,8 +6,7 @@ import pytest
 
 from kit.errors import UsageError
 from kit.gpus import GPUS, MIB, gpu, of_device
-from kit.recipes import RECIPES, recipe
-from quantize.recipes import SCHEMES
+from kit.recipes import RECIPES, SCHEMES, recipe
 
 
 def test_the_table_holds_the_eight_gpus_and_b200_as_a_preview() -> None:
@@ -46,7 +45,10 @@ def test_an_unknown_gpu_is_refused_with_the_list() -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_list() -> None:
-    with pytest.raises(UsageError, match="unknown recipe 'fp5'; there are: fp32, bf16, fp8, int8, int8-weights, int4"):
+    with pytest.raises(
+        UsageError,
+        match="unknown recipe 'fp5'; there are: fp32, bf16, fp8, fp8-channel, int8, int8-plain, int8-weights, int4",
+    ):
         recipe("fp5")
 
 
@@ -63,10 +65,13 @@ def test_bits_per_weight_are_those_that_quantize_writes() -> None:
     assert RECIPES["int4-weights"].weight_bits == 4 + 32 / block  # a scale is fp32
     assert {name for name in RECIPES if RECIPES[name].weight_bits < 16} == {
         "fp8",
+        "fp8-channel",
         "int8",
+        "int8-plain",
         "int8-weights",
         "int4-weights",
     }
+    assert {r.weight_bits for r in RECIPES.values()} == {32, 16, 8, 4.5}
 
 
 def test_weight_only_recipes_multiply_in_bf16() -> None:
@@ -74,7 +79,9 @@ def test_weight_only_recipes_multiply_in_bf16() -> None:
         "fp32": "fp32",
         "bf16": "bf16",
         "fp8": "fp8",
+        "fp8-channel": "fp8",
         "int8": "int8",
+        "int8-plain": "int8",
         "int8-weights": "bf16",
         "int4-weights": "bf16",
     }

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UsageError
+from kit.recipes import RECIPES
 from quantize.gate.contract import Bound, Contract, find, load, of_recipe, parse, shipped
 from quantize.gate.intervals import Interval
-from quantize.recipes import RECIPES
 
 
 def found(mean: float, low: float, high: float) -> Interval:

@@ -14,11 +14,11 @@ import pytest
 from kit.artifact import read_manifest
 from kit.errors import ArtifactError, UsageError
 from kit.gpus import gpu
+from kit.recipes import RECIPES, Recipe, Rule
 from kit.safetensors_file import read_header
 from quantize.apply.apply import apply, check_recipe
 from quantize.calibration import record
 from quantize.calibration.record import Record, Seen
-from quantize.recipes import RECIPES, Recipe, Rule
 
 LAYER = "single_transformer_blocks.3.attn.to_out"
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit.recipes import SCHEMES
 from kit.safetensors_file import read_header
-from quantize.recipes import SCHEMES
 from quantize.scales import LARGEST, SMALLEST_SCALE, NotFinite, amax, decode, encode, pack_int4, scale_of
 from quantize.stream import Quantized, write
 

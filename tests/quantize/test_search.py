@@ -25,6 +25,7 @@ from kit.artifact import read_manifest
 from kit.checkpoint import resolve
 from kit.errors import CheckFailed, UsageError
 from kit.ports import PartName
+from kit.recipes import KEEP, RECIPES, SCHEMES, find_recipe
 from kit.variants import Variant
 from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request, check
@@ -34,7 +35,6 @@ from quantize.apply.apply import FILE, QuantizationPlan, plan
 from quantize.calibration import record
 from quantize.gate.contract import Bound
 from quantize.gate.intervals import Interval
-from quantize.recipes import KEEP, RECIPES, SCHEMES, find_recipe
 from quantize.search import bounds
 from quantize.search.find import Search
 from quantize.search.groups import Group, ImageShape, Key, everywhere, find_groups, rules

@@ -15,11 +15,11 @@ from export.lora.terms import Lora
 from kit import tiny
 from kit.artifact import verify
 from kit.errors import UsageError
+from kit.recipes import RECIPES
 from quantize.apply.apply import FILE, apply
 from quantize.calibration.calibrate import Calibration, calibrate
 from quantize.calibration.record import Record
 from quantize.prompt_set import Prompt, PromptSet
-from quantize.recipes import RECIPES
 from tests.export.bfl import to_bfl, to_diffusers
 from tests.export.test_single_file import dequantized, fp8, load
 

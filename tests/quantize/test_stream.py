@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kit.errors import ArtifactError
+from kit.recipes import SCHEMES
 from kit.safetensors_file import StoredTensor, read_header
 from quantize import stream
-from quantize.recipes import SCHEMES
 from quantize.stream import Kept, Quantized, write
 
 MB = 1 << 20
@@ -25,7 +25,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from kit.tensors import read_header
-from quantize.recipes import SCHEMES
+from kit.recipes import SCHEMES
 from quantize.stream import Kept, Quantized, write
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

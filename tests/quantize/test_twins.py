@@ -13,9 +13,9 @@ import pytest
 from export.artifact import ExportConfig, export
 from export.lint.lint import lint
 from kit.checkpoint import resolve
+from kit.recipes import find_recipe
 from quantize.apply.apply import FILE, apply
 from quantize.calibration import record
-from quantize.recipes import find_recipe
 
 QuantizedOf = Callable[[str], Path]
 

@@ -22,10 +22,9 @@ from kit.ports import PARTS, ports
 from kit.recipes import recipe
 from kit.variants import VARIANTS
 from runtimes.trt.build import artifact as engine_artifact
-from runtimes.trt.build.numbers import recipe_of
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
 from runtimes.trt.build.precisions import summarize
-from runtimes.trt.build.refuse import machine_refusal, refusal
+from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
 from runtimes.trt.external_weights import ExternalWeights
 from runtimes.trt.profiles import Sizing
 from runtimes.trt.record import EngineRecord, PlanRecord
@@ -345,8 +344,8 @@ def test_a_recipe_of_the_users_is_judged_by_the_numbers_in_its_graphs(tmp_path: 
     write_graph(tmp_path / "part")
     wanted = PartRecord("part/model.onnx", manifest().parts["transformer"].ports)
     made = replace(manifest(recipe="mine"), parts={"transformer": wanted})
-    assert recipe_of(tmp_path, made).name == "fp8"
-    assert recipe_of(tmp_path, replace(made, recipe="int8")).name == "int8", "a recipe of the kit's is what it says"
+    assert judged_as(tmp_path, made).name == "fp8"
+    assert judged_as(tmp_path, replace(made, recipe="int8")).name == "int8", "a recipe of the kit's is what it says"
     graph = tmp_path / "part" / "model.onnx"
     model = onnx.ModelProto.FromString(graph.read_bytes())
 
@@ -356,7 +355,7 @@ def test_a_recipe_of_the_users_is_judged_by_the_numbers_in_its_graphs(tmp_path: 
         for node in model.graph.node:
             node.op_type = "QuantizeLinear" if activations else "MatMul"
         graph.write_bytes(model.SerializeToString())
-        return recipe_of(tmp_path, made).name
+        return judged_as(tmp_path, made).name
 
     assert rewritten(onnx.TensorProto.INT8, True) == "int8"
     assert rewritten(onnx.TensorProto.INT8, False) == "int8-weights"

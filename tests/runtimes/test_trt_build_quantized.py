@@ -15,8 +15,8 @@ from export.__main__ import main
 from export.artifact import ExportConfig, export
 from kit.artifact import verify
 from kit.cuda_device import CudaDevice, Machine
+from kit.recipes import find_recipe
 from quantize.apply.apply import apply
-from quantize.recipes import find_recipe
 from runtimes.trt.build import artifact as engine_artifact
 from runtimes.trt.external_weights import ExternalWeights
 from runtimes.trt.record import EngineRecord

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes.trt.build.numbers import recipe_of
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
-from runtimes.trt.build.refuse import machine_refusal, refusal
+from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
 from kit.artifact import (
     MANIFEST,
     Manifest,
@@ -50,7 +49,7 @@ def check(artifact: Path, options: EngineOptions, out: Path) -> BuildRequest:
     """Check artifact and options, without TensorRT and a GPU; raises UsageError with the nearest setting that works."""
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     plans = planned(manifest, options)
-    if why := refusal(manifest, recipe_of(artifact, manifest), options, plans, _free(out)):
+    if why := refusal(manifest, judged_as(artifact, manifest), options, plans, _free(out)):
         raise UsageError(why)
     return BuildRequest(artifact, manifest, options, plans)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from planner import feasible
@@ -11,7 +12,7 @@ from kit.cuda_device import Machine
 from kit.gpus import gpu
 from kit.ports import KV_PARTS, PartName
 from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
-from kit.recipes import Recipe
+from kit.recipes import RECIPES, Recipe
 
 OLDEST, NEWEST = (10, 13), (11, 99)  # where weights are fed by address, up to the last major version that is known
 ATTENTION = (10, 14)  # where the parser knows the Attention operator
@@ -36,6 +37,28 @@ def refusal(
         ),
         None,
     )
+
+
+def judged_as(artifact: Path, manifest: Manifest) -> Recipe:
+    """Return the shipped recipe by whose formats memory and hardware are judged.
+
+    A recipe file of the user's can mix schemes, so it is judged by the most demanding format in the graphs.
+    """
+    if manifest.recipe in RECIPES:
+        return RECIPES[manifest.recipe]
+    import onnx
+
+    stored: set[int] = set()
+    activations = False
+    for record in manifest.parts.values():
+        graph = onnx.ModelProto.FromString((artifact / record.graph).read_bytes()).graph
+        stored |= {tensor.data_type for tensor in graph.initializer}
+        activations = activations or any(node.op_type == "QuantizeLinear" for node in graph.node)
+    if onnx.TensorProto.FLOAT8E4M3FN in stored:
+        return RECIPES["fp8"]
+    if onnx.TensorProto.INT8 in stored:
+        return RECIPES["int8" if activations else "int8-weights"]
+    return RECIPES["int4-weights" if onnx.TensorProto.INT4 in stored else manifest.compute]
 
 
 def _against_options(
