@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from benchmarks import random_weights
 from benchmarks.machine import describe
 from kit.dtypes import torch_type
+from kit.hardware import peak_rss_bytes
 from kit.variants import Variant
 
 SIDE, STEPS = 512, 4
@@ -291,5 +291,5 @@ def _generate(folder: Path) -> dict[str, Any]:
         "step_seconds": job_seconds,
         "steps_seconds": sum(job_seconds),
         "pixels_deviation": float(generated.pixels.std()),
-        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_rss_gb": peak_rss_bytes() / 1e9,
     }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -23,17 +21,17 @@ from export.passes import simplify
 from export.single_file import has_decoder_alone, sizes_of_vae
 from export.trace import OPSET, FakePart
 from export.weights import Binding, attach, find
-from kit.artifact import Manifest, PartRecord, current, digest, link_or_copy, step_versions, write_manifest
+from kit.artifact import TEXTS, Manifest, PartRecord, current, digest, link_or_copy, step_versions, write_manifest
 from kit.atomic_folder import building
 from kit.configs import read_variant
 from kit.dtypes import Compute
 from kit.errors import UsageError
+from kit.hardware import peak_rss_bytes
 from kit.ports import PartName, parts_of
 from kit.variants import Variant
 
 REVISION = 1  # raised when the same checkpoint and options give another artifact
-COPIED = ("model_index.json", "scheduler", "tokenizer")  # json and text that the server needs; never a weight
-COPIED_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -75,8 +73,7 @@ class ExportReport:
 
     def facts(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        facts = asdict(self) | {"out": str(self.out), "peak_rss_bytes": peak}
+        facts = asdict(self) | {"out": str(self.out), "peak_rss_bytes": peak_rss_bytes()}
         for total in ("graph_bytes", "linked_bytes", "copied_bytes", "derived_bytes"):
             facts[total] = sum(getattr(part, total) for part in self.parts)
         return facts
@@ -138,16 +135,16 @@ def export(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         if variant.text_encoder.kind == "mistral3":
-            write_system_message(folder / "tokenizer" / "system_message.txt")
+            write_system_message(folder / "tokenizer")
         write_manifest(folder, plan)
     return ExportReport(out, variant.name, False, time.perf_counter() - begin, tuple(reports))
 
 
-def write_system_message(path: Path) -> None:
-    """Write down what diffusers says to dev's language model before a prompt, so that a server needs no diffusers."""
+def write_system_message(tokenizer: Path) -> None:
+    """Write the system message of dev's prompts into the tokenizer's folder, so that a server needs no diffusers."""
     from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
-    path.write_text(SYSTEM_MESSAGE)
+    (tokenizer / "system_message.txt").write_text(SYSTEM_MESSAGE)
 
 
 def _chosen(parts: tuple[PartName, ...] | None, variant: Variant) -> tuple[PartName, ...]:
@@ -227,9 +224,9 @@ def _export_part(fake: FakePart, weights: PlacedWeights, folder: Path, begin: fl
 
 def texts(checkpoint: Path) -> list[Path]:
     """List the configs and tokenizer files that travel with an artifact."""
-    roots = [checkpoint / name for name in COPIED]
+    roots = [checkpoint / name for name in TEXTS]
     files = [root for root in roots if root.is_file()]
-    files += [file for root in roots if root.is_dir() for file in root.rglob("*") if file.suffix in COPIED_SUFFIXES]
+    files += [file for root in roots if root.is_dir() for file in root.rglob("*") if file.suffix in TEXT_SUFFIXES]
     return sorted(files)
 
 

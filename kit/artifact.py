@@ -22,6 +22,7 @@ from kit.variants import TextEncoder, Transformer, Vae, Variant
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 1
+TEXTS = ("model_index.json", "scheduler", "tokenizer")  # json and text files that a server needs; never weights
 Kind = Literal["onnx", "quantized", "engine", "aoti", "deployment"]
 
 
@@ -189,6 +190,15 @@ def ports_from_json(raw: dict[str, Any]) -> Ports:
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where the dataclasses have tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+
+
+def copy_texts(source: Path, target: Path) -> None:
+    """Copy the configs and tokenizer files of an artifact to one that is made from it."""
+    for name in TEXTS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        elif (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def link_or_copy(source: Path, target: Path) -> Literal["linked", "copied"]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,3 +112,8 @@ def _memory(info: Path, limit: Path) -> tuple[int, int]:
     text = limit.read_text().strip() if limit.is_file() else "max"
     most = int(text) if text.isdigit() else total
     return min(total, most), min(available, most)
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process; the kernel reports bytes on macOS and KiB on Linux."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

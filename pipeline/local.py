@@ -14,6 +14,7 @@ from kit.artifact import read_manifest
 from kit.dtypes import numpy_type
 from kit.engine import Array
 from kit.errors import EngineError
+from kit.ports import SERVED_PARTS
 from pipeline.denoise import Denoiser, LiveRequest
 from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request, check
@@ -41,7 +42,7 @@ class LocalPipeline:
         if self.manifest.kind == "deployment":
             tokenizer = tokenizer / "1" / "tokenizer"
         self.prompts = PromptEncoder(tokenizer, self.variant.text_encoder.kind, self.variant.text_tokens)
-        engines = open_parts(folder, self.manifest, ("text_encoder", "transformer", "vae_decoder"), threads)
+        engines = open_parts(folder, self.manifest, SERVED_PARTS, threads)
         self.text_encoder = engines["text_encoder"]
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
         self.vae_decoder = engines["vae_decoder"]

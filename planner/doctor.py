@@ -11,10 +11,11 @@ from typing import Any
 from kit import software
 from kit.gpus import Gpu
 from kit.hardware import Device, Hardware, look
+from kit.ports import SERVED_PARTS
 from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS, Variant
 from planner.feasible import Build, refusal
-from planner.memory import SERVED, Shape, activation_bytes, gigabytes, weight_bytes
+from planner.memory import Shape, activation_bytes, gigabytes, weight_bytes
 
 CPU_RECIPES: tuple[str, ...] = ("fp32", "int8")
 
@@ -163,5 +164,5 @@ def _cpu(hardware: Hardware, providers: Sequence[str]) -> Verdict:
 def cpu_bytes(variant: Variant, name: str) -> int:
     """Return the memory of all parts in fp32 or int8, with activations in fp32 as ONNX Runtime has them, at 512x512."""
     chosen, fp32 = recipe(name), RECIPES["fp32"]
-    stored = sum(weight_bytes(part, variant, chosen) for part in SERVED)
-    return stored + max(activation_bytes(part, variant, fp32, Shape(512, 512)) for part in SERVED)
+    stored = sum(weight_bytes(part, variant, chosen) for part in SERVED_PARTS)
+    return stored + max(activation_bytes(part, variant, fp32, Shape(512, 512)) for part in SERVED_PARTS)

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kit.gpus import Gpu
-from kit.ports import PartName
+from kit.ports import SERVED_PARTS, PartName
 from kit.recipes import recipe
 from kit.variants import Variant
 from planner.memory import (
-    SERVED,
     Shape,
     activation_bytes,
     gigabytes,
@@ -41,7 +40,7 @@ class Build:
     max_tokens: int = 4096  # of the largest; 4096 is 1024x1024
     batch: int = 1  # images
     reference_tokens: int = 0
-    parts: tuple[PartName, ...] = SERVED
+    parts: tuple[PartName, ...] = SERVED_PARTS
     weight_streaming: bool = False  # weights stay in host memory and pass through the GPU
     stripped: bool = False  # STRIP_PLAN: the plan holds no weights
     disk_free: int | None = None  # bytes where the plans go; None when it is not known

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kit.gpus import Gpu
-from kit.ports import PartName
+from kit.ports import SERVED_PARTS, PartName
 from kit.recipes import RECIPES, Recipe
 from kit.variants import Variant
-from planner.memory import SERVED, Shape, activation_bytes, gigabytes, request_bytes, usable_bytes, weight_bytes
+from planner.memory import Shape, activation_bytes, gigabytes, request_bytes, usable_bytes, weight_bytes
 from planner.weights import weights
 
 Placement = Literal["resident", "evicted", "own-gpu", "cpu", "cache"]
@@ -56,12 +56,12 @@ class Layout:
 
 def lay_out(variant: Variant, gpu: Gpu, choice: Choice, shape: Shape, gpus: int = 1) -> Layout:
     """Place the parts as chosen; `reason` says what is in the way, None when nothing is."""
-    stored = {part: weight_bytes(part, variant, choice.recipe) for part in SERVED}
+    stored: dict[PartName, int] = {part: weight_bytes(part, variant, choice.recipe) for part in SERVED_PARTS}
     on_gpu, host = dict(stored), 0
     if choice.text_encoder != "resident":
         on_gpu["text_encoder"] = _in_flight("text_encoder", variant, choice.recipe) if _evicted(choice) else 0
         host += _host_text_encoder(variant, choice, stored["text_encoder"])
-    running = [p for p in SERVED if p != "text_encoder" or choice.text_encoder in ("resident", "evicted")]
+    running = [p for p in SERVED_PARTS if p != "text_encoder" or choice.text_encoder in ("resident", "evicted")]
     activations = {part: activation_bytes(part, variant, choice.recipe, shape) for part in running}
     arena_part = max(running, key=lambda part: activations[part])
     requests, usable, streamed = request_bytes(variant, choice.recipe, shape), usable_bytes(gpu), 0

@@ -18,7 +18,6 @@ from planner.weights import weights
 
 RESERVE = int(1.0 * GB)  # two CUDA contexts (server, denoiser) with their kernels, about 0.5 GB each
 USABLE_SHARE = 0.97  # of what the driver reports, for fragmentation and for what other processes hold
-SERVED: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_decoder")
 _BLOCK_WIDTHS = 17  # tensors of the model's width alive in a single block: qkv, gate and up, attention, residual
 _CONV_COPIES = 3  # full-size tensors alive in the VAE's last stage: in, normed, out
 _SCORE_COPIES = 2  # the VAE's one attention head is too wide for fused kernels: scores and their softmax

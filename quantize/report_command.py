@@ -9,8 +9,7 @@ from typing import Any
 
 from kit.artifact import verify
 from kit.errors import UsageError
-
-PARTS = ("text_encoder", "transformer")
+from kit.ports import QUANTIZED_PARTS, PartName
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +35,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"add --runtime graph, or look at the layers of the TensorRT engine"
         )
     width, height = args.width or variant.image_size, args.height or variant.image_size
-    tokens = {"text_encoder": variant.text_tokens, "transformer": variant.text_tokens + variant.tokens(width, height)}
+    tokens: dict[PartName, int] = {
+        "text_encoder": variant.text_tokens,
+        "transformer": variant.text_tokens + variant.tokens(width, height),
+    }
     from quantize.kernel_report import prove
 
     facts: dict[str, Any] = {"artifact": str(args.artifact), "recipe": manifest.recipe, "parts": {}}
-    for part in PARTS:
+    for part in QUANTIZED_PARTS:
         if part not in manifest.parts:
             continue
-        proof = prove(args.artifact, manifest, part, tokens[part], runtime)  # type: ignore[arg-type]
+        proof = prove(args.artifact, manifest, part, tokens[part], runtime)
         facts["parts"][part] = asdict(proof)
         kinds = ", ".join(f"{count} {kind}" for kind, count in proof.quantized.items()) or "none quantized"
         print(f"{part}: {proof.products} products with weights, {kinds}; {proof.casts_in_blocks} Casts in blocks")

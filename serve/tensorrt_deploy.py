@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-from kit.ports import PartName
+from kit.ports import SERVED_PARTS, PartName
 from pipeline.request import Limits
 from runtimes.trt.profiles import PIXELS, Profile
 from runtimes.trt.record import EngineRecord
 from serve.settings import TensorRtModel
-
-SERVED: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_decoder")
 
 
 def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
@@ -19,7 +17,7 @@ def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
     Triton's TensorRT backend loads one plan with its weights inside. The denoiser is the kit's own python model, which
     holds the engine; so are parts whose weights are refitted or streamed, or that have a plan per profile.
     """
-    return {part: _model(record, part) for part in SERVED}
+    return {part: _model(record, part) for part in SERVED_PARTS}
 
 
 def _model(record: EngineRecord, part: PartName) -> TensorRtModel:

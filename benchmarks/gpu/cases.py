@@ -9,6 +9,7 @@ from itertools import product
 from typing import Literal
 
 from kit.errors import UsageError
+from kit.ports import SERVED_PARTS
 from kit.variants import TextEncoder, Transformer, Vae, Variant
 
 Size = Literal["true", "tiny"]
@@ -16,7 +17,7 @@ Grid = Literal["short", "full"]
 Launch = Literal["graphs", "calls"]
 What = Literal["ceiling", "attention", "part", "image", "fusion", "dev", "batching"]
 
-PARTS = ("transformer", "text_encoder", "vae_decoder")
+OTHER_PARTS = tuple(part for part in SERVED_PARTS if part != "transformer")
 PLAIN_MODES = ("diffusers", "eager", "compile", "graphs")
 QUANTIZED_MODES = ("fp8", "int8", "int8-weights")
 TORCHAO_MODES = ("fp8-torchao", "int8-torchao", "int8-weights-torchao", "int4-weights-torchao")
@@ -78,7 +79,7 @@ def _ordered(size: Size, grid: Grid) -> Iterator[Case]:
         yield Case("image", "whole", mode, main)
     for mode in KERNELS:
         yield Case("attention", "head128", mode, main)
-    for part in PARTS[1:]:
+    for part in OTHER_PARTS:
         for mode in PLAIN_MODES:
             yield Case("part", part, mode, main)
     for fusion in FUSIONS:
@@ -98,7 +99,7 @@ def _ordered(size: Size, grid: Grid) -> Iterator[Case]:
     if grid == "full":
         for mode, side, batch in product(IMAGE_MODES, SIDES[size], BATCHES[size]):
             yield Case("image", "whole", mode, side, batch)
-        for part, mode, side, batch in product(PARTS[1:], PLAIN_MODES, SIDES[size], BATCHES[size]):
+        for part, mode, side, batch in product(OTHER_PARTS, PLAIN_MODES, SIDES[size], BATCHES[size]):
             yield Case("part", part, mode, side if part == "vae_decoder" else main, batch)
 
 

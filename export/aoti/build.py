@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from export.aoti import RECIPES
 from export.aoti.linears import LINEARS, quantize_linears
 from export.aoti.package import compile_package, example
 from export.artifact import TOOLS, texts, write_system_message
@@ -33,14 +34,12 @@ from kit.atomic_folder import building
 from kit.configs import read_variant
 from kit.dtypes import Compute, torch_type
 from kit.errors import UsageError
-from kit.ports import PartName, ports
+from kit.ports import SERVED_PARTS, PartName, ServedPart, ports
+from kit.recipes import recipe
 from kit.variants import Variant
 from runtimes.aoti.engine import WEIGHTS, this_processor, this_torch
 
-AotPart = Literal["text_encoder", "transformer", "vae_decoder"]
-AOT_PARTS: tuple[AotPart, ...] = ("text_encoder", "transformer", "vae_decoder")
 INDEX = "packages.json"
-RECIPES = ("fp32", "bf16", *LINEARS)
 REVISION = 1  # raised when the same checkpoint and options give other packages
 
 
@@ -52,20 +51,20 @@ class AotConfig:
     batches: tuple[int, ...] = (1,)  # rows of a call; classifier-free guidance takes two per image
     recipe: str = "bf16"
     device: str = "cuda"
-    parts: tuple[AotPart, ...] = AOT_PARTS
+    parts: tuple[ServedPart, ...] = SERVED_PARTS
     loras: tuple[Lora, ...] = ()
     single_files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def compute(self) -> Compute:
-        return "fp32" if self.recipe == "fp32" else "bf16"
+        return recipe(self.recipe).compute
 
 
 @dataclass(frozen=True)
 class Package:
     """One compiled package."""
 
-    part: AotPart
+    part: ServedPart
     sizes: Mapping[str, int]
     bytes: int
     seconds: float
@@ -109,7 +108,7 @@ def compile_artifact(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         if variant.text_encoder.kind == "mistral3":
-            write_system_message(folder / "tokenizer" / "system_message.txt")
+            write_system_message(folder / "tokenizer")
         write_manifest(folder, _manifest(variant, checkpoint, config, records))
     return made
 
@@ -127,7 +126,7 @@ def check(config: AotConfig) -> None:
         raise UsageError(f"--batches {','.join(map(str, config.batches))}: every batch must be 1 or more")
 
 
-def buckets(part: AotPart, variant: Variant, config: AotConfig) -> list[dict[str, int]]:
+def buckets(part: ServedPart, variant: Variant, config: AotConfig) -> list[dict[str, int]]:
     """List the sizes for which a part is compiled; two images of equal area share the transformer's packages."""
     batches = sorted(set(config.batches))
     match part:
@@ -142,7 +141,7 @@ def buckets(part: AotPart, variant: Variant, config: AotConfig) -> list[dict[str
             return [{"batch": b, "latent_height": h, "latent_width": w} for (h, w), b in product(places, batches)]
 
 
-def _module(part: AotPart, variant: Variant, config: AotConfig, weights: Mapping[str, Tensor]) -> nn.Module:
+def _module(part: ServedPart, variant: Variant, config: AotConfig, weights: Mapping[str, Tensor]) -> nn.Module:
     """Build a part with its weights on the device, joined and quantized as the recipe says."""
     module: Any = meta_part(part, variant, config.compute)
     for name, weight in weights.items():

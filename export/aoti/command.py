@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from export.aoti import RECIPES
 from kit.configs import read_variant
 from kit.errors import UsageError
-
-PARTS = ("text_encoder", "transformer", "vae_decoder")
-RECIPES = ("fp32", "bf16", "fp8", "int8", "int8-weights")
+from kit.ports import SERVED_PARTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", default="1", metavar="N,...", help="rows of a call; other batches are padded")
     parser.add_argument("--recipe", choices=RECIPES, default="bf16", help="numbers of the block linears")
     parser.add_argument("--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on no other")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
+    parser.add_argument("--parts", default=",".join(SERVED_PARTS), metavar="A,B")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
     parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
     parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
@@ -32,8 +31,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compile; returns what was made."""
     parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
     for part in parts:
-        if part not in PARTS:
-            raise UsageError(f"--parts {part}: cannot be compiled; there are: {', '.join(PARTS)}")
+        if part not in SERVED_PARTS:
+            raise UsageError(f"--parts {part}: cannot be compiled; there are: {', '.join(SERVED_PARTS)}")
     if not all(word.strip().isdigit() for word in args.batches.split(",")):
         raise UsageError(f"--batches {args.batches}: write numbers separated by commas, as 1,2,4")
     from export.lora.terms import Lora

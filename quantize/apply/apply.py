@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from export.artifact import COPIED
 from kit.artifact import (
     MANIFEST,
     Manifest,
+    copy_texts,
     current,
     digest,
     link_or_copy,
@@ -30,7 +28,8 @@ from kit.atomic_folder import building
 from kit.dtypes import onnx_type
 from kit.errors import UsageError
 from kit.gpus import Gpu
-from kit.ports import KV_PARTS, PartName
+from kit.hardware import peak_rss_bytes
+from kit.ports import KV_PARTS, QUANTIZED_PARTS, PartName
 from kit.recipes import RECIPES, SCHEMES, Recipe
 from quantize.calibration.record import Record, Seen, check, fingerprint
 from quantize.fold import fold_modulation, norm_weight
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 REVISION = 1  # raised when the same artifact, recipe and record give another result
 FILE = "quantized.safetensors"
-QUANTIZED_PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")
 NARROWEST = 16  # a matrix narrower than this has no fast kernel (TensorRT; ModelOpt skips it too)
 
 
@@ -75,8 +73,7 @@ class ApplyReport:
 
     def facts(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return asdict(self) | {"out": str(self.out), "peak_rss_bytes": peak}
+        return asdict(self) | {"out": str(self.out), "peak_rss_bytes": peak_rss_bytes()}
 
 
 @dataclass(frozen=True)
@@ -156,11 +153,7 @@ def apply(
                 for file in sorted(home.iterdir()):
                     if not (folder / home.name / file.name).exists():  # graphs of the same weights share a folder
                         link_or_copy(file, folder / home.name / file.name)
-        for name in COPIED:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, folder / name)
-            elif (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+        copy_texts(source, folder)
         write_manifest(folder, planned)
     return ApplyReport(out, recipe.name, False, time.perf_counter() - begin, tuple(reports), left_out)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from export.artifact import write_system_message
 from export.lora.merge import record as describe_loras
 from export.lora.terms import Lora
 from export.torch_part import Offload, TorchPart, bind, check_device, load
@@ -24,7 +25,7 @@ from kit.artifact import tool_versions
 from kit.configs import read_variant
 from kit.dtypes import Compute
 from kit.errors import CheckFailed, UsageError
-from kit.ports import PartName
+from kit.ports import QUANTIZED_PARTS, PartName
 from kit.variants import Variant
 from pipeline.denoise import Denoiser
 from pipeline.prompts import PromptEncoder
@@ -34,8 +35,6 @@ from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.observe import Observer
 from quantize.calibration.record import Record, Seen, check
 from quantize.prompt_set import PromptSet
-
-CALIBRATED: tuple[PartName, ...] = ("text_encoder", "transformer")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Calibration:
     width: int | None = None
     height: int | None = None
     guidance: float | None = None
-    parts: tuple[PartName, ...] = CALIBRATED
+    parts: tuple[PartName, ...] = QUANTIZED_PARTS
     dtype: Compute | None = None
     device: str = "cpu"
     offload: Offload = "none"
@@ -70,7 +69,7 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
     variant = read_variant(checkpoint)
     requests = _requests(variant, config)
     bindings = {
-        part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras) for part in CALIBRATED
+        part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras) for part in QUANTIZED_PARTS
     }
     observer = Observer()
     texts = {request.prompt for request in requests}
@@ -104,10 +103,10 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
 def _requests(variant: Variant, config: Calibration) -> list[Request]:
     if not config.prompts.prompts:
         raise UsageError(f"--prompts {config.prompts.spec}: holds no prompt")
-    unknown = [part for part in config.parts if part not in CALIBRATED]
+    unknown = [part for part in config.parts if part not in QUANTIZED_PARTS]
     if unknown or not config.parts:
         raise UsageError(
-            f"--parts: {', '.join(unknown) or 'nothing'} cannot be calibrated; {', '.join(CALIBRATED)} can"
+            f"--parts: {', '.join(unknown) or 'nothing'} cannot be calibrated; {', '.join(QUANTIZED_PARTS)} can"
         )
     given = {"steps": config.steps, "width": config.width, "height": config.height, "guidance": config.guidance}
     plain = {name: value for name, value in given.items() if value is not None}
@@ -124,10 +123,8 @@ def _prompt_encoder(checkpoint: Path, variant: Variant) -> Iterator[PromptEncode
     with tempfile.TemporaryDirectory() as scratch:
         folder = checkpoint / "tokenizer"
         if variant.text_encoder.kind == "mistral3":
-            from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
-
             folder = Path(shutil.copytree(folder, Path(scratch) / "tokenizer"))
-            (folder / "system_message.txt").write_text(SYSTEM_MESSAGE)
+            write_system_message(folder)
         yield PromptEncoder(folder, variant.text_encoder.kind, variant.text_tokens)
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
-from kit.ports import PartName
+from kit.ports import QUANTIZED_PARTS
 
 FEW = 16  # the sample's int8 images lost 4 dB when it was calibrated on 4 prompts instead of 24
-PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
     parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
+    parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what to compute in; as stored when left out")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
     parser.add_argument(
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.sources import find_sources
 
     loras = tuple(Lora.parse(text) for text in args.lora)
-    sources = find_sources(args.checkpoint, PARTS, args.config, args.transformer)
+    sources = find_sources(args.checkpoint, QUANTIZED_PARTS, args.config, args.transformer)
     from tqdm import tqdm
 
     from quantize.calibration import record

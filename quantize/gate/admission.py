@@ -8,9 +8,8 @@ from pathlib import Path
 from kit.artifact import MANIFEST, Manifest, digest, verify
 from kit.checkpoint import SHIPPED
 from kit.errors import UsageError
-from kit.ports import PartName
+from kit.ports import SERVED_PARTS
 
-NEEDED: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_decoder")
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
@@ -27,7 +26,7 @@ def admit(candidate: Path, reference: Path) -> Admitted:
     """Verify both artifacts and refuse what cannot be compared; raises UsageError or ArtifactError."""
     ours, theirs = (verify(folder, ("onnx", "quantized")) for folder in (candidate, reference))
     for folder, manifest in ((candidate, ours), (reference, theirs)):
-        missing = [part for part in NEEDED if part not in manifest.parts]
+        missing = [part for part in SERVED_PARTS if part not in manifest.parts]
         if missing:
             raise UsageError(f"{folder} has no {' and no '.join(missing)}; the gate draws whole images, export it too")
         if manifest.compute == "bf16":

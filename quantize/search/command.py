@@ -15,6 +15,7 @@ from typing import Any
 from kit.artifact import tool_versions, verify
 from kit.atomic_folder import building
 from kit.errors import CheckFailed, UsageError
+from kit.ports import QUANTIZED_PARTS
 from kit.recipes import KEEP, RECIPES
 
 SPARES = (KEEP, "int8-weights")
@@ -190,7 +191,6 @@ def _model(args: argparse.Namespace, manifest: Any) -> Any:
     from export.sources import find_sources
     from export.torch_part import bind, check_device
     from pipeline.prompts import PromptEncoder
-    from quantize.apply.apply import QUANTIZED_PARTS
     from quantize.search.sensitivity import Model
 
     check_device(args.device, "none")

@@ -10,8 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from kit.errors import UsageError
+from kit.ports import QUANTIZED_PARTS
 from kit.recipes import Rule, read_recipe, write_recipe
-from quantize.apply.apply import QUANTIZED_PARTS, apply
+from quantize.apply.apply import apply
 from quantize.calibration.record import Record
 from quantize.gate.contract import Bound
 from quantize.gate.drawing import Canvas, Drawing, Generate, Measure, Side, compare, open_generator

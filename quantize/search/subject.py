@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from kit.artifact import Manifest
 from kit.errors import UsageError
-from kit.ports import PartName
+from kit.ports import QUANTIZED_PARTS, PartName
 from kit.recipes import KEEP, SCHEMES, Recipe
-from quantize.apply.apply import QUANTIZED_PARTS, QuantizationPlan, check_recipe, plan
+from quantize.apply.apply import QuantizationPlan, check_recipe, plan
 from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.record import Record, fingerprint
 from quantize.linears import find_linears

@@ -8,8 +8,10 @@ from torch import nn
 
 from benchmarks.gpu.cases import shrink
 from benchmarks.gpu.weights import random_part
+from export.aoti import RECIPES
 from export.aoti.linears import FP8, FP8_MAX, INT8_MAX, LINEARS, QuantizedLinear, quantize_linears, to_rows
 from kit.errors import UsageError
+from kit.recipes import recipe as kit_recipe
 from kit.variants import VARIANTS
 
 
@@ -52,6 +54,10 @@ def test_the_linears_of_blocks_are_quantized_and_no_others() -> None:
     assert all("transformer_blocks." in name for name in quantized)
     assert "model.x_embedder" in left
     assert "model.single_stream_modulation.linear" in left
+
+
+def test_every_recipe_that_can_be_compiled_has_a_torch_form_or_is_not_quantized() -> None:
+    assert [name for name in RECIPES if kit_recipe(name).rules] == list(LINEARS)
 
 
 @pytest.mark.parametrize("recipe", LINEARS)

@@ -12,12 +12,12 @@ import pytest
 from kit.artifact import MANIFEST, Manifest, PartRecord, digest, write_manifest
 from kit.checkpoint import SHIPPED
 from kit.errors import UsageError
-from kit.ports import ports
+from kit.ports import SERVED_PARTS, ports
 from kit.variants import Variant
-from quantize.gate.admission import NEEDED, TOKENIZER, admit, speaks_the_samples_grammar
+from quantize.gate.admission import TOKENIZER, admit, speaks_the_samples_grammar
 
 
-def artifact(folder: Path, tokenizer: str = "{}", parts: Any = NEEDED, **changes: Any) -> Path:
+def artifact(folder: Path, tokenizer: str = "{}", parts: Any = SERVED_PARTS, **changes: Any) -> Path:
     """Write an artifact without graphs, which admission does not open."""
     variant = changes.pop("variant", Variant.named("klein-4b"))
     (folder / "tokenizer").mkdir(parents=True)

@@ -19,7 +19,7 @@ from kit.artifact import verify
 from kit.cuda_device import Machine
 from kit.dtypes import numpy_type, to_array, to_tensor
 from kit.errors import ArtifactError, CheckFailed, UsageError
-from kit.ports import Ports, ports
+from kit.ports import SERVED_PARTS, PartName, Ports, ports
 from kit.variants import VARIANTS
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
@@ -36,7 +36,6 @@ from serve.probe import ANSWER, probe
 from serve.repository import is_current, write_repository
 from serve.settings import Settings, TensorRtModel, Tuning
 from serve.stage import open_model
-from serve.tensorrt_deploy import SERVED
 from serve.triton_config import configs
 from tests.conftest import ByFamily
 from tests.runtimes.test_trt_record import L4, RECORD
@@ -47,15 +46,16 @@ EXPECTED = Path(__file__).parents[1] / "expected" / "klein-4b-tensorrt"
 def record(sizing: Sizing | None = None, **changed: Any) -> EngineRecord:
     """Return the record of klein-4b's engines, one plan per part."""
     variant, chosen = VARIANTS["klein-4b"], sizing or Sizing()
-    plans = {
-        part: (PlanRecord(f"{part}/model.plan", derive(ports(part, variant, "bf16"), chosen), 1),) for part in SERVED
+    plans: dict[PartName, tuple[PlanRecord, ...]] = {
+        part: (PlanRecord(f"{part}/model.plan", derive(ports(part, variant, "bf16"), chosen), 1),)
+        for part in SERVED_PARTS
     }
     return replace(RECORD, plans=plans, **changed)
 
 
 def settings(made: EngineRecord) -> Settings:
     variant = VARIANTS["klein-4b"]
-    parts = {part: ports(part, variant, "bf16") for part in SERVED}
+    parts: dict[PartName, Ports] = {part: ports(part, variant, "bf16") for part in SERVED_PARTS}
     return Settings(variant, "bf16", Limits(), Tuning(), parts, tensorrt_deploy.models(made))
 
 

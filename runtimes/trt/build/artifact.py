@@ -15,6 +15,7 @@ from kit.artifact import (
     MANIFEST,
     Manifest,
     PartRecord,
+    copy_texts,
     digest,
     link_or_copy,
     step_versions,
@@ -29,7 +30,6 @@ from kit.errors import ArtifactError, UsageError
 from kit.ports import PartName
 
 REVISION = 1  # raised when the same artifact and options give other plans on the same machine
-TEXTS = ("model_index.json", "scheduler", "tokenizer")  # what a server needs beside the engines
 GRAPH = "model.onnx"  # of a part whose plan holds no weights
 Build = Callable[[PlannedPlan, Path], PlanRecord]  # a plan and where to write it
 Announce = Callable[[PlannedPlan], None]
@@ -80,8 +80,7 @@ def write_engine(request: BuildRequest, machine: Machine, out: Path, build: Buil
         if request.options.weights == "refit":
             for part in made:
                 _add_weights(request.artifact / request.manifest.part(part).graph, folder / part)
-        for name in TEXTS:
-            _copy(request.artifact / name, folder / name)
+        copy_texts(request.artifact, folder)
         manifest = write_manifest(folder, _manifest(request, machine, made))
     return manifest, time.perf_counter() - begin
 
@@ -159,13 +158,6 @@ def _add_weights(graph: Path, folder: Path) -> None:
     link_or_copy(graph, folder / GRAPH)
     for file in sorted(graph.parent.glob("*.safetensors")):
         link_or_copy(file, folder / file.name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copyfile(source, target)
 
 
 def _free(out: Path) -> int | None:
