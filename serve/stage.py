@@ -13,7 +13,7 @@ from kit.errors import EngineError
 from kit.ports import PartName
 from runtimes.ort.engine import OrtEngine
 from runtimes.trt.record import RECORD, read_record
-from serve import wire
+from serve import backend
 from serve.settings import Settings, version_folder
 
 
@@ -32,12 +32,12 @@ class EngineModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         ports = self.engine.ports.inputs
-        inputs = [{p.name: wire.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
+        inputs = [{p.name: backend.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
         try:
             results = run_together(self.engine, inputs)
         except EngineError as error:
-            return [wire.refuse(self.pb, error) for _ in requests]
-        return [wire.answer(self.pb, result) for result in results]
+            return [backend.refuse(self.pb, error) for _ in requests]
+        return [backend.respond(self.pb, result) for result in results]
 
 
 def open_model(version: Path, part: PartName, settings: Settings) -> Engine:

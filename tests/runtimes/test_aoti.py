@@ -23,6 +23,7 @@ from kit.dtypes import to_array, to_tensor
 from kit.engine import Engine
 from kit.errors import ArtifactError, EngineError, UsageError
 from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.request import Limits, check
 from runtimes.aoti.engine import AotiEngine
 from runtimes.ort.engine import OrtEngine
 
@@ -51,14 +52,8 @@ def generate(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[LiveReques
     text = np.random.default_rng(1).standard_normal((jobs, variant.text_tokens, variant.transformer.joint_dim))
     live = [
         denoiser.admit(
-            prompt_embeds=text[n].astype(np.float32),
-            negative_embeds=None,
-            seed=n,
-            width=64,
-            height=64,
-            steps=n + 1,
-            guidance=1.0,
-            num_images=1,
+            check({"prompt": "a cat", "seed": n, "width": 64, "height": 64, "steps": n + 1}, variant, Limits()),
+            text[n].astype(np.float32),
         )
         for n in range(jobs)
     ]
