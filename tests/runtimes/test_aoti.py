@@ -20,12 +20,13 @@ from export.artifact import ExportConfig, export
 from kit import tiny
 from kit.artifact import read_manifest, verify, write_manifest
 from kit.dtypes import to_array, to_tensor
-from kit.engine import Engine
+from kit.engine import Array, Engine
 from kit.errors import ArtifactError, EngineError, UsageError
 from pipeline.denoise import Denoiser, LiveRequest
 from pipeline.request import Limits, check
 from runtimes.aoti.engine import AotiEngine
 from runtimes.ort.engine import OrtEngine
+from tests.runtimes.conformance import assert_conforms
 
 TINY = tiny.Tiny(double_blocks=1, single_blocks=1, heads=1, text_tokens=8)
 SIZES = ((48, 80), (80, 48), (64, 64))
@@ -72,6 +73,20 @@ def test_packages_generate_what_onnx_runtime_generates(artifact: Path, checkpoin
         difference = np.abs(job.latents - reference.latents)
         scale = np.abs(reference.latents).max()
         assert difference.max() <= 1e-4 * scale, f"max {difference.max():.3g}, mean {difference.mean():.3g}"
+
+
+def test_packages_keep_the_engine_protocol(artifact: Path) -> None:
+    engine = AotiEngine(artifact, "transformer")
+
+    def make(seed: int) -> dict[str, Array]:
+        rng = np.random.default_rng(seed)
+        made: dict[str, Array] = {}
+        for port in engine.ports.inputs:
+            shape = port.shape({"batch": 3, "image_tokens": 16})  # more rows than the package holds
+            made[port.name] = rng.integers(0, 4, shape) if port.dtype == "i64" else rng.random(shape).astype(np.float32)
+        return made
+
+    assert_conforms(engine, make)
 
 
 def test_a_server_needs_neither_diffusers_nor_a_compiler(artifact: Path) -> None:
