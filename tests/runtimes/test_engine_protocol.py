@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from kit.engine import Array
+from kit.errors import ArtifactError, EngineError
 from kit.ports import Port, Ports
 from runtimes.ort.engine import OrtEngine
 from tests.runtimes.bindings import load
@@ -58,6 +59,22 @@ def values(seed: int) -> dict[str, Array]:
 
 def test_onnx_runtime_keeps_the_protocol(tmp_path: Path) -> None:
     assert_conforms(OrtEngine(graph(tmp_path), PORTS), values)
+
+
+def test_onnx_runtime_reports_inputs_that_do_not_fit(tmp_path: Path) -> None:
+    engine = OrtEngine(graph(tmp_path), PORTS)
+    with pytest.raises(EngineError, match="ids"):
+        engine.run({"x": values(1)["x"]})
+    with pytest.raises(EngineError, match="Invalid rank for input: x"):
+        engine.run(values(1) | {"x": np.zeros(3, np.float32)})
+
+
+def test_a_graph_or_a_provider_that_onnx_runtime_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ArtifactError, match="broken.onnx: ONNX Runtime cannot load it"):
+        OrtEngine(tmp_path / "broken.onnx", PORTS)
+    with pytest.raises(ArtifactError, match="ONNX Runtime has no NoProvider here; it has: .*CPUExecutionProvider"):
+        OrtEngine(graph(tmp_path), PORTS, provider="NoProvider")
 
 
 @pytest.mark.parametrize("rows", [2, 5], ids=["one call", "split batch"])
