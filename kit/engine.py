@@ -1,4 +1,4 @@
-"""How a part is run: the protocol that every runtime implements."""
+"""The protocol of engines: how a part is run, whatever the runtime."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ Array = npt.NDArray[np.generic]
 class Engine(Protocol):
     """Runs one exported part: arrays by port name in, arrays by port name out.
 
-    An array that is not writeable never changes after it was passed in. An engine may therefore keep such an array on
-    its device and skip the copy when the very same object comes again; a caller that wants to change values passes a
-    new array. Engines do not change their inputs.
+    Read-only means unchanged: an array that is not writeable when it is passed in never changes afterwards. An engine
+    may keep it on its device and skip the upload when the same object is passed again. A caller that wants other values
+    passes a new array. Writeable arrays are read at every call.
+
+    Engines do not change their inputs, and an output does not change when the engine runs again.
     """
 
     ports: Ports
@@ -26,6 +28,6 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; every array has the batch as its first axis.
 
-        Raises EngineError when the runtime fails or an input does not fit its port.
+        Raises EngineError if the runtime fails or an input does not fit its port.
         """
         ...

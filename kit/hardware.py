@@ -1,26 +1,24 @@
-"""What this machine is made of: CPU and its number formats, memory, disk, GPUs. Reads files, asks nvidia-smi."""
+"""The hardware of this machine: CPU and its number formats, memory, disk, GPUs. Reads files and runs nvidia-smi."""
 
 from __future__ import annotations
 
 import os
 import resource
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.gpus import MIB, Gpu, of_device
+from kit.cuda_device import CudaDevice, devices
 
-# Instructions that decide what a CPU runs well, by the name that Linux gives them.
+# CPU instructions that decide which number formats run fast, by their names in /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 INT8_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8")
-QUERY = ("name", "memory.total", "memory.free", "compute_cap", "driver_version")
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """The CPU: its name, the cores that this process may use, and which of CPU_FEATURES it has."""
+    """A CPU: its name, the number of cores available to this process, and which of CPU_FEATURES it has."""
 
     name: str
     cores: int
@@ -28,73 +26,31 @@ class Cpu:
 
     @property
     def int8(self) -> tuple[str, ...]:
-        """Those of its features that multiply 8-bit integers and sum in 32 bits."""
+        """The features that multiply 8-bit integers and accumulate in 32 bits."""
         return tuple(feature for feature in INT8_FEATURES if feature in self.features)
 
 
 @dataclass(frozen=True)
-class Device:
-    """A GPU as its driver describes it."""
-
-    name: str
-    memory: int
-    free: int
-    capability: str
-    driver: str
-
-    @property
-    def known(self) -> Gpu | None:
-        """Return the kit's entry, if it has one."""
-        return of_device(self.name, self.memory)
-
-
-@dataclass(frozen=True)
 class Hardware:
-    """Everything together."""
+    """CPU, memory, disk and GPUs of a machine; sizes in bytes."""
 
     cpu: Cpu
     memory: int
     memory_available: int
     disk_free: int
-    gpus: tuple[Device, ...]
-    gpu_problem: str | None  # why no GPU was found, None when one was
+    gpus: tuple[CudaDevice, ...]
+    gpu_problem: str | None  # why no GPU was found; None if one was
 
 
 def look(folder: Path, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Hardware:
-    """Look at the machine; `folder` is where artifacts would be written."""
+    """Inspect the machine; `folder` is where artifacts would be written."""
     memory, available = _memory(proc / "meminfo", groups / "memory.max")
     gpus, problem = devices()
     return Hardware(cpu(proc / "cpuinfo"), memory, available, shutil.disk_usage(folder).free, gpus, problem)
 
 
-def devices(program: str = "nvidia-smi", timeout: float = 5.0) -> tuple[tuple[Device, ...], str | None]:
-    """Ask nvidia-smi for the GPUs; without one, the second value says why."""
-    if shutil.which(program) is None:
-        return (), "no nvidia-smi, so no NVIDIA driver is installed here"
-    command = [program, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return (), f"nvidia-smi did not answer within {timeout:g} s"
-    if done.returncode:
-        words = (done.stdout + done.stderr).strip().splitlines()
-        return (), f"nvidia-smi failed: {words[-1] if words else f'exit code {done.returncode}'}"
-    found = tuple(_device(line) for line in done.stdout.splitlines() if line.count(",") == len(QUERY) - 1)
-    return found, None if found else "nvidia-smi lists no GPU"
-
-
-def _device(line: str) -> Device:
-    name, total, free, capability, driver = (field.strip() for field in line.split(","))
-    return Device(name, _mebibytes(total), _mebibytes(free), capability, driver)
-
-
-def _mebibytes(text: str) -> int:
-    """Read MiB; cards that share the host's memory say [N/A]."""
-    return int(text) * MIB if text.isdigit() else 0
-
-
 def cpu(info: Path = Path("/proc/cpuinfo")) -> Cpu:
-    """Read what the kernel tells of the CPU."""
+    """Read the CPU from /proc/cpuinfo."""
     lines = info.read_text().splitlines() if info.is_file() else []
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(fields.get("flags", "").split())
@@ -106,7 +62,7 @@ def cpu(info: Path = Path("/proc/cpuinfo")) -> Cpu:
 
 
 def _memory(info: Path, limit: Path) -> tuple[int, int]:
-    """Return total and available memory; a container's limit lowers both."""
+    """Return total and available memory, at most the limit of the container."""
     fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
     total, available = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     text = limit.read_text().strip() if limit.is_file() else "max"

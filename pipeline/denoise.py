@@ -1,8 +1,8 @@
-"""The step loop as a pure state machine: requests join, advance one step per call in shared batches, and leave.
+"""The denoising loop as a pure state machine: requests join, advance one step per call in shared batches, and leave.
 
-Nothing here knows Triton. A `LiveRequest` is one request between its first and its last step; `Denoiser.step` advances
-any set of them by one step. Requests of different step counts, seeds, guidance and arrival times share an engine call
-as long as they have the same number of image tokens; timesteps and position ids travel per row.
+This module does not depend on Triton. A `LiveRequest` is a request that has been admitted and is not finished;
+`Denoiser.step` advances any number of them by one step. Requests with different step counts, seeds, guidance and
+arrival times share an engine call if they have the same number of image tokens; timesteps and position ids are per row.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import numpy.typing as npt
 
 from kit.dtypes import Compute, numpy_type
 from kit.engine import Array, Engine
-from kit.errors import EngineError
+from kit.errors import EngineError, RequestError
 from kit.variants import Variant
 from pipeline import schedule
 from pipeline.noise import initial_latents
+from pipeline.request import Request
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class LiveRequest:
-    """One request while it is generated."""
+    """The state of one request while it is denoised; compared and hashed by identity."""
 
     latents: Float32  # [N, S, 128], packed
     prompt_embeds: Array  # [T, 3H]
-    negative_embeds: Array | None  # [T, 3H] when classifier-free guidance runs
+    negative_embeds: Array | None  # [T, 3H] with classifier-free guidance
     img_ids: Int64  # [S, 4]
-    rows: int  # of latents: height / 16
-    columns: int  # of latents: width / 16
+    rows: int  # latent height: image height / 16
+    columns: int  # latent width: image width / 16
     guidance: float
     levels: Float32  # sigmas, [steps + 1]
-    times: Float32  # timestep port, [steps]
-    index: int = 0  # steps done
-    error: str | None = None  # why it cannot go on
+    times: Float32  # values of the timestep port, [steps]
+    index: int = 0  # steps completed
+    error: str | None = None  # the failure that ended the request
 
     @property
     def done(self) -> bool:
@@ -49,30 +50,34 @@ class LiveRequest:
 
     @property
     def batch_rows(self) -> int:
-        """Rows that this job takes in an engine call: its images, twice when guidance needs two passes."""
+        """Rows of an engine call that the request needs: one per image, two when guidance needs two passes."""
         return len(self.latents) * (1 if self.negative_embeds is None else 2)
 
     def image_latents(self) -> Float32:
-        """Unpack to [N, 128, h, w], what the VAE decoder takes."""
+        """Unpack the latents to [N, 128, h, w], the input of the VAE decoder."""
         n, _, channels = self.latents.shape
         return self.latents.transpose(0, 2, 1).reshape(n, channels, self.rows, self.columns)
 
 
+Chunk = tuple[LiveRequest, ...]  # the requests of one engine call
+
+
 @dataclass
 class Occupancy:
-    """How full the engine calls were, counted since start."""
+    """How full the engine calls were since the start."""
 
     calls: int = 0
     rows: int = 0
-    steps: int = 0  # job-steps: a call that advances three jobs adds three
-    fullest: int = 0  # most jobs in one call
+    steps: int = 0  # request-steps: a call that advances three requests adds three
+    fullest: int = 0  # the largest number of requests in one call
 
 
 @dataclass
 class Denoiser:
-    """Advances jobs through one transformer engine.
+    """Advances requests through one transformer engine.
 
-    `max_rows` bounds the rows of one engine call (the largest batch of the engine's profile); a larger group is cut.
+    `max_rows` limits the rows of one engine call (the largest batch of the engine's profile). Larger groups are split
+    into chunks.
     """
 
     variant: Variant
@@ -80,125 +85,119 @@ class Denoiser:
     engine: Engine
     max_rows: int = 16
     occupancy: Occupancy = field(default_factory=Occupancy)
-    _constant: dict[int, tuple[tuple[LiveRequest, ...], dict[str, Array]]] = field(
-        default_factory=dict
-    )  # by image tokens
+    _constants: dict[Chunk, dict[str, Array]] = field(default_factory=dict)
 
-    def admit(
-        self,
-        *,
-        prompt_embeds: Array,
-        negative_embeds: Array | None,
-        seed: int,
-        width: int,
-        height: int,
-        steps: int,
-        guidance: float,
-        num_images: int,
-    ) -> LiveRequest:
-        """Start a job from checked values; embeddings are [T, 3H].
+    def admit(self, request: Request, prompt_embeds: Array, negative_embeds: Array | None = None) -> LiveRequest:
+        """Start a checked request; embeddings are [T, 3H].
 
-        Raises ValueError when the embeddings do not have the variant's shape.
+        Raises RequestError if the embeddings do not have the variant's shape, or if the negative ones are missing and
+        guidance needs them.
         """
         text = (self.variant.text_tokens, self.variant.transformer.joint_dim)
         for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_embeds", negative_embeds)):
             if embeds is not None and embeds.shape != text:
-                raise ValueError(f"{name}: shape {list(embeds.shape)} is not {list(text)}")
-        two_passes = self.variant.guidance == "cfg" and guidance > 1
+                raise RequestError(f"{name}: shape {list(embeds.shape)} is not {list(text)}")
+        two_passes = self.variant.guidance == "cfg" and request.guidance > 1
         if two_passes and negative_embeds is None:
-            raise ValueError(f"guidance {guidance:g} on {self.variant.name} needs negative_embeds")
-        rows, columns = height // self.variant.pixels_per_token, width // self.variant.pixels_per_token
-        levels = schedule.sigmas(rows * columns, steps)
+            raise RequestError(f"guidance {request.guidance:g} on {self.variant.name} needs negative_embeds")
+        pixels = self.variant.pixels_per_token
+        rows, columns = request.height // pixels, request.width // pixels
+        levels = schedule.sigmas(rows * columns, request.steps)
         return LiveRequest(
-            latents=initial_latents(self.variant, seed, num_images, width, height, self.compute),
+            latents=initial_latents(
+                self.variant, request.seed, request.num_images, request.width, request.height, self.compute
+            ),
             prompt_embeds=prompt_embeds,
             negative_embeds=negative_embeds if two_passes else None,
             img_ids=image_ids(rows, columns),
             rows=rows,
             columns=columns,
-            guidance=guidance,
+            guidance=request.guidance,
             levels=levels,
             times=schedule.timesteps(levels, self.compute),
         )
 
-    def step(self, jobs: Sequence[LiveRequest]) -> None:
-        """Advance every job by one step; jobs with the same number of image tokens share engine calls.
+    def step(self, live: Sequence[LiveRequest]) -> None:
+        """Advance every request by one step; requests with the same number of image tokens share engine calls.
 
-        When an engine call fails, its jobs alone carry the `error`; the others advance.
+        When an engine call fails, only the requests of that call get an `error`; the others advance.
         """
-        live = {id(job) for job in jobs}
-        self._constant = {t: kept for t, kept in self._constant.items() if all(id(job) in live for job in kept[0])}
-        for _, group in groupby(sorted(jobs, key=_tokens), key=_tokens):
-            for chunk in self._chunks(list(group)):
-                try:
-                    self._advance(chunk)
-                except EngineError as error:
-                    logger.error("an engine call of %d jobs failed: %s", len(chunk), error)
-                    for job in chunk:
-                        job.error = str(error)
+        chunks = [
+            chunk for _, group in groupby(sorted(live, key=_tokens), key=_tokens) for chunk in self._chunks(list(group))
+        ]
+        self._constants = {chunk: stacked for chunk, stacked in self._constants.items() if chunk in chunks}
+        for chunk in chunks:
+            try:
+                self._advance(chunk)
+            except EngineError as error:
+                logger.error("an engine call with %d requests failed: %s", len(chunk), error)
+                for request in chunk:
+                    request.error = str(error)
+            if any(request.done or request.error for request in chunk):
+                self._constants.pop(chunk, None)  # the same requests never meet again
 
-    def _chunks(self, jobs: Sequence[LiveRequest]) -> list[list[LiveRequest]]:
+    def _chunks(self, live: Sequence[LiveRequest]) -> list[Chunk]:
         chunks: list[list[LiveRequest]] = []
         room = 0
-        for job in jobs:
-            if job.batch_rows > room:
+        for request in live:
+            if request.batch_rows > room:
                 chunks.append([])
-                room = max(self.max_rows, job.batch_rows)
-            chunks[-1].append(job)
-            room -= job.batch_rows
-        return chunks
+                room = max(self.max_rows, request.batch_rows)
+            chunks[-1].append(request)
+            room -= request.batch_rows
+        return [tuple(chunk) for chunk in chunks]
 
-    def _advance(self, jobs: Sequence[LiveRequest]) -> None:
-        velocity = self.engine.run(self._inputs(jobs))["velocity"]  # [B, S, 128]
+    def _advance(self, chunk: Chunk) -> None:
+        velocity = self.engine.run(self._inputs(chunk))["velocity"]  # [B, S, 128]
         self.occupancy.calls += 1
         self.occupancy.rows += len(velocity)
-        self.occupancy.steps += len(jobs)
-        self.occupancy.fullest = max(self.occupancy.fullest, len(jobs))
+        self.occupancy.steps += len(chunk)
+        self.occupancy.fullest = max(self.occupancy.fullest, len(chunk))
         start = 0
-        for job in jobs:
-            mine = np.asarray(velocity[start : start + job.batch_rows], dtype=np.float32)
-            start += job.batch_rows
-            if job.negative_embeds is not None:
-                negative, positive = mine[: len(job.latents)], mine[len(job.latents) :]
-                scaled = self._round(np.float32(job.guidance) * self._round(positive - negative))
+        for request in chunk:
+            mine = np.asarray(velocity[start : start + request.batch_rows], dtype=np.float32)
+            start += request.batch_rows
+            if request.negative_embeds is not None:
+                negative, positive = mine[: len(request.latents)], mine[len(request.latents) :]
+                scaled = self._round(np.float32(request.guidance) * self._round(positive - negative))
                 mine = self._round(negative + scaled)
-            # Euler: x + (next sigma - sigma) * v in float32, as the scheduler does
-            step = job.levels[job.index + 1] - job.levels[job.index]
-            job.latents = self._round(job.latents + step * mine)
-            job.index += 1
+            # Euler step in float32, as in diffusers' scheduler: x + (next sigma - sigma) * v
+            step = request.levels[request.index + 1] - request.levels[request.index]
+            request.latents = self._round(request.latents + step * mine)
+            request.index += 1
 
-    def _inputs(self, jobs: Sequence[LiveRequest]) -> dict[str, Array]:
-        """Stack the rows of all jobs; of a job with guidance first the negative passes, then the positive ones."""
-        hidden = [job.latents for job in jobs for _ in _passes(job)]
-        times = [job.times[job.index] for job in jobs for _ in range(job.batch_rows)]
-        inputs: dict[str, Array] = {
+    def _inputs(self, chunk: Chunk) -> dict[str, Array]:
+        """Stack the rows of a chunk; a request with guidance has its negative passes first."""
+        hidden = [request.latents for request in chunk for _ in _passes(request)]
+        times = [request.times[request.index] for request in chunk for _ in range(request.batch_rows)]
+        if chunk not in self._constants:
+            self._constants[chunk] = self._stack(chunk)
+        return {
             "hidden_states": np.concatenate(hidden).astype(numpy_type(self.compute), copy=False),
             "timestep": np.array(times, np.float32),
-            **self._constants(jobs),
+            **self._constants[chunk],
         }
-        return inputs
 
-    def _constants(self, jobs: Sequence[LiveRequest]) -> dict[str, Array]:
-        """Stack what does not change from step to step, once for a company of jobs.
+    def _stack(self, chunk: Chunk) -> dict[str, Array]:
+        """Stack the inputs that stay the same at every step.
 
-        The arrays are read-only, by which an engine can tell that they lie on its device already.
+        The arrays are read-only, so an engine may keep them on its device and skip the upload (see kit.engine).
         """
-        company, stacked = self._constant.get(_tokens(jobs[0]), ((), {}))
-        if len(company) == len(jobs) and all(a is b for a, b in zip(company, jobs, strict=True)):
-            return stacked
-        embeds = [np.broadcast_to(text, (len(job.latents), *text.shape)) for job in jobs for text in _passes(job)]
-        ids = [np.broadcast_to(job.img_ids, (job.batch_rows, *job.img_ids.shape)) for job in jobs]
-        tokens, rows = self.variant.text_tokens, sum(job.batch_rows for job in jobs)
-        stacked = {
+        embeds = [
+            np.broadcast_to(text, (len(request.latents), *text.shape)) for request in chunk for text in _passes(request)
+        ]
+        ids = [np.broadcast_to(request.img_ids, (request.batch_rows, *request.img_ids.shape)) for request in chunk]
+        tokens, rows = self.variant.text_tokens, sum(request.batch_rows for request in chunk)
+        stacked: dict[str, Array] = {
             "encoder_hidden_states": np.concatenate(embeds),
             "img_ids": np.concatenate(ids),
             "txt_ids": np.broadcast_to(text_ids(tokens), (rows, tokens, 4)).copy(),
         }
         if self.variant.guidance == "embedded":
-            stacked["guidance"] = np.array([job.guidance for job in jobs for _ in range(job.batch_rows)], np.float32)
+            scales = [request.guidance for request in chunk for _ in range(request.batch_rows)]
+            stacked["guidance"] = np.array(scales, np.float32)
         for array in stacked.values():
             array.flags.writeable = False
-        self._constant[_tokens(jobs[0])] = tuple(jobs), stacked
         return stacked
 
     def _round(self, values: Float32) -> Float32:
@@ -208,13 +207,14 @@ class Denoiser:
         return values.astype(numpy_type(self.compute)).astype(np.float32)
 
 
-def _passes(job: LiveRequest) -> list[Array]:
-    """Return the texts that a job runs with, one of them per pass."""
-    return [job.prompt_embeds] if job.negative_embeds is None else [job.negative_embeds, job.prompt_embeds]
+def _passes(request: LiveRequest) -> list[Array]:
+    """Return the text embeddings of each pass: the negative prompt, if any, then the prompt."""
+    texts = [request.prompt_embeds]
+    return texts if request.negative_embeds is None else [request.negative_embeds, *texts]
 
 
-def _tokens(job: LiveRequest) -> int:
-    return int(job.latents.shape[1])
+def _tokens(request: LiveRequest) -> int:
+    return int(request.latents.shape[1])
 
 
 def image_ids(rows: int, columns: int) -> Int64:
@@ -226,7 +226,7 @@ def image_ids(rows: int, columns: int) -> Int64:
 
 
 def text_ids(tokens: int) -> Int64:
-    """Position ids of text tokens, [tokens, 4]: only the last axis counts."""
+    """Position ids of text tokens, [tokens, 4]: only the last axis is used."""
     ids = np.zeros((tokens, 4), np.int64)
     ids[:, 3] = np.arange(tokens)
     return ids

@@ -81,13 +81,4 @@ class LocalPipeline:
         negative = None
         if self.variant.guidance == "cfg":
             negative = self.embed(request.negative_prompt, "negative_prompt")
-        return self.denoiser.admit(
-            prompt_embeds=self.embed(request.prompt),
-            negative_embeds=negative,
-            seed=request.seed,
-            width=request.width,
-            height=request.height,
-            steps=request.steps,
-            guidance=request.guidance,
-            num_images=request.num_images,
-        )
+        return self.denoiser.admit(request, self.embed(request.prompt), negative)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kit import software
+from kit.cuda_device import CudaDevice
 from kit.gpus import Gpu
-from kit.hardware import Device, Hardware, look
+from kit.hardware import Hardware, look
 from kit.ports import SERVED_PARTS
 from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS, Variant
@@ -97,7 +98,7 @@ def render(
     for device in hardware.gpus:
         name = device.known.name if device.known else "not in the kit's table"
         lines.append(
-            f"gpu     {device.name} ({name}), {gigabytes(device.memory)}, {gigabytes(device.free)} free, "
+            f"gpu     {device.title} ({name}), {gigabytes(device.memory_bytes)}, {gigabytes(device.free_bytes)} free, "
             f"compute capability {device.capability}, driver {device.driver}"
         )
     if not hardware.gpus:
@@ -120,8 +121,8 @@ def _export(installed: Mapping[str, str]) -> Verdict:
     return Verdict("export to ONNX", not missing, words)
 
 
-def _engine(device: Device, hardware: Hardware, installed: Mapping[str, str]) -> Verdict:
-    work = f"build and run TensorRT engines on {device.name}"
+def _engine(device: CudaDevice, hardware: Hardware, installed: Mapping[str, str]) -> Verdict:
+    work = f"build and run TensorRT engines on {device.title}"
     wheel = software.tensorrt(installed)
     if device.known is None:
         return Verdict(work, False, "the kit has no facts of this GPU; nearest entries: kit plan --gpu all")
@@ -132,8 +133,8 @@ def _engine(device: Device, hardware: Hardware, installed: Mapping[str, str]) ->
     return Verdict(work, True, f"{wheel}; {_fitting(device.known, hardware.disk_free)}")
 
 
-def _cuda(device: Device, providers: Sequence[str]) -> Verdict:
-    work = f"run ONNX Runtime on {device.name}"
+def _cuda(device: CudaDevice, providers: Sequence[str]) -> Verdict:
+    work = f"run ONNX Runtime on {device.title}"
     if "CUDAExecutionProvider" not in providers:
         return Verdict(work, False, "no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime")
     return Verdict(work, True, "CUDAExecutionProvider; the planner has no figures of its speed")

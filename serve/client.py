@@ -1,4 +1,4 @@
-"""A small client over tritonclient's gRPC: fields in, encoded images out."""
+"""A small client on tritonclient's gRPC: request fields in, encoded images out."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from kit.errors import CheckFailed, Flux2Error, RequestError, ServerError, UsageError
+from kit.errors import Flux2Error, RequestError, ServerError
 from pipeline.request import FIELDS, Field, FieldType
 from serve.triton_config import ENSEMBLE
-
-_NUMPY: dict[FieldType, Any] = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
-_WIRE: dict[FieldType, str] = {
-    "TYPE_STRING": "BYTES",
-    "TYPE_INT32": "INT32",
-    "TYPE_INT64": "INT64",
-    "TYPE_FP32": "FP32",
-}
+from serve.wire import NUMPY
 
 
 @dataclass(frozen=True)
 class ImageResponse:
-    """The answer to one request: encoded images, the seed that was used, and the seconds it took."""
+    """The response to one request: encoded images, the seed that was used, and the elapsed seconds."""
 
     images: list[bytes]
     seed: int
@@ -35,9 +28,9 @@ class ImageResponse:
 
 
 def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
-    """Turn fields into gRPC inputs of shape [1]; None is left out.
+    """Convert fields to gRPC inputs of shape [1]; fields that are None are omitted.
 
-    Raises RequestError for an unknown field or a value that is not of the field's type.
+    Raises RequestError for an unknown field or a value of the wrong type.
     """
     known = {field.name: field for field in FIELDS}
     inputs = []
@@ -46,7 +39,7 @@ def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
             continue
         if name not in known:
             raise RequestError(f"unknown field {name!r}; there are: {', '.join(known)}")
-        tensor = grpc.InferInput(name, [1], _WIRE[known[name].type])
+        tensor = grpc.InferInput(name, [1], _datatype(known[name].type))
         tensor.set_data_from_numpy(_array(known[name], value))
         inputs.append(tensor)
     return inputs
@@ -55,19 +48,24 @@ def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
 def _array(field: Field, value: Any) -> Any:
     if field.type == "TYPE_STRING":
         return np.array([value.encode() if isinstance(value, str) else value], np.object_)
-    kind = _NUMPY[field.type]
+    kind = NUMPY[field.type]
     try:
         number = np.array([value])
         fits = kind is np.float32 or (np.iinfo(kind).min <= int(value) <= np.iinfo(kind).max and int(value) == value)
         if fits and number.dtype.kind in "iuf":
             return number.astype(kind)
     except (TypeError, ValueError, OverflowError):
-        pass  # told below, as every other value that does not fit
-    raise RequestError(f"{field.name}: {value!r} is not a {_WIRE[field.type]} value")
+        pass  # rejected below, like any other value that does not fit
+    raise RequestError(f"{field.name}: {value!r} is not a {_datatype(field.type)} value")
+
+
+def _datatype(kind: FieldType) -> str:
+    """Return the name that Triton's protocol uses for a type of config.pbtxt."""
+    return "BYTES" if kind == "TYPE_STRING" else kind.removeprefix("TYPE_")
 
 
 class Client:
-    """Asks one server for images; safe to use from several threads."""
+    """Requests images from one server; thread-safe."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -80,7 +78,7 @@ class Client:
         self._grpc.close()
 
     def ready(self) -> bool:
-        """Tell whether the server answers and says that the ensemble is loaded."""
+        """Return whether the server responds and reports that the ensemble is loaded."""
         try:
             return bool(self._grpc.is_model_ready(ENSEMBLE))
         except InferenceServerException:
@@ -92,10 +90,10 @@ class Client:
         timeout: float | None = None,
         tick: Callable[[float], None] | None = None,
     ) -> ImageResponse:
-        """Ask for one request and wait; `tick` is called with the seconds gone, about ten times a second.
+        """Send one request and wait; `tick` is called about ten times a second with the elapsed seconds.
 
-        Raises RequestError when the server calls the request wrong, ServerError for everything else. An interrupt
-        cancels the call.
+        Raises RequestError if the server rejects the request, ServerError for every other failure. An interrupt cancels
+        the call.
         """
         answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
         start = time.perf_counter()
@@ -120,7 +118,7 @@ class Client:
             raise self._translate(error)
         images, seed = result.as_numpy("image"), result.as_numpy("seed_used")
         if images is None or seed is None or not len(seed):
-            raise CheckFailed("the server answered without an image or a seed")
+            raise ServerError("the server's response has no image or no seed")
         return ImageResponse([bytes(image) for image in images], int(seed.flat[0]), time.perf_counter() - start)
 
     def _translate(self, error: InferenceServerException) -> Flux2Error:
@@ -129,5 +127,5 @@ class Client:
         if status == "INVALID_ARGUMENT":
             return RequestError(message)
         if status == "UNAVAILABLE" and not self.ready():
-            return UsageError(f"no FLUX.2 server answers at {self.url}; start one with: python -m serve run DEPLOY")
+            return ServerError(f"no FLUX.2 server responds at {self.url}; start one with: python -m serve run DEPLOY")
         return ServerError(f"{status}: {message}")

@@ -1,7 +1,8 @@
-"""Run several requests through one part in as few engine calls as their shapes allow, inside Triton or not."""
+"""Run several requests through one part in as few engine calls as their shapes allow, inside or outside Triton."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,17 +14,20 @@ from kit.errors import EngineError
 from kit.ports import PartName
 from runtimes.ort.engine import OrtEngine
 from runtimes.trt.record import RECORD, read_record
-from serve import wire
+from serve import backend
 from serve.settings import Settings, version_folder
+
+logger = logging.getLogger(__name__)
+Result = dict[str, Array] | EngineError
 
 
 class EngineModel:
-    """A Triton python model that runs one part; used where the server's own TensorRT backend cannot."""
+    """A Triton python model that runs one part; used where Triton's own TensorRT backend cannot."""
 
     part: ClassVar[PartName]
 
     def initialize(self, args: dict[str, str]) -> None:
-        import triton_python_backend_utils as pb  # exists inside the server only
+        import triton_python_backend_utils as pb  # exists only inside the server
 
         self.pb = pb
         folder = version_folder(args)
@@ -32,16 +36,17 @@ class EngineModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         ports = self.engine.ports.inputs
-        inputs = [{p.name: wire.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
-        try:
-            results = run_together(self.engine, inputs)
-        except EngineError as error:
-            return [wire.refuse(self.pb, error) for _ in requests]
-        return [wire.answer(self.pb, result) for result in results]
+        inputs = [{p.name: backend.read(self.pb, request, p.name, p.dtype) for p in ports} for request in requests]
+        return [self._respond(result) for result in run_together(self.engine, inputs)]
+
+    def _respond(self, result: Result) -> Any:
+        if isinstance(result, EngineError):
+            return backend.refuse(self.pb, result)
+        return backend.respond(self.pb, result)
 
 
 def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
-    """Open the part of a Triton python model, whose files stand in its version folder."""
+    """Open the part of a Triton python model; its files are in the model's version folder."""
     if part in settings.tensorrt:
         from runtimes.trt.engine import open_engines
 
@@ -50,19 +55,34 @@ def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
     return OrtEngine(below / "model.onnx", settings.ports[part], settings.tuning.threads)
 
 
-def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-    """Stack the rows of requests whose arrays have equal shapes beyond the batch axis; return each one's own rows."""
+def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[Result]:
+    """Run the requests whose arrays have equal shapes beyond the batch axis in one call; return each one's own rows.
+
+    When a call fails, its requests are retried one by one, so that only those that cannot run get an EngineError.
+    """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for index, request in enumerate(requests):
         key = tuple(request[port.name].shape[1:] for port in engine.ports.inputs)
         groups.setdefault(key, []).append(index)
-    results: list[dict[str, Array]] = [{} for _ in requests]
+    results: dict[int, Result] = {}
     for members in groups.values():
-        names = [port.name for port in engine.ports.inputs]
-        outputs = engine.run({name: np.concatenate([requests[i][name] for i in members]) for name in names})
-        start = 0
-        for i in members:
-            stop = start + len(requests[i][names[0]])
-            results[i] = {name: value[start:stop] for name, value in outputs.items()}
-            start = stop
+        results |= zip(members, _run_group(engine, [requests[i] for i in members]), strict=True)
+    return [results[index] for index in range(len(requests))]
+
+
+def _run_group(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[Result]:
+    names = [port.name for port in engine.ports.inputs]
+    try:
+        outputs = engine.run({name: np.concatenate([request[name] for request in requests]) for name in names})
+    except EngineError as error:
+        if len(requests) == 1:
+            return [error]
+        logger.warning("an engine call with %d requests failed, retrying one by one: %s", len(requests), error)
+        return [result for request in requests for result in _run_group(engine, [request])]
+    results: list[Result] = []
+    start = 0
+    for request in requests:
+        stop = start + len(request[names[0]])
+        results.append({name: value[start:stop] for name, value in outputs.items()})
+        start = stop
     return results

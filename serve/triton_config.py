@@ -17,6 +17,7 @@ from kit.dtypes import triton_type
 from kit.ports import PartName, Port
 from pipeline.request import FIELDS
 from serve.settings import Settings
+from serve.wire import DENOISER, IMAGE_ENCODER, TENSORS, RequestTensor
 
 ENSEMBLE = "flux2"
 
@@ -35,14 +36,6 @@ class Wire:
 _REQUEST = tuple(Wire(f.name, f.type, (1,), optional=True) for f in FIELDS)
 # An ensemble has one namespace: an output called "seed" would be the input of that name.
 _IMAGES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
-_PER_REQUEST = (  # from the tokenizer to the denoiser
-    Wire("checked_seed", "TYPE_INT64", (1,)),
-    Wire("checked_size", "TYPE_INT32", (2,)),
-    Wire("checked_steps", "TYPE_INT32", (1,)),
-    Wire("checked_guidance", "TYPE_FP32", (1,)),
-    Wire("checked_num_images", "TYPE_INT32", (1,)),
-)
-_FORMAT = Wire("checked_format", "TYPE_STRING", (1,))
 
 
 def wires(ports: Sequence[Port]) -> tuple[Wire, ...]:
@@ -70,6 +63,16 @@ def _batched(wire: Wire) -> Wire:
     return Wire(wire.name, wire.type, (-1, *wire.dims), wire.optional)
 
 
+def _row(tensor: RequestTensor) -> Wire:
+    """Describe a tensor for a model that Triton batches."""
+    return Wire(tensor.name, tensor.type, tensor.dims)
+
+
+def _whole(tensor: RequestTensor) -> Wire:
+    """Describe a tensor for a model that Triton does not batch."""
+    return _batched(_row(tensor)) if tensor.batched else _row(tensor)
+
+
 def _model(name: str, inputs: Iterable[Wire], outputs: Iterable[Wire], max_batch: int) -> Any:
     config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
     for wire in inputs:
@@ -89,8 +92,8 @@ def _text_inputs(settings: Settings) -> tuple[Wire, ...]:
 def _tokenizer(settings: Settings) -> Any:
     passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
     texts = [Wire(p + w.name, w.type, w.dims) for p in passes for w in _text_inputs(settings)]
-    outputs = [_batched(wire) for wire in (*texts, *_PER_REQUEST)]
-    config = _model("tokenizer", _REQUEST, [*outputs, _FORMAT], 0)
+    outputs = [*(_batched(wire) for wire in texts), *(_whole(tensor) for tensor in TENSORS)]
+    config = _model("tokenizer", _REQUEST, outputs, 0)
     config.dynamic_batching.default_queue_policy.max_queue_size = settings.tuning.queue_size
     return config
 
@@ -126,7 +129,9 @@ def _denoiser(settings: Settings) -> Any:
         [Wire("negative_" + w.name, w.type, w.dims) for w in embeds] if settings.variant.guidance == "cfg" else []
     )
     latents = wires(settings.ports["vae_decoder"].inputs)
-    config = _model("denoiser", [*embeds, *negative, *_PER_REQUEST], latents, settings.tuning.live_requests)
+    config = _model(
+        "denoiser", [*embeds, *negative, *(_row(tensor) for tensor in DENOISER)], latents, settings.tuning.live_requests
+    )
     if "transformer" in settings.tensorrt:
         _on_gpu(config)
     batching = config.sequence_batching
@@ -150,7 +155,7 @@ def _vae_decoder(settings: Settings) -> Any:
 
 def _image_encoder() -> Any:
     pixels = Wire("pixels", "TYPE_UINT8", (-1, -1, -1, 3))
-    return _model("image_encoder", [pixels, _FORMAT, _batched(_PER_REQUEST[0])], _IMAGES, 0)
+    return _model("image_encoder", [pixels, *(_whole(tensor) for tensor in IMAGE_ENCODER)], _IMAGES, 0)
 
 
 def _ensemble(settings: Settings) -> Any:
@@ -161,7 +166,6 @@ def _ensemble(settings: Settings) -> Any:
     text_in = [w.name for w in _text_inputs(settings)]
     (embeds,) = (p.name for p in settings.ports["text_encoder"].outputs)
     passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
-    checked = [w.name for w in _PER_REQUEST]
     texts = [p + name for p in passes for name in text_in]
 
     def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
@@ -170,10 +174,10 @@ def _ensemble(settings: Settings) -> Any:
     def same(*names: str) -> dict[str, str]:
         return {name: name for name in names}
 
-    step("tokenizer", same(*(f.name for f in FIELDS)), same(*texts, *checked, _FORMAT.name))
+    step("tokenizer", same(*(f.name for f in FIELDS)), same(*texts, *(t.name for t in TENSORS)))
     for p in passes:
         step("text_encoder", {name: p + name for name in text_in}, {embeds: p + embeds})
-    step("denoiser", same(*(p + embeds for p in passes), *checked), same("latents"))
+    step("denoiser", same(*(p + embeds for p in passes), *(t.name for t in DENOISER)), same("latents"))
     step("vae_decoder", same("latents"), {"image": "pixels"})  # "image" is the graph's own name for its output
-    step("image_encoder", same("pixels", _FORMAT.name, "checked_seed"), same("image", "seed_used"))
+    step("image_encoder", same("pixels", *(t.name for t in IMAGE_ENCODER)), same("image", "seed_used"))
     return config

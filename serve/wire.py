@@ -1,74 +1,79 @@
-"""Small bridge between Triton's python backend and arrays, shared by the models of the repository.
+"""A checked Request as tensors and back: what travels between the models of the ensemble, as one table.
 
-`pb` is the module triton_python_backend_utils, which exists inside the server only.
+The tokenizer's outputs, the inputs of the denoiser and of the image encoder, and their config.pbtxt are derived from
+it. The prompts are not in it: they travel as token ids, then as embeddings.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kit.dtypes import Dtype
 from kit.engine import Array
-from kit.errors import UsageError
-from pipeline.request import FIELDS
+from pipeline.request import FieldType, Request
 
-logger = logging.getLogger(__name__)
-
-
-def read_optional(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array | None:
-    """Return an input as an array, None when the request does not have it.
-
-    `dtype` must be given where it is bf16: Triton hands such tensors out by DLPack alone.
-    """
-    tensor = pb.get_input_tensor_by_name(request, name)
-    if tensor is None:
-        return None
-    if dtype != "bf16":
-        return np.asarray(tensor.as_numpy())
-    from torch.utils import dlpack
-
-    from kit.dtypes import to_array
-
-    return to_array(dlpack.from_dlpack(tensor.to_dlpack()).cpu())
+NUMPY: Mapping[FieldType, Any] = {
+    "TYPE_STRING": np.object_,  # Triton's BYTES
+    "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64,
+    "TYPE_FP32": np.float32,
+}
 
 
-def read(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array:
-    """Return an input as an array; raises UsageError when the request does not have it."""
-    value = read_optional(pb, request, name, dtype)
-    if value is None:
-        raise UsageError(f"{name}: missing")
-    return value
+@dataclass(frozen=True)
+class RequestTensor:
+    """One tensor: the request fields it holds, in order, and whether it has a batch axis in front of them."""
+
+    name: str
+    type: FieldType
+    fields: tuple[str, ...]
+    batched: bool = True
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape without a batch axis."""
+        return (len(self.fields),)
+
+    def pack(self, request: Request) -> Array:
+        """Return the tensor of one request, [1, fields] or [fields]."""
+        values = [getattr(request, field) for field in self.fields]
+        raw = [value.encode() if isinstance(value, str) else value for value in values]
+        array: Array = np.array(raw, NUMPY[self.type])
+        return array[None] if self.batched else array
+
+    def unpack(self, array: Array) -> dict[str, Any]:
+        """Return the fields of one request as plain Python values."""
+        values = array.reshape(-1).tolist()
+        texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+        return dict(zip(self.fields, texts, strict=True))
 
 
-def read_fields(pb: Any, request: Any) -> dict[str, Any]:
-    """Return the raw values of the ensemble's fields; each has shape [1]."""
-    values = {field.name: read_optional(pb, request, field.name) for field in FIELDS}
-    return {name: None if array is None else array.flat[0] for name, array in values.items()}
+SEED = RequestTensor("checked_seed", "TYPE_INT64", ("seed",))
+FORMAT = RequestTensor("checked_format", "TYPE_STRING", ("output_format",), batched=False)
+TENSORS = (
+    SEED,
+    RequestTensor("checked_size", "TYPE_INT32", ("width", "height")),
+    RequestTensor("checked_steps", "TYPE_INT32", ("steps",)),
+    RequestTensor("checked_guidance", "TYPE_FP32", ("guidance",)),
+    RequestTensor("checked_num_images", "TYPE_INT32", ("num_images",)),
+    FORMAT,
+)
+DENOISER = tuple(tensor for tensor in TENSORS if tensor.batched)  # the denoiser's inputs
+IMAGE_ENCODER = (FORMAT, SEED)  # the image encoder's inputs; the seed passes through
 
 
-def answer(pb: Any, outputs: Mapping[str, Array]) -> Any:
-    """Make a response; numpy text arrays must have dtype object."""
-    return pb.InferenceResponse([_tensor(pb, name, value) for name, value in outputs.items()])
+def request_to_tensors(request: Request) -> dict[str, Array]:
+    """Return all tensors of a request by name."""
+    return {tensor.name: tensor.pack(request) for tensor in TENSORS}
 
 
-def _tensor(pb: Any, name: str, value: Array) -> Any:
-    if value.dtype.name != "bfloat16":
-        return pb.Tensor(name, np.ascontiguousarray(value))
-    from kit.dtypes import to_tensor
-
-    return pb.Tensor.from_dlpack(name, to_tensor(value).__dlpack__())
-
-
-def refuse(pb: Any, error: Exception) -> Any:
-    """Make an error response: INVALID_ARGUMENT for wrong use, INTERNAL (and a line in the log) for all else.
-
-    Only the request that it answers fails; those beside it in the batch go on.
-    """
-    if isinstance(error, UsageError):
-        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
-    logger.error("request failed", exc_info=error)
-    return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
+def request_from_tensors(tensors: Mapping[str, Array]) -> Request:
+    """Rebuild a request from the denoiser's tensors; without FORMAT the format is png. The prompts are empty."""
+    fields: dict[str, Any] = {"prompt": "", "negative_prompt": "", "output_format": "png"}
+    for tensor in TENSORS:
+        if tensor.name in tensors:
+            fields |= tensor.unpack(tensors[tensor.name])
+    return Request(**fields)

@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a network; read when huggingface_hub is imported
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ import pytest
 
 if TYPE_CHECKING:
     from kit.variants import Family
-    from serve.launch import Server
 
 ByFamily = Callable[["Family"], Path]  # fixtures import what they need when they run: a room's tests load no other room
 
@@ -55,31 +54,6 @@ def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts") / "sample"
     export(resolve("sample"), out, ExportConfig())
     return out
-
-
-@pytest.fixture(scope="session")
-def deployment_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
-    """Write the deployment of a family once."""
-    from pipeline.request import Limits
-    from serve.repository import write_repository
-    from serve.settings import Tuning
-
-    @cache
-    def make(family: Family) -> Path:
-        out = tmp_path_factory.mktemp("deployments") / family
-        write_repository(artifact_of(family), out, Limits(), Tuning())
-        return out
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def server(deployment_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run one real tritonserver with the tiny klein for all tests that need one."""
-    from serve.launch import Server
-
-    with Server(deployment_of("klein"), log=tmp_path_factory.mktemp("server") / "triton.log") as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

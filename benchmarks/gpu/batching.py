@@ -24,6 +24,7 @@ from kit.engine import Array
 from kit.ports import Ports, ports
 from kit.variants import Variant
 from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.request import Limits, check
 from runtimes.aoti import buckets
 from runtimes.aoti.engine import pad
 
@@ -100,16 +101,9 @@ def job(variant: Variant, denoiser: Denoiser, side: int, steps: int) -> LiveRequ
     """Admit a request; its prompt is noise, which times as well as words."""
     shape = (variant.text_tokens, variant.transformer.joint_dim)
     embeds = np.zeros(shape, np.float32).astype(numpy_type("bf16"))
-    return denoiser.admit(
-        prompt_embeds=embeds,
-        negative_embeds=None,
-        seed=1,
-        width=side,
-        height=side,
-        steps=steps,
-        guidance=variant.guidance_scale,
-        num_images=1,
-    )
+    fields = {"prompt": "noise", "seed": 1, "width": side, "height": side, "steps": steps}
+    request = check(fields, variant, Limits(min_side=Variant.pixels_per_token))
+    return denoiser.admit(request, embeds)
 
 
 def run(

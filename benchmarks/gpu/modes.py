@@ -24,7 +24,7 @@ from export.aoti.package import compile_package
 from export.graphs.text_encoder import DecoderLayer, TextEncoderGraph
 from export.graphs.transformer import TransformerGraph
 from runtimes.aoti.package import Package
-from runtimes.aoti.replay import Replay
+from runtimes.cuda_graph import Replay
 
 Compiled = Literal["no", "blocks", "whole", "package"]
 Call = Callable[[Mapping[str, Tensor]], Tensor]

@@ -148,14 +148,9 @@ def _denoise(
     for begin in range(0, len(requests), batch):
         jobs = [
             denoiser.admit(
-                prompt_embeds=embeds[request.prompt],
-                negative_embeds=embeds[request.negative_prompt] if variant.guidance == "cfg" else None,
-                seed=request.seed,
-                width=request.width,
-                height=request.height,
-                steps=request.steps,
-                guidance=request.guidance,
-                num_images=1,
+                request,
+                embeds[request.prompt],
+                embeds[request.negative_prompt] if variant.guidance == "cfg" else None,
             )
             for request in requests[begin : begin + batch]
         ]

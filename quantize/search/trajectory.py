@@ -62,14 +62,9 @@ def denoise(
     denoiser = Denoiser(variant, "fp32", engine, max_rows=2 * len(requests))
     jobs = [
         denoiser.admit(
-            prompt_embeds=embeds[request.prompt],
-            negative_embeds=embeds[request.negative_prompt] if variant.guidance == "cfg" else None,
-            seed=request.seed,
-            width=request.width,
-            height=request.height,
-            steps=request.steps,
-            guidance=request.guidance,
-            num_images=1,
+            request,
+            embeds[request.prompt],
+            embeds[request.negative_prompt] if variant.guidance == "cfg" else None,
         )
         for request in requests
     ]

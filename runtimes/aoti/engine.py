@@ -22,7 +22,7 @@ from kit.errors import ArtifactError, EngineError
 from kit.ports import PartName
 from runtimes.aoti import buckets
 from runtimes.aoti.package import Package
-from runtimes.aoti.replay import Replay
+from runtimes.cuda_graph import Replay
 
 Launch = Literal["calls", "graphs"]  # every kernel launched anew, or recorded once and replayed (CUDA graphs)
 WEIGHTS = "weights.safetensors"
@@ -76,7 +76,7 @@ class AotiEngine:
         self.buckets: list[buckets.Sizes] = [package["sizes"] for package in packages]
         self._weights = _read_weights(home / WEIGHTS, self.device)
         self._packages = [Package(home / package["file"], self._weights) for package in packages]
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[int, Replay] = {}  # by bucket
         self._launch = launch
 
     @torch.inference_mode()

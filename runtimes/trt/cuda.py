@@ -61,10 +61,9 @@ class Cuda:
         return to_array(values)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        self._stream.synchronize()
-        graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        from runtimes.cuda_graph import CudaGraph
+
+        graph = CudaGraph(work, self._stream)
 
         def replay() -> None:
             with self._torch.cuda.stream(self._stream):

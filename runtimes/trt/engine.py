@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import tensorrt as trt
@@ -37,7 +38,7 @@ class Prepared:
     tensors: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]  # of the inputs
     replay: Callable[[], None] | None = None
-    uploaded: dict[str, Array] = field(default_factory=dict)  # read-only arrays that lie on the GPU already
+    uploaded: dict[str, ReferenceType[Array]] = field(default_factory=dict)  # read-only arrays whose values are there
 
 
 class TensorRtEngine:
@@ -136,15 +137,14 @@ class TensorRtEngine:
         chosen.shapes = dict(shapes)
 
     def _upload(self, ready: Prepared, inputs: Mapping[str, Array]) -> None:
-        """Copy inputs to the GPU; a read-only array that was the last one there has not changed since."""
+        """Copy inputs to the GPU, except a read-only array that was uploaded last: it has not changed (kit.engine)."""
         for port in self.ports.inputs:
             array = inputs[port.name]
-            if ready.uploaded.get(port.name) is array:
-                continue
-            self._device.upload(ready.tensors[port.name], array)
-            ready.uploaded.pop(port.name, None)
+            kept = ready.uploaded.pop(port.name, None)
+            if array.flags.writeable or kept is None or kept() is not array:
+                self._device.upload(ready.tensors[port.name], array)
             if not array.flags.writeable:
-                ready.uploaded[port.name] = array
+                ready.uploaded[port.name] = ref(array)  # weak: the caller decides how long the array lives
 
     def _enqueue(self, ready: Prepared) -> None:
         chosen = ready.context

@@ -48,8 +48,10 @@ class EngineRecord:
     plans: Mapping[PartName, tuple[PlanRecord, ...]]
 
     def options(self) -> dict[str, Any]:
-        """Return the record as a manifest's options."""
-        return asdict(self)
+        """Return the record as the options of a manifest; how much memory was free is left out."""
+        options = asdict(self)
+        del options["device"]["free_bytes"]
+        return options
 
     @classmethod
     def of(cls, manifest: Manifest) -> EngineRecord:
@@ -89,10 +91,10 @@ def mismatch(record: EngineRecord, machine: Machine) -> str | None:
 
 
 def _wrong_gpu(record: EngineRecord, device: CudaDevice | None) -> str | None:
-    built = f"the engine was built on {record.device.title} (compute capability {_dotted(record.device)})"
+    built = f"the engine was built on {record.device.title} (compute capability {record.device.capability})"
     if device is None:
         return f"{built}, this machine has no NVIDIA GPU that nvidia-smi shows"
-    here = f"this machine has {device.title} ({_dotted(device)})"
+    here = f"this machine has {device.title} ({device.capability})"
     match record.hardware:
         case "exact":
             fits, wider = device.title == record.device.title, "--hardware same-capability or ampere-plus"
@@ -126,10 +128,6 @@ def _wrong_tensorrt(record: EngineRecord, version: str | None) -> str | None:
             "or there with --version compatible"
         )
     return None
-
-
-def _dotted(device: CudaDevice) -> str:
-    return ".".join(map(str, device.compute_capability))
 
 
 def _major(version: str) -> int:

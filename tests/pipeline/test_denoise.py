@@ -12,11 +12,12 @@ import torch
 
 from kit.dtypes import Compute
 from kit.engine import Array
-from kit.errors import EngineError
+from kit.errors import EngineError, RequestError
 from kit.ports import ports
 from kit.variants import VARIANTS, Variant
 from pipeline.denoise import Denoiser, LiveRequest, image_ids, text_ids
 from pipeline.noise import initial_latents
+from pipeline.request import Limits, check
 
 
 def small(name: str) -> Variant:
@@ -48,19 +49,16 @@ class Recorder:
 
 
 def start(denoiser: Denoiser, **changes: Any) -> LiveRequest:
+    """Admit a small request; `changes` are request fields."""
     variant = denoiser.variant
-    text = np.full((variant.text_tokens, variant.transformer.joint_dim), 0.5, np.float32)
-    fields: dict[str, Any] = {
-        "prompt_embeds": text,
-        "negative_embeds": -text if variant.guidance == "cfg" else None,
-        "seed": 1,
-        "width": 64,
-        "height": 64,
-        "steps": 4,
-        "guidance": variant.guidance_scale,
-        "num_images": 1,
-    }
-    return denoiser.admit(**(fields | changes))
+    fields = {"prompt": "a cat", "seed": 1, "width": 64, "height": 64, "steps": 4} | changes
+    text = embeds(variant)
+    request = check(fields, variant, Limits(min_side=16))
+    return denoiser.admit(request, text, -text if variant.guidance == "cfg" else None)
+
+
+def embeds(variant: Variant) -> np.ndarray[Any, Any]:
+    return np.full((variant.text_tokens, variant.transformer.joint_dim), 0.5, np.float32)
 
 
 def run_alone(name: str, **changes: Any) -> LiveRequest:
@@ -169,14 +167,11 @@ def test_ids_count_rows_columns_and_text() -> None:
     assert text_ids(2).tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prompt_embeds": np.zeros((3, 12), np.float32)}, r"prompt_embeds: shape \[3, 12\] is not \[16, 12\]"),
-        ({"negative_embeds": None}, "guidance 4 on klein-base-4b needs negative_embeds"),
-    ],
-)
-def test_a_job_that_cannot_run_is_refused(changes: dict[str, Any], message: str) -> None:
-    denoiser = Denoiser(small("klein-base-4b"), "fp32", Recorder(small("klein-base-4b")))
-    with pytest.raises(ValueError, match=message):
-        start(denoiser, **changes)
+def test_a_request_that_cannot_run_is_rejected() -> None:
+    variant = small("klein-base-4b")
+    denoiser = Denoiser(variant, "fp32", Recorder(variant))
+    request = check({"prompt": "a cat"}, variant, Limits())
+    with pytest.raises(RequestError, match=r"prompt_embeds: shape \[3, 12\] is not \[16, 12\]"):
+        denoiser.admit(request, np.zeros((3, 12), np.float32), embeds(variant))
+    with pytest.raises(RequestError, match="guidance 4 on klein-base-4b needs negative_embeds"):
+        denoiser.admit(request, embeds(variant))

@@ -11,12 +11,13 @@ import pytest
 
 from kit import software
 from kit.__main__ import main
+from kit.cuda_device import CudaDevice, devices
 from kit.gpus import GB, MIB, gpu
-from kit.hardware import Cpu, Device, Hardware, devices, look
+from kit.hardware import Cpu, Hardware, look
 from kit.variants import VARIANTS
 from planner.doctor import cpu_bytes, render, verdicts
 
-L4 = Device("NVIDIA L4", 23034 * MIB, 22500 * MIB, "8.9", "570.86.15")
+L4 = CudaDevice("NVIDIA L4", (8, 9), 23034 * MIB, "570.86.15", 22500 * MIB)
 BARE = Hardware(Cpu("AMD EPYC", 8, ("avx2", "avx512_vnni")), 64 * GB, 60 * GB, 500 * GB, (), "no driver")
 FULL = dict.fromkeys(software.EXPORT, "1.0")
 
@@ -32,6 +33,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
     rows = "echo 'NVIDIA L4, 23034, 22500, 8.9, 570.86.15'\necho 'Tesla T4, 15360, 15000, 7.5, 570.86.15'"
     found, problem = devices(program(tmp_path, rows))
     assert found[0] == L4
+    assert found[0].free_bytes == L4.free_bytes
     assert found[0].known is gpu("l4")
     assert found[1].known is None
     assert problem is None
@@ -39,7 +41,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
 
 def test_memory_that_nvidia_smi_does_not_tell_is_zero(tmp_path: Path) -> None:
     found, _ = devices(program(tmp_path, "echo 'NVIDIA GB10, [N/A], [N/A], 12.1, 580.1'"))
-    assert found[0].memory == 0
+    assert (found[0].memory_bytes, found[0].free_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_onnx_runtime_on_a_gpu_needs_its_provider() -> None:
 
 
 def test_a_gpu_that_is_not_in_the_table_is_said() -> None:
-    hardware = replace(BARE, gpus=(Device("Tesla T4", 15360 * MIB, 0, "7.5", "570"),), gpu_problem=None)
+    hardware = replace(BARE, gpus=(CudaDevice("Tesla T4", (7, 5), 15360 * MIB, "570"),), gpu_problem=None)
     can, said = words(hardware, FULL)["build and run TensorRT engines on Tesla T4"]
     assert not can
     assert "the kit has no facts of this GPU" in said

@@ -20,11 +20,13 @@ from export.artifact import ExportConfig, export
 from kit import tiny
 from kit.artifact import read_manifest, verify, write_manifest
 from kit.dtypes import to_array, to_tensor
-from kit.engine import Engine
+from kit.engine import Array, Engine
 from kit.errors import ArtifactError, EngineError, UsageError
 from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.request import Limits, check
 from runtimes.aoti.engine import AotiEngine
 from runtimes.ort.engine import OrtEngine
+from tests.runtimes.conformance import assert_conforms
 
 TINY = tiny.Tiny(double_blocks=1, single_blocks=1, heads=1, text_tokens=8)
 SIZES = ((48, 80), (80, 48), (64, 64))
@@ -51,14 +53,8 @@ def generate(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[LiveReques
     text = np.random.default_rng(1).standard_normal((jobs, variant.text_tokens, variant.transformer.joint_dim))
     live = [
         denoiser.admit(
-            prompt_embeds=text[n].astype(np.float32),
-            negative_embeds=None,
-            seed=n,
-            width=64,
-            height=64,
-            steps=n + 1,
-            guidance=1.0,
-            num_images=1,
+            check({"prompt": "a cat", "seed": n, "width": 64, "height": 64, "steps": n + 1}, variant, Limits()),
+            text[n].astype(np.float32),
         )
         for n in range(jobs)
     ]
@@ -77,6 +73,20 @@ def test_packages_generate_what_onnx_runtime_generates(artifact: Path, checkpoin
         difference = np.abs(job.latents - reference.latents)
         scale = np.abs(reference.latents).max()
         assert difference.max() <= 1e-4 * scale, f"max {difference.max():.3g}, mean {difference.mean():.3g}"
+
+
+def test_packages_keep_the_engine_protocol(artifact: Path) -> None:
+    engine = AotiEngine(artifact, "transformer")
+
+    def make(seed: int) -> dict[str, Array]:
+        rng = np.random.default_rng(seed)
+        made: dict[str, Array] = {}
+        for port in engine.ports.inputs:
+            shape = port.shape({"batch": 3, "image_tokens": 16})  # more rows than the package holds
+            made[port.name] = rng.integers(0, 4, shape) if port.dtype == "i64" else rng.random(shape).astype(np.float32)
+        return made
+
+    assert_conforms(engine, make)
 
 
 def test_a_server_needs_neither_diffusers_nor_a_compiler(artifact: Path) -> None:

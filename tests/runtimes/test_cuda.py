@@ -19,6 +19,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     """A Cuda whose memory is the CPU's; classes and functions of torch.cuda are autospecs of the real ones."""
     stream = create_autospec(torch.cuda.Stream, instance=True)
     stream.cuda_stream = 77
+    stream.device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", create_autospec(torch.cuda.current_stream))
     streams = create_autospec(torch.cuda.Stream, return_value=stream)
     monkeypatch.setattr(torch.cuda, "Stream", streams)
     monkeypatch.setattr(torch.cuda, "stream", create_autospec(torch.cuda.stream, side_effect=lambda s: nullcontext()))

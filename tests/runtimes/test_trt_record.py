@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from kit import cuda_device
 from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.errors import ArtifactError
-from kit.hardware import Device
 from runtimes.trt.profiles import AxisRange, Profile
 from runtimes.trt.record import EngineRecord, PlanRecord, mismatch
 
@@ -103,8 +103,7 @@ def test_a_part_that_was_not_built_is_named() -> None:
 
 
 def test_this_machine_is_what_nvidia_smi_and_package_metadata_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device("NVIDIA L4", L4.memory_bytes, 1, "8.9", "580.65.06")
-    monkeypatch.setattr(cuda_device, "devices", lambda: ((device,), None))
+    monkeypatch.setattr(cuda_device, "devices", lambda: ((replace(L4, free_bytes=1),), None))
     monkeypatch.setattr(cuda_device, "versions", lambda: {"tensorrt-cu12": "10.16.1.11", "torch": "2"})
     assert this_machine() == Machine(L4, "10.16.1.11")
     assert this_machine(1).device is None
@@ -115,5 +114,15 @@ def test_this_machine_is_what_nvidia_smi_and_package_metadata_say(monkeypatch: p
     assert this_machine() == Machine(None, None)
 
 
-def test_a_capability_that_the_driver_does_not_tell_is_none_that_a_plan_was_built_for() -> None:
-    assert CudaDevice.of(Device("Old", 1, 1, "[N/A]", "1")).compute_capability == (0, 0)
+def test_a_capability_that_the_driver_does_not_report_is_zero(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Old, 1, [N/A], [N/A], 1'\n")
+    program.chmod(0o755)
+    assert cuda_device.devices(str(program)) == ((CudaDevice("Old", (0, 0), 2**20, "1"),), None)
+
+
+def test_free_memory_is_not_part_of_a_record() -> None:
+    busy = replace(RECORD, device=replace(L4, free_bytes=1))
+    assert busy == RECORD
+    assert busy.options() == RECORD.options()
+    assert set(RECORD.options()["device"]) == {"title", "compute_capability", "memory_bytes", "driver"}

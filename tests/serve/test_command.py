@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from export.artifact import ExportConfig, export
-from kit.errors import RequestError
 from pipeline.images import decode, encode
 from pipeline.request import Limits
 from serve.__main__ import main
-from serve.client import Client, fields_to_inputs
 from serve.launch import Server
 from serve.settings import Settings, Tuning
 from tests.conftest import ByFamily
@@ -107,35 +105,6 @@ def test_an_artifact_without_a_part_is_refused(
     code, _, err = run(capsys, "repository", str(tmp_path / "a"), "--out", str(tmp_path / "d"))
     assert code == 1
     assert "the artifact has no text_encoder; it has: vae_decoder" in err
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"prompt": "a", "widht": 64}, "unknown field 'widht'; there are: prompt"),
-        ({"prompt": "a", "width": "wide"}, "width: 'wide' is not a INT32 value"),
-        ({"prompt": "a", "width": 2**40}, "width: 1099511627776 is not a INT32 value"),
-    ],
-)
-def test_the_client_refuses_what_it_cannot_send(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        fields_to_inputs(fields)
-
-
-def test_the_client_leaves_out_what_is_none() -> None:
-    assert [tensor.name() for tensor in fields_to_inputs({"prompt": "a", "seed": None, "steps": 3})] == [
-        "prompt",
-        "steps",
-    ]
-
-
-@pytest.mark.server
-def test_a_request_that_takes_too_long_is_given_up(server: Server) -> None:
-    ticks: list[float] = []
-    with Client(server.url) as client, pytest.raises(Exception, match="DEADLINE_EXCEEDED"):
-        client.generate({"prompt": "a", "steps": 100, "width": 512, "height": 512}, timeout=0.5, tick=ticks.append)
-    assert ticks == sorted(ticks)
-    assert len(ticks) >= 2
 
 
 @pytest.mark.parametrize("name", ["png", "webp", "jpeg"])

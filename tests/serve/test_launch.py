@@ -20,7 +20,6 @@ import pytest
 from kit.artifact import digest
 from kit.errors import ArtifactError, CheckFailed, UsageError
 from pipeline.images import decode, encode
-from serve.client import Client
 from serve.find_server import find_server
 from serve.launch import Server, TcpPorts
 from serve.probe import ANSWER
@@ -200,8 +199,3 @@ def test_numpy_2_is_refused_for_the_packaged_server(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match="numpy 2.2.6 is installed; the server of nvidia-pytriton returns empty"):
         find_server(None, tmp_path)
-
-
-def test_a_client_without_a_server_is_told_how_to_start_one() -> None:
-    with Client(f"127.0.0.1:{TcpPorts.free().grpc}") as client, pytest.raises(UsageError, match="python -m serve run"):
-        client.generate({"prompt": "a cat"}, timeout=5)

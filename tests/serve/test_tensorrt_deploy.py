@@ -29,8 +29,8 @@ from runtimes.trt.build import artifact as engine_artifact
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from runtimes.trt.profiles import Sizing, derive
 from runtimes.trt.record import EngineRecord, PlanRecord, read_record
+from serve import backend, tensorrt_deploy
 from serve import repository as repository_module
-from serve import tensorrt_deploy, wire
 from serve.launch import tensorrt_options
 from serve.probe import ANSWER, probe
 from serve.repository import is_current, write_repository
@@ -279,13 +279,13 @@ def test_bf16_crosses_by_dlpack_and_all_else_as_numpy() -> None:
         InferenceResponse=lambda tensors: {t.name: t for t in tensors},
         get_input_tensor_by_name=lambda request, name: request.get(name),
     )
-    sent = wire.answer(pb, {"latents": values, "seed": np.array([7])})
+    sent = backend.respond(pb, {"latents": values, "seed": np.array([7])})
     assert sent["latents"].values.dtype == torch.bfloat16
-    read = wire.read(pb, sent, "latents", "bf16")
+    read = backend.read(pb, sent, "latents", "bf16")
     assert read.dtype == numpy_type("bf16")
     assert np.array_equal(read.view(np.int16), values.view(np.int16))
-    assert wire.read(pb, sent, "seed").tolist() == [7]
-    assert wire.read_optional(pb, sent, "nothing", "bf16") is None
+    assert backend.read(pb, sent, "seed").tolist() == [7]
+    assert backend.read_optional(pb, sent, "nothing", "bf16") is None
 
 
 def test_tensors_share_memory_with_arrays_unless_these_are_read_only() -> None:

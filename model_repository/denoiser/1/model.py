@@ -1,8 +1,8 @@
-"""Triton model: generate requests step by step, all live ones together.
+"""Triton model: denoise all live requests together, one step per execution.
 
-Triton's iterative sequences call `execute` with every live request; each advances by one step and is handed back to
-the scheduler until it is done. So requests of different step counts, seeds and arrival times share engine calls, and
-join or leave between any two steps. A slot that nobody uses arrives as a request that is not READY.
+Triton's iterative sequences call `execute` with every live request. Each advances by one step and is handed back to the
+scheduler until it is done, so requests with different step counts, seeds and arrival times share engine calls, and can
+join or leave between any two steps. An unused slot arrives as a request that is not READY.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from kit.dtypes import numpy_type
-from kit.errors import EngineError, UsageError
+from kit.errors import EngineError, RequestError
 from pipeline.denoise import Denoiser, LiveRequest
-from serve import wire
+from serve import backend
 from serve.settings import Settings, version_folder
 from serve.stage import open_model
+from serve.wire import DENOISER, request_from_tensors
 
 
 class TritonPythonModel:
-    """Keeps one Job per live sequence; forgets those that Triton dropped (a cancelled request is never announced)."""
+    """Keeps one LiveRequest per sequence.
+
+    Triton does not announce a cancelled request, so those that stop coming are dropped after a while.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = version_folder(args)
@@ -30,9 +34,9 @@ class TritonPythonModel:
         engine = open_model(folder, "transformer", settings)
         self.denoiser = Denoiser(settings.variant, settings.compute, engine, settings.tuning.max_rows)
         self.families: list[Any] = []
-        self.jobs: dict[int, LiveRequest] = {}
-        self.seen: dict[int, float] = {}
-        self.live = self._metric(
+        self.live: dict[int, LiveRequest] = {}  # by sequence
+        self.seen: dict[int, float] = {}  # when each sequence last came
+        self.live_per_execution = self._metric(
             "flux2_denoiser_live_requests",
             "Live requests per execution of the denoiser",
             pb.MetricFamily.HISTOGRAM,
@@ -44,13 +48,13 @@ class TritonPythonModel:
 
     def _metric(self, name: str, description: str, kind: Any, **options: Any) -> Any:
         family = pb.MetricFamily(name=name, description=description, kind=kind)
-        self.families.append(family)  # Triton ends a metric whose family is garbage
+        self.families.append(family)  # Triton removes a metric when its family is garbage collected
         return family.Metric(labels={}, **options)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         now = time.monotonic()
         responses: list[Any] = [None] * len(requests)
-        live: list[tuple[int, int]] = []  # position in the batch, sequence
+        ready: list[tuple[int, int]] = []  # (position in the batch, sequence)
         for position, request in enumerate(requests):
             if not _control(request, "READY"):
                 responses[position] = pb.InferenceResponse([])
@@ -58,58 +62,53 @@ class TritonPythonModel:
             sequence = _control(request, "CORRID")
             try:
                 if _control(request, "START"):
-                    self.jobs[sequence] = self._admit(request)
-                live.append((position, sequence))
+                    self.live[sequence] = self._admit(request)
+                ready.append((position, sequence))
                 self.seen[sequence] = now
-            except (UsageError, ValueError) as error:
-                responses[position] = wire.refuse(pb, UsageError(str(error)))
+            except RequestError as error:
+                responses[position] = backend.refuse(pb, error)
         before = self.denoiser.occupancy.calls, self.denoiser.occupancy.rows
-        self.denoiser.step([self.jobs[sequence] for _, sequence in live])
-        if live:
-            self.live.observe(float(len(live)))
+        self.denoiser.step([self.live[sequence] for _, sequence in ready])
+        if ready:
+            self.live_per_execution.observe(float(len(ready)))
         self.calls.increment(self.denoiser.occupancy.calls - before[0])
         self.rows.increment(self.denoiser.occupancy.rows - before[1])
-        for position, sequence in live:
+        for position, sequence in ready:
             responses[position] = self._respond(requests[position], sequence)
         self._forget(now)
         return responses
 
     def _admit(self, request: Any) -> LiveRequest:
-        """Start a job from the tokenizer's and text encoder's outputs; each has a batch axis of one."""
-        width, height = wire.read(pb, request, "checked_size")[0]
+        """Start a request from the outputs of the tokenizer and the text encoder; each has a batch axis of one."""
+        checked = request_from_tensors({t.name: backend.read(pb, request, t.name) for t in DENOISER})
         compute = self.settings.compute
-        negative = wire.read_optional(pb, request, "negative_prompt_embeds", compute)
+        negative = backend.read_optional(pb, request, "negative_prompt_embeds", compute)
         return self.denoiser.admit(
-            prompt_embeds=wire.read(pb, request, "prompt_embeds", compute)[0].copy(),
-            negative_embeds=None if negative is None else negative[0].copy(),
-            seed=int(wire.read(pb, request, "checked_seed")[0, 0]),
-            width=int(width),
-            height=int(height),
-            steps=int(wire.read(pb, request, "checked_steps")[0, 0]),
-            guidance=float(wire.read(pb, request, "checked_guidance")[0, 0]),
-            num_images=int(wire.read(pb, request, "checked_num_images")[0, 0]),
+            checked,
+            backend.read(pb, request, "prompt_embeds", compute)[0].copy(),
+            None if negative is None else negative[0].copy(),
         )
 
     def _respond(self, request: Any, sequence: int) -> Any:
-        """Answer a finished or failed request; hand a live one back to Triton."""
-        job = self.jobs[sequence]
-        if job.error is None and not job.done:
+        """Respond to a finished or failed request; hand an unfinished one back to Triton."""
+        live = self.live[sequence]
+        if live.error is None and not live.done:
             request.set_release_flags(pb.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
             return None
-        del self.jobs[sequence], self.seen[sequence]
-        if job.error is not None:
-            return wire.refuse(pb, EngineError(job.error))
-        latents = job.image_latents()
+        del self.live[sequence], self.seen[sequence]
+        if live.error is not None:
+            return backend.refuse(pb, EngineError(live.error))
+        latents = live.image_latents()
         if not np.isfinite(latents).all():
-            return wire.refuse(pb, RuntimeError("the latents are not finite; the weights or the precision are broken"))
+            return backend.refuse(pb, EngineError("the latents are not finite; check the weights and the precision"))
         self.images.increment(len(latents))
-        return wire.answer(pb, {"latents": latents.astype(numpy_type(self.settings.compute), copy=False)})
+        return backend.respond(pb, {"latents": latents.astype(numpy_type(self.settings.compute), copy=False)})
 
     def _forget(self, now: float) -> None:
-        """Drop jobs that Triton no longer brings: their request was cancelled or timed out."""
+        """Drop the requests that Triton no longer sends because they were cancelled or timed out."""
         for sequence in [s for s, seen in self.seen.items() if now - seen > self.settings.tuning.idle_seconds]:
-            del self.jobs[sequence], self.seen[sequence]
+            del self.live[sequence], self.seen[sequence]
 
 
 def _control(request: Any, name: str) -> int:
-    return int(wire.read(pb, request, name).item())
+    return int(backend.read(pb, request, name).item())

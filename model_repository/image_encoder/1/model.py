@@ -10,19 +10,24 @@ import triton_python_backend_utils as pb
 from kit.errors import Flux2Error
 from pipeline.images import encode
 from pipeline.request import check_format
-from serve import wire
+from serve import backend
+from serve.wire import IMAGE_ENCODER
 
 
 class TritonPythonModel:
-    """The ensemble's last step; also passes on the seed that was used."""
+    """The last step of the ensemble; it also returns the seed that was used."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._encode(request) for request in requests]
 
     def _encode(self, request: Any) -> Any:
-        pixels, name, seed = (wire.read(pb, request, port) for port in ("pixels", "checked_format", "checked_seed"))
+        pixels = backend.read(pb, request, "pixels")
+        fields: dict[str, Any] = {}
+        for tensor in IMAGE_ENCODER:
+            fields |= tensor.unpack(backend.read(pb, request, tensor.name))
         try:
-            images = [encode(image, check_format(name.flat[0])) for image in pixels]
+            images = [encode(image, check_format(fields["output_format"])) for image in pixels]
         except Flux2Error as error:
-            return wire.refuse(pb, error)
-        return wire.answer(pb, {"image": np.array(images, np.object_), "seed_used": seed.reshape(1)})
+            return backend.refuse(pb, error)
+        outputs = {"image": np.array(images, np.object_), "seed_used": np.array([fields["seed"]], np.int64)}
+        return backend.respond(pb, outputs)

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
-from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
 from kit.artifact import (
     MANIFEST,
     Manifest,
@@ -25,9 +23,11 @@ from kit.artifact import (
 )
 from kit.atomic_folder import building
 from kit.cuda_device import Machine, this_machine
-from runtimes.trt.record import EngineRecord, PlanRecord
 from kit.errors import ArtifactError, UsageError
 from kit.ports import PartName
+from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
+from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
+from runtimes.trt.record import EngineRecord, PlanRecord
 
 REVISION = 1  # raised when the same artifact and options give other plans on the same machine
 GRAPH = "model.onnx"  # of a part whose plan holds no weights

@@ -10,16 +10,16 @@ from typing import Any, BinaryIO
 
 import tensorrt as trt
 
+from kit.errors import CheckFailed
+from kit.ports import Ports
 from runtimes.trt.build.network import check_ports, parse
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from runtimes.trt.build.precisions import summarize
 from runtimes.trt.build.progress import Progress, Tick, interruptible
 from runtimes.trt.build.timing import TimingCache
-from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
-from kit.errors import CheckFailed
 from runtimes.trt.external_weights import ExternalWeights
-from kit.ports import Ports
 from runtimes.trt.log import Log
+from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
 
 FLAGS: Mapping[WeightMode | Version, tuple[trt.BuilderFlag, ...]] = {
     "plan": (),

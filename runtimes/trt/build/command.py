@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
 from kit.errors import UsageError
 from kit.gpus import GPUS
 from kit.ports import ALL_PARTS, PartName
 from runtimes.trt.profiles import Sizing
+from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
 
 GB = 10**9
 
@@ -36,7 +36,9 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
         metavar="PIXELS,...",
         help="one profile for squares of each side and all that has as many tokens",
     )
-    sizes.add_argument("--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images in one batch at one megapixel")
+    sizes.add_argument(
+        "--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images in one batch at one megapixel"
+    )
     sizes.add_argument(
         "--references", type=int, default=Sizing.references, metavar="N", help="reference images; default: none"
     )
@@ -51,17 +53,23 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
     default = EngineOptions
     for name, choices, about in (
         ("engines", get_args(Engines), "all profiles in one plan per part, or a plan for each"),
-        ("weights", get_args(WeightMode), "in the plan, in one file that small plans share, or streamed from host memory"),
+        (
+            "weights",
+            get_args(WeightMode),
+            "in the plan, in one file that small plans share, or streamed from host memory",
+        ),
         ("hardware", get_args(Hardware), "which other GPUs the plans shall run on; costs speed"),
         ("version", get_args(Version), "whether newer versions of TensorRT shall load the plans; costs speed"),
     ):
-        how.add_argument(
-            f"--{name}", choices=choices, default=getattr(default, name), help=f"{about}"
-        )
+        how.add_argument(f"--{name}", choices=choices, default=getattr(default, name), help=f"{about}")
     how.add_argument("--level", type=int, default=default.level, metavar="0..5", help="of tuning")
     how.add_argument("--workspace", type=float, metavar="GB", help="scratch memory of the build; default: all")
     how.add_argument(
-        "--timing-cache", type=Path, default=default_timing_cache(), metavar="DIR", help="where timings are kept between builds"
+        "--timing-cache",
+        type=Path,
+        default=default_timing_cache(),
+        metavar="DIR",
+        help="where timings are kept between builds",
     )
 
 

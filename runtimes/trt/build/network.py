@@ -6,9 +6,8 @@ import tensorrt as trt
 
 from kit.dtypes import number_format
 from kit.errors import ArtifactError
-from runtimes.trt.external_weights import ExternalWeights, complaints
-from kit.dtypes import Dtype
 from kit.ports import Port, Ports
+from runtimes.trt.external_weights import ExternalWeights, complaints
 
 
 def parse(

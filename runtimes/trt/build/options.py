@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from kit.artifact import Manifest
-from runtimes.trt.record import Hardware, Version, WeightMode
 from kit.errors import UsageError
 from kit.ports import PartName
 from runtimes.trt.profiles import Profile, Sizing, derive, stated
+from runtimes.trt.record import Hardware, Version, WeightMode
 
 Engines = Literal["one", "per-profile"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from planner import feasible
 from kit.artifact import Manifest
 from kit.cuda_device import Machine
 from kit.gpus import gpu
 from kit.ports import KV_PARTS, PartName
-from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
 from kit.recipes import RECIPES, Recipe
+from planner import feasible
+from runtimes.trt.build.options import EngineOptions, PlannedPlan
+from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
 
 OLDEST, NEWEST = (10, 13), (11, 99)  # where weights are fed by address, up to the last major version that is known
 ATTENTION = (10, 14)  # where the parser knows the Attention operator

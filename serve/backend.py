@@ -1,0 +1,74 @@
+"""Tensors and responses of Triton's python backend as arrays and errors; shared by the models of the repository.
+
+`pb` is the module triton_python_backend_utils, which exists only inside the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kit.dtypes import Dtype
+from kit.engine import Array
+from kit.errors import RequestError, UsageError
+from pipeline.request import FIELDS
+
+logger = logging.getLogger(__name__)
+
+
+def read_optional(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array | None:
+    """Return an input as an array, or None if the request does not have it.
+
+    `dtype` is required for bf16 inputs, which Triton exposes through DLPack only.
+    """
+    tensor = pb.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    if dtype != "bf16":
+        return np.asarray(tensor.as_numpy())
+    from torch.utils import dlpack
+
+    from kit.dtypes import to_array
+
+    return to_array(dlpack.from_dlpack(tensor.to_dlpack()).cpu())
+
+
+def read(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array:
+    """Return an input as an array; raises RequestError if the request does not have it."""
+    value = read_optional(pb, request, name, dtype)
+    if value is None:
+        raise RequestError(f"{name}: missing")
+    return value
+
+
+def read_fields(pb: Any, request: Any) -> dict[str, Any]:
+    """Return the raw values of the ensemble's fields; each has shape [1]."""
+    values = {field.name: read_optional(pb, request, field.name) for field in FIELDS}
+    return {name: None if array is None else array.flat[0] for name, array in values.items()}
+
+
+def respond(pb: Any, outputs: Mapping[str, Array]) -> Any:
+    """Make a response; text arrays must have dtype object."""
+    return pb.InferenceResponse([_tensor(pb, name, value) for name, value in outputs.items()])
+
+
+def _tensor(pb: Any, name: str, value: Array) -> Any:
+    if value.dtype.name != "bfloat16":
+        return pb.Tensor(name, np.ascontiguousarray(value))
+    from kit.dtypes import to_tensor
+
+    return pb.Tensor.from_dlpack(name, to_tensor(value).__dlpack__())
+
+
+def refuse(pb: Any, error: Exception) -> Any:
+    """Make an error response: INVALID_ARGUMENT for a UsageError, INTERNAL and a log entry for everything else.
+
+    The error applies to one request; the others of the batch continue.
+    """
+    if isinstance(error, UsageError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+    logger.error("request failed", exc_info=error)
+    return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))

@@ -1,0 +1,96 @@
+"""The client: what it sends, and which error each failure becomes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from kit.errors import Flux2Error, RequestError, ServerError
+from serve.client import Client, fields_to_inputs
+from serve.launch import Server, TcpPorts
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "a", "widht": 64}, "unknown field 'widht'; there are: prompt"),
+        ({"prompt": "a", "width": "wide"}, "width: 'wide' is not a INT32 value"),
+        ({"prompt": "a", "width": 2**40}, "width: 1099511627776 is not a INT32 value"),
+    ],
+)
+def test_a_value_that_cannot_be_sent_is_rejected(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        fields_to_inputs(fields)
+
+
+def test_fields_that_are_none_are_omitted() -> None:
+    assert [tensor.name() for tensor in fields_to_inputs({"prompt": "a", "seed": None, "steps": 3})] == [
+        "prompt",
+        "steps",
+    ]
+
+
+@pytest.mark.server
+def test_a_request_that_exceeds_its_timeout_is_cancelled(server: Server) -> None:
+    ticks: list[float] = []
+    with Client(server.url) as client, pytest.raises(ServerError, match="DEADLINE_EXCEEDED"):
+        client.generate({"prompt": "a", "steps": 100, "width": 512, "height": 512}, timeout=0.5, tick=ticks.append)
+    assert ticks == sorted(ticks)
+    assert len(ticks) >= 2
+
+
+class Transport:
+    """A gRPC client that answers every call with one result or error, and says whether the ensemble is loaded."""
+
+    def __init__(self, result: Any = None, error: InferenceServerException | None = None, ready: bool = True) -> None:
+        self.result, self.error, self.ready = result, error, ready
+
+    def async_infer(self, model: str, inputs: Any, callback: Any, client_timeout: float | None) -> Any:
+        callback(self.result, self.error)
+        return SimpleNamespace(cancel=lambda: None)
+
+    def is_model_ready(self, model: str) -> bool:
+        return self.ready
+
+    def close(self) -> None:
+        pass
+
+
+def ask(transport: Transport) -> None:
+    with Client("127.0.0.1:1") as client:
+        client._grpc.close()
+        client._grpc = transport
+        client.generate({"prompt": "a cat"})
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "raised", "words"),
+    [
+        ("INVALID_ARGUMENT", "in ensemble 'flux2', steps: 0 is too few", RequestError, "^steps: 0 is too few$"),
+        ("INTERNAL", "in ensemble 'flux2', EngineError: out of memory", ServerError, "^INTERNAL: EngineError: out of"),
+        ("UNAVAILABLE", "Exceeds maximum queue size", ServerError, "^UNAVAILABLE: Exceeds maximum queue size$"),
+    ],
+)
+def test_a_status_of_the_server_becomes_an_error(
+    status: str, message: str, raised: type[Flux2Error], words: str
+) -> None:
+    with pytest.raises(raised, match=words):
+        ask(Transport(error=InferenceServerException(message, status=f"StatusCode.{status}")))
+
+
+def test_a_response_without_an_image_is_a_server_error() -> None:
+    outputs = {"image": None, "seed_used": np.array([1])}
+    with pytest.raises(ServerError, match="the server's response has no image or no seed"):
+        ask(Transport(result=SimpleNamespace(as_numpy=outputs.get)))
+
+
+def test_without_a_server_the_error_says_how_to_start_one() -> None:
+    with (
+        Client(f"127.0.0.1:{TcpPorts.free().grpc}") as client,
+        pytest.raises(ServerError, match="no FLUX.2 server responds at 127.0.0.1:.* start one with: python -m serve r"),
+    ):
+        client.generate({"prompt": "a cat"}, timeout=5)

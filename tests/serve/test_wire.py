@@ -1,0 +1,62 @@
+"""A checked request as tensors and back, without a server."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from kit.variants import VARIANTS
+from pipeline.request import FORMATS, ImageFormat, Limits, Request, check
+from serve.wire import DENOISER, FORMAT, IMAGE_ENCODER, NUMPY, SEED, TENSORS, request_from_tensors, request_to_tensors
+
+REQUEST = Request(
+    prompt="a cat",
+    negative_prompt="fog",
+    seed=2**63 - 1,
+    width=96,
+    height=128,
+    steps=28,
+    guidance=2.5,
+    num_images=3,
+    output_format="webp",
+)
+
+
+def test_every_field_but_the_prompts_is_in_one_tensor() -> None:
+    packed = [field for tensor in TENSORS for field in tensor.fields]
+    assert sorted([*packed, "prompt", "negative_prompt"]) == sorted(field.name for field in fields(Request))
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_request_survives_the_round_trip_without_its_prompts(output_format: ImageFormat) -> None:
+    request = replace(REQUEST, output_format=output_format)
+    assert request_from_tensors(request_to_tensors(request)) == replace(request, prompt="", negative_prompt="")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_defaults_survive_the_round_trip(name: str) -> None:
+    request = check({"prompt": "a cat", "seed": 0}, VARIANTS[name], Limits())
+    assert request_from_tensors(request_to_tensors(request)) == replace(request, prompt="")
+
+
+def test_the_denoiser_rebuilds_the_request_without_its_format() -> None:
+    tensors = request_to_tensors(REQUEST)
+    rebuilt = request_from_tensors({tensor.name: tensors[tensor.name] for tensor in DENOISER})
+    assert rebuilt == replace(REQUEST, prompt="", negative_prompt="", output_format="png")
+
+
+def test_the_image_encoder_reads_format_and_seed() -> None:
+    tensors = request_to_tensors(REQUEST)
+    found = [tensor.unpack(tensors[tensor.name]) for tensor in IMAGE_ENCODER]
+    assert found == [{"output_format": "webp"}, {"seed": 2**63 - 1}]
+
+
+def test_tensors_have_the_types_and_shapes_of_the_table() -> None:
+    for name, array in request_to_tensors(REQUEST).items():
+        (tensor,) = (entry for entry in TENSORS if entry.name == name)
+        assert array.dtype == np.dtype(NUMPY[tensor.type])
+        assert array.shape == ((1, *tensor.dims) if tensor.batched else tensor.dims)
+    assert request_to_tensors(REQUEST)["checked_size"].tolist() == [[96, 128]]
+    assert (SEED.batched, FORMAT.batched) == (True, False)
