@@ -21,9 +21,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from kit.dtypes import onnx_type
 from kit.graph_values import constant, describe
 from kit.safetensors_file import StoredTensor
+from quantize.conversions import Quantized
 from quantize.linears import Linear
-from quantize.recipes import Scheme
-from quantize.stream import Quantized
+from quantize.recipes import SCHEMES, Scheme
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Change:
     def name(self) -> str:
         """Name it after its first layer."""
         return self.linears[0].name
+
+    @property
+    def scheme_name(self) -> str:
+        return next(name for name, scheme in SCHEMES.items() if scheme == self.scheme)
 
     @property
     def activation(self) -> ir.Value:

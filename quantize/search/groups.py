@@ -13,7 +13,7 @@ from typing import Literal
 
 from kit.ports import PartName
 from kit.variants import Variant
-from quantize.apply.apply import QuantizationPlan
+from quantize.apply.plan import QuantizationPlan
 from quantize.linears import Linear
 from quantize.recipes import KEEP, Number, Recipe, Rule, Scheme
 from quantize.sites import Site, sites

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from kit.artifact import Manifest
 from kit.errors import UsageError
 from kit.ports import PartName
-from quantize.apply.apply import QUANTIZED_PARTS, QuantizationPlan, check_recipe, plan
+from quantize.apply.apply import QUANTIZED_PARTS
+from quantize.apply.plan import QuantizationPlan, check_recipe, plan
 from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.record import Record, fingerprint
 from quantize.linears import find_linears

@@ -24,7 +24,8 @@ import torch
 
 from export.artifact import ExportConfig, export
 from kit.checkpoint import resolve
-from quantize.apply.apply import FILE, QUANTIZED_PARTS, apply
+from quantize.apply.apply import QUANTIZED_PARTS, apply
+from quantize.apply.write import FILE
 from quantize.calibration.record import Record, Seen, fingerprint
 from quantize.linears import find_linears
 from quantize.recipes import RECIPES

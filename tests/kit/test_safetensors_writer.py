@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from safetensors.numpy import load_file
 from kit.safetensors_file import read_header
 from kit.safetensors_writer import Piece, Slot, reserve, write
 
-VALUES = {"a": np.arange(300, dtype=np.float32).reshape(3, 100), "b": np.arange(7, dtype=np.uint8), "c": np.float32(2)}
+VALUES: dict[str, Any] = {
+    "a": np.arange(300, dtype=np.float32).reshape(3, 100),
+    "b": np.arange(7, dtype=np.uint8),
+    "c": np.float32(2),
+}
 SLOTS = [Slot("a", "F32", (3, 100)), Slot("b", "U8", (7,)), Slot("c", "F32", ())]
 
 

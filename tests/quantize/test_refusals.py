@@ -15,7 +15,8 @@ from kit.artifact import read_manifest
 from kit.errors import ArtifactError, UsageError
 from kit.gpus import gpu
 from kit.safetensors_file import read_header
-from quantize.apply.apply import apply, check_recipe
+from quantize.apply.apply import apply
+from quantize.apply.plan import check_recipe
 from quantize.calibration import record
 from quantize.calibration.record import Record, Seen
 from quantize.recipes import RECIPES, Recipe, Rule

@@ -30,7 +30,8 @@ from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request, check
 from planner import flops
 from quantize.__main__ import main
-from quantize.apply.apply import FILE, QuantizationPlan, plan
+from quantize.apply.plan import QuantizationPlan, plan
+from quantize.apply.write import FILE
 from quantize.calibration import record
 from quantize.gate.contract import Bound
 from quantize.gate.intervals import Interval

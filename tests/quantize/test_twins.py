@@ -13,7 +13,8 @@ import pytest
 from export.artifact import ExportConfig, export
 from export.lint.lint import lint
 from kit.checkpoint import resolve
-from quantize.apply.apply import FILE, apply
+from quantize.apply.apply import apply
+from quantize.apply.write import FILE
 from quantize.calibration import record
 from quantize.recipes import find_recipe
 
