@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if runtime and manifest.compute != "fp32":
         raise UsageError(
             f"{args.artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider cannot run: "
-            f"add --runtime graph, or inspect the layers of the TensorRT engine with `export layers`"
+            f"add --runtime graph, or inspect the layers of the TensorRT engine"
         )
     width, height = args.width or variant.image_size, args.height or variant.image_size
     tokens = {"text_encoder": variant.text_tokens, "transformer": variant.text_tokens + variant.tokens(width, height)}
