@@ -14,6 +14,7 @@ from typing import Any
 
 from kit import tiny
 from kit.dtypes import ITEM_BYTES
+from kit.safetensors_writer import Slot, reserve
 from kit.variants import Variant
 
 # The largest shard that save_pretrained writes: diffusers 10 GB; transformers 5 GB when these checkpoints were saved.
@@ -103,8 +104,8 @@ def write_shards(shapes: Shapes, folder: Path, stem: str, shard_bytes: int) -> l
     return paths
 
 
-def _nbytes(shape: tuple[int, ...], dtype: str = "BF16") -> int:
-    return math.prod(shape) * ITEM_BYTES[dtype]
+def _nbytes(shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * ITEM_BYTES["BF16"]
 
 
 def _split(shapes: Shapes, shard_bytes: int) -> Iterator[Shapes]:
@@ -119,14 +120,5 @@ def _split(shapes: Shapes, shard_bytes: int) -> Iterator[Shapes]:
 
 def write_sparse(shapes: Shapes, path: Path, dtype: str = "BF16") -> Path:
     """Write one safetensors file: a true header, and a hole where the weights would be."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in shapes.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + _nbytes(shape, dtype)]}
-        end += _nbytes(shape, dtype)
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(raw).to_bytes(8, "little") + raw)
-        stream.truncate(8 + len(raw) + end)
+    reserve(path, [Slot(name, dtype, shape) for name, shape in shapes.items()])
     return path

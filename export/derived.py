@@ -5,7 +5,6 @@ They are computed a few rows at a time, so that the memory needed does not grow 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -15,9 +14,10 @@ import numpy as np
 
 from export.lora.delta import Term
 from export.values import as_stored, read_all, read_rows
+from kit import safetensors_writer
 from kit.dtypes import ITEM_BYTES
 from kit.errors import CheckpointError
-from kit.safetensors_file import StoredTensor, read_header
+from kit.safetensors_file import StoredTensor
 
 FILE = "derived.safetensors"
 CHUNK_VALUES = 8_000_000  # fp32 values of a weight in memory at once
@@ -65,6 +65,13 @@ class Derived:
                 raise CheckpointError(f"{terms[-1][0]}: added to tensor {self.name!r} it exceeds the range of F16")
             yield raw
 
+    def pieces(self) -> Iterator[safetensors_writer.Piece]:
+        """Compute the tensor as pieces of the file that it is written to."""
+        offset = 0
+        for chunk in self.chunks():
+            yield self.name, offset, chunk
+            offset += len(chunk)
+
     def _ranges(self) -> Iterator[tuple[int, int]]:
         """Cut the rows so that a piece fits in memory and does not cross the middle, where halves may be swapped."""
         height = self.shape[0]
@@ -75,17 +82,7 @@ class Derived:
 
 
 def write(tensors: Iterable[Derived], path: Path) -> dict[str, StoredTensor]:
-    """Write tensors to a safetensors file, one after the other, and return where each lies."""
+    """Write tensors to a safetensors file, in the order of their names, and return where each one is."""
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
-    header, end = {}, 0
-    for tensor in ordered:
-        begin, end = end, end + tensor.nbytes
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8, as the reference implementation has it
-    with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered:
-            for chunk in tensor.chunks():
-                stream.write(chunk)
-    return read_header(path)
+    slots = [safetensors_writer.Slot(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered]
+    return safetensors_writer.write(path, slots, (piece for tensor in ordered for piece in tensor.pieces()))

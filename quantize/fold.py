@@ -1,6 +1,8 @@
-"""Graph side of smoothing: divide an activation's channels where that costs next to nothing."""
+"""Apply SmoothQuant's factors: to weights, to the weights of norms and to the modulation vectors in the graph."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import onnx_ir as ir
 import torch
@@ -8,6 +10,45 @@ from torch import Tensor
 
 from kit.graph_values import constant
 from quantize.linears import Linear
+from quantize.smoothquant import Smoothing
+
+
+def weight_factors(
+    smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what multiplies the columns and the rows of each weight."""
+    columns: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
+    for smoothing in smoothings.values():
+        if smoothing.alpha is None:
+            continue
+        for name in smoothing.site.readers:
+            columns[name] = smoothing.factors
+        inverse = smoothing.inverse
+        if smoothing.site.heads is not None:  # query heads that share a key head have one factor
+            keys, queries, width = smoothing.site.heads
+            inverse = inverse.view(keys, queries, width)[:, 0].reshape(-1)
+        for part in smoothing.site.rows:
+            made = rows.setdefault(part.layer, torch.ones(linears[part.layer].outputs))
+            made[part.begin : part.begin + part.count] *= inverse[part.channel : part.channel + part.count]
+    return columns, rows
+
+
+def fold(
+    model: ir.Model, smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear], compute: ir.DataType
+) -> dict[str, Tensor]:
+    """Divide activations in the graph where that is the place; returns what divides norm weights, by their name."""
+    factors = {}
+    for smoothing in smoothings.values():
+        if smoothing.alpha is None or smoothing.site.fold == "rows":
+            continue
+        reader = linears[smoothing.site.readers[0]]
+        _check_readers(reader, smoothing)
+        if smoothing.site.fold == "modulation":
+            fold_modulation(model, reader, smoothing.inverse, compute)
+        else:
+            factors[norm_weight(reader).name or ""] = smoothing.inverse
+    return factors
 
 
 def fold_modulation(model: ir.Model, linear: Linear, inverse: Tensor, compute: ir.DataType) -> None:
@@ -52,6 +93,13 @@ def norm_weight(linear: Linear) -> ir.Value:
         if source is not None and isinstance(source.const_value, ir.ExternalTensor):
             return source
     raise ValueError(f"{linear.name}: its input is no norm with a weight; it cannot be smoothed")
+
+
+def _check_readers(reader: Linear, smoothing: Smoothing) -> None:
+    """Make sure that what is smoothed is read by nothing that does not know of it."""
+    users = {(use.node.name or "").rpartition("/")[0] for use in reader.activation.uses()}
+    if users != set(smoothing.site.readers):
+        raise AssertionError(f"{reader.activation.name} is read by {sorted(users)}, not {smoothing.site.readers}")
 
 
 def _is_modulated_norm(node: ir.Node | None) -> bool:

@@ -1,7 +1,7 @@
-"""Proof that an artifact really runs quantized: what its graphs say, and what ONNX Runtime made of them.
+"""Report which products of an artifact run in quantized kernels: read its graphs and what ONNX Runtime makes of them.
 
-A quantized graph proves nothing: a runtime that does not fuse a DQ into its MatMul computes in high precision, slower
-than before and without a word. So the optimized graph that ONNX Runtime will run is written out and read.
+A quantized graph alone proves nothing: a runtime that does not fuse a DQ into its MatMul silently computes in high
+precision, slower than before. So the optimized graph that ONNX Runtime runs is saved and read.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ class Product:
     name: str
     inputs: int
     outputs: int
-    weights: str | None  # the type of its codes, None in high precision
+    weights: str | None  # number format of the codes, None in high precision
     activations: str | None
-    once: bool = False  # a Gemm of the time embedding or modulation: its rows are requests, not tokens
+    once: bool = False  # a Gemm of the time embedding or the modulation, with one row per request instead of per token
 
     def flops(self, rows: int) -> int:
         return 2 * (2 if self.once else rows) * self.inputs * self.outputs
 
 
 @dataclass(frozen=True)
-class PartProof:
-    """What is known of one part; shares are of the floating-point operations of all its products with weights."""
+class KernelReport:
+    """The kernels of one part; shares are of the floating-point operations of all its products with weights."""
 
     part: PartName
     products: int
     quantized: Mapping[str, int]  # "int8 x int8" (weights x activations) -> how many
-    flops_share: float  # that the graph wants in low precision, activations and weights both
+    flops_share: float  # with activations and weights both in low precision, by the graph
     casts_in_blocks: int
     fused: Mapping[str, int] = field(default_factory=dict)  # kernels that ONNX Runtime chose -> how many
-    fallbacks: tuple[str, ...] = ()  # products that ONNX Runtime runs in high precision though the graph says otherwise
-    running_share: float | None = None  # of the operations in integer kernels; None where it was not looked at
+    fallbacks: tuple[str, ...] = ()  # products quantized in the graph that ONNX Runtime runs in high precision
+    running_share: float | None = None  # in integer kernels; None without the optimized graph
 
 
-def prove(folder: Path, manifest: Manifest, part: PartName, tokens: int, runtime: bool) -> PartProof:
-    """Read the graph of a part, and with `runtime` the one that ONNX Runtime's CPU provider makes of it.
+def report_kernels(folder: Path, manifest: Manifest, part: PartName, tokens: int, runtime: bool) -> KernelReport:
+    """Report on the graph of a part and, with `runtime`, on the graph that ONNX Runtime's CPU provider optimizes it to.
 
-    `tokens` are the rows of the products in a block. Raises ArtifactError where ONNX Runtime refuses the graph.
+    `tokens` is the number of rows of the products in a block. Raises ArtifactError if ONNX Runtime rejects the graph.
     """
     graph = folder / manifest.part(part).graph
     model = ir.load(graph)
@@ -63,15 +63,15 @@ def prove(folder: Path, manifest: Manifest, part: PartName, tokens: int, runtime
     both = sum(p.flops(tokens) for p in found.values() if p.activations)
     total = sum(p.flops(tokens) for p in found.values())
     kinds = Counter(f"{p.weights} x {p.activations or 'high'}" for p in found.values() if p.weights)
-    proof = PartProof(part, len(found), dict(kinds), both / total if total else 0.0, _casts(model))
+    report = KernelReport(part, len(found), dict(kinds), both / total if total else 0.0, _casts(model))
     if not runtime:
-        return proof
+        return report
     kernels = optimized(graph)
     fallbacks = tuple(sorted(name for name, p in found.items() if p.activations and kernels.get(name) not in FUSED))
     running = sum(p.flops(tokens) for name, p in found.items() if FUSED.get(kernels.get(name, "")) == "int8")
-    return PartProof(
+    return KernelReport(
         **{
-            **proof.__dict__,
+            **report.__dict__,
             "fused": dict(Counter(kernels[name] for name in found if kernels.get(name) in FUSED)),
             "fallbacks": fallbacks,
             "running_share": running / total if total else 0.0,
@@ -80,7 +80,7 @@ def prove(folder: Path, manifest: Manifest, part: PartName, tokens: int, runtime
 
 
 def products(model: ir.Model) -> dict[str, Product]:
-    """Return the products of a graph with a weight matrix, by the name of their node."""
+    """Return the products with a weight matrix in a graph, by node name."""
     found = {}
     for node in model.graph:
         if node.op_type not in ("MatMul", "Gemm"):
@@ -99,7 +99,7 @@ def products(model: ir.Model) -> dict[str, Product]:
 
 
 def _weight(value: ir.Value | None) -> tuple[tuple[int, int] | None, str | None]:
-    """Follow Casts and Transposes to a stored matrix; returns its shape as the product sees it, and its code type."""
+    """Follow Casts and Transposes to a stored matrix; returns its shape as the product reads it, and its code type."""
     turned, codes = False, None
     while value is not None and not value.is_initializer():
         node = value.producer()
@@ -121,7 +121,7 @@ def _word(dtype: ir.DataType | None) -> str:
 
 
 def _casts(model: ir.Model) -> int:
-    """Count the Casts inside blocks that are not of a weight alone."""
+    """Count the Casts inside blocks, except those applied directly to a weight."""
     return sum(
         node.op_type == "Cast"
         and any(f"{kind}." in (node.name or "") for kind in KINDS)
@@ -131,9 +131,9 @@ def _casts(model: ir.Model) -> int:
 
 
 def optimized(graph: Path) -> dict[str, str]:
-    """Return the operator that ONNX Runtime's CPU provider runs for each node of a graph, by name.
+    """Return the operator that ONNX Runtime's CPU provider runs for each node of a graph, by node name.
 
-    Raises ArtifactError where it refuses the graph.
+    Raises ArtifactError if ONNX Runtime rejects the graph.
     """
     from runtimes.ort.engine import open_session, session_options
     from runtimes.ort.panels import whole

@@ -1,4 +1,4 @@
-"""`quantize report`: which share of an artifact really runs quantized."""
+"""`quantize report`: print which share of an artifact's operations runs in quantized kernels."""
 
 from __future__ import annotations
 
@@ -18,43 +18,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=("graph", "onnxruntime"),
         default="onnxruntime",
-        help="onnxruntime: read the optimized graph that its CPU provider runs (artifacts that compute in fp32)",
+        help="onnxruntime: read the graph that its CPU provider runs after optimization (fp32 artifacts only); "
+        "graph: read the artifact's own graph",
     )
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the image that shares are counted for")
+    parser.add_argument(
+        "--width",
+        type=int,
+        metavar="PIXELS",
+        help="image size for which operations are counted; default: the checkpoint's",
+    )
     parser.add_argument("--height", type=int, metavar="PIXELS")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Report; returns the same facts."""
+    """Print the report and return the same facts."""
     manifest = verify(args.artifact, ("onnx", "quantized"))
     variant = manifest.variant
     runtime = args.runtime == "onnxruntime"
     if runtime and manifest.compute != "fp32":
         raise UsageError(
             f"{args.artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider cannot run: "
-            f"add --runtime graph, or look at the layers of the TensorRT engine"
+            f"add --runtime graph, or inspect the layers of the TensorRT engine"
         )
     width, height = args.width or variant.image_size, args.height or variant.image_size
     tokens: dict[PartName, int] = {
         "text_encoder": variant.text_tokens,
         "transformer": variant.text_tokens + variant.tokens(width, height),
     }
-    from quantize.kernel_report import prove
+    from quantize.kernel_report import report_kernels
 
     facts: dict[str, Any] = {"artifact": str(args.artifact), "recipe": manifest.recipe, "parts": {}}
     for part in QUANTIZED_PARTS:
         if part not in manifest.parts:
             continue
-        proof = prove(args.artifact, manifest, part, tokens[part], runtime)
-        facts["parts"][part] = asdict(proof)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in proof.quantized.items()) or "none quantized"
-        print(f"{part}: {proof.products} products with weights, {kinds}; {proof.casts_in_blocks} Casts in blocks")
+        report = report_kernels(args.artifact, manifest, part, tokens[part], runtime)
+        facts["parts"][part] = asdict(report)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.quantized.items()) or "none quantized"
+        print(f"{part}: {report.products} products with weights, {kinds}; {report.casts_in_blocks} Casts in blocks")
         print(
-            f"  the graph asks for {proof.flops_share:.1%} of their operations at {tokens[part]} rows in low precision"
+            f"  in the graph, {report.flops_share:.1%} of their operations at {tokens[part]} rows are in low precision"
         )
-        if proof.running_share is not None:
-            kernels = ", ".join(f"{count} {kernel}" for kernel, count in proof.fused.items()) or "no quantized kernel"
-            print(f"  ONNX Runtime runs {proof.running_share:.1%} of them in integer kernels: {kernels}")
-            if proof.fallbacks:
-                print(f"  {len(proof.fallbacks)} fall back to fp32: {', '.join(proof.fallbacks[:4])}, ...")
+        if report.running_share is not None:
+            kernels = ", ".join(f"{count} {kernel}" for kernel, count in report.fused.items()) or "no quantized kernel"
+            print(f"  ONNX Runtime runs {report.running_share:.1%} of them in integer kernels: {kernels}")
+            if report.fallbacks:
+                print(f"  {len(report.fallbacks)} products fall back to fp32: {', '.join(report.fallbacks[:4])}, ...")
     return facts

@@ -20,10 +20,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kit.dtypes import onnx_type
 from kit.graph_values import constant, describe
-from kit.recipes import Scheme
+from kit.recipes import SCHEMES, Scheme
 from kit.safetensors_file import StoredTensor
+from quantize.conversions import Quantized
 from quantize.linears import Linear
-from quantize.stream import Quantized
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Change:
     def name(self) -> str:
         """Name it after its first layer."""
         return self.linears[0].name
+
+    @property
+    def scheme_name(self) -> str:
+        return next(name for name, scheme in SCHEMES.items() if scheme == self.scheme)
 
     @property
     def activation(self) -> ir.Value:

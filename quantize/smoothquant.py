@@ -20,9 +20,9 @@ from torch import Tensor
 from kit.recipes import SCHEMES, Scheme
 from quantize.calibration.record import Seen
 from quantize.linears import Linear
+from quantize.row_reader import read_rows
 from quantize.scales import LARGEST
 from quantize.sites import Site
-from quantize.stream import read_rows
 
 ALPHAS = tuple(i / 20 for i in range(2, 20))
 SAMPLED_ROWS, RUN = 512, 32  # of a weight, in runs of neighbouring rows: enough to know its columns

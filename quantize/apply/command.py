@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seen = record.read(args.calibration) if args.calibration else None
     from tqdm import tqdm
 
-    from quantize.apply.apply import PartReport, apply  # brings torch
+    from quantize.apply.apply import apply  # imports torch
+    from quantize.apply.write import PartReport
 
     with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
 

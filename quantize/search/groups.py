@@ -14,7 +14,7 @@ from typing import Literal
 from kit.ports import PartName
 from kit.recipes import KEEP, Number, Recipe, Rule, Scheme
 from kit.variants import Variant
-from quantize.apply.apply import QuantizationPlan
+from quantize.apply.plan import QuantizationPlan
 from quantize.linears import Linear
 from quantize.sites import Site, sites
 

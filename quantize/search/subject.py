@@ -12,7 +12,7 @@ from kit.artifact import Manifest
 from kit.errors import UsageError
 from kit.ports import QUANTIZED_PARTS, PartName
 from kit.recipes import KEEP, SCHEMES, Recipe
-from quantize.apply.apply import QuantizationPlan, check_recipe, plan
+from quantize.apply.plan import QuantizationPlan, check_recipe, plan
 from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.record import Record, fingerprint
 from quantize.linears import find_linears

@@ -26,7 +26,8 @@ from export.artifact import ExportConfig, export
 from kit.checkpoint import resolve
 from kit.ports import QUANTIZED_PARTS
 from kit.recipes import RECIPES
-from quantize.apply.apply import FILE, apply
+from quantize.apply.apply import apply
+from quantize.apply.write import FILE
 from quantize.calibration.record import Record, Seen, fingerprint
 from quantize.linears import find_linears
 

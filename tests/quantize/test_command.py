@@ -17,20 +17,21 @@ from kit import tiny
 from kit.artifact import verify
 from kit.errors import UsageError
 from quantize import __main__ as command
-from quantize import stream
+from quantize import conversions
 from quantize.calibration import record
 
 # Says when weights are being written, and then waits to be killed.
 SLOW = """
 import sys, time
-from quantize import __main__ as command, apply
+from quantize import __main__ as command
+from quantize.apply import write
 
-def write(jobs, path, progress):
+def convert(jobs, path, progress):
     path.write_bytes(b"half of it")
     print("writing", flush=True)
     time.sleep(300)
 
-apply.write = write
+write.convert = convert
 command.main(sys.argv[1:])
 """
 
@@ -112,7 +113,7 @@ def test_ctrl_c_is_exit_code_130_and_leaves_nothing(
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "_read", interrupted)
+    monkeypatch.setattr(conversions, "read_rows", interrupted)
     assert command.main(words(sample_artifact, tmp_path / "out", "--recipe", "int8-weights")) == 130
     assert "interrupted; unfinished output was removed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,8 @@ from kit.errors import ArtifactError, UsageError
 from kit.gpus import gpu
 from kit.recipes import RECIPES, Recipe, Rule
 from kit.safetensors_file import read_header
-from quantize.apply.apply import apply, check_recipe
+from quantize.apply.apply import apply
+from quantize.apply.plan import check_recipe
 from quantize.calibration import record
 from quantize.calibration.record import Record, Seen
 

@@ -15,7 +15,7 @@ import pytest
 from export.lint.lint import lint
 from export.values import read_all
 from kit.ports import PartName
-from quantize.apply.apply import FILE
+from quantize.apply.write import FILE
 from quantize.linears import stored
 
 QuantizedOf = Callable[[str], Path]

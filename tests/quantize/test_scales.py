@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from kit.recipes import SCHEMES
 from kit.safetensors_file import read_header
+from quantize.conversions import Quantized, convert
 from quantize.scales import LARGEST, SMALLEST_SCALE, NotFinite, amax, decode, encode, pack_int4, scale_of
-from quantize.stream import Quantized, write
 
 REFERENCE = Path(sys.prefix) / "reference" / "torchao"
 FORMS = ["fp8", "fp8-channel", "int8", "int8-tensor", "int4-weights"]
@@ -117,7 +117,7 @@ def test_streamed_codes_and_scales_are_those_of_torchao(tmp_path: Path, scale: f
     for form in FORMS:
         scheme = SCHEMES[form]
         job = Quantized((source,), scheme, (1.0,))
-        write([job], tmp_path / f"{form}.safetensors")
+        convert([job], tmp_path / f"{form}.safetensors")
         ours = load_file(tmp_path / f"{form}.safetensors")
         codes, found = ours[job.codes_name], ours[job.scales_name]
         if scheme.weights == "int4":

@@ -17,13 +17,13 @@ from torch import Tensor
 from kit.artifact import read_manifest
 from kit.ports import PartName
 from kit.recipes import SCHEMES, Scheme
-from quantize.apply.apply import fold, weight_factors
 from quantize.calibration.observe import Watch
+from quantize.fold import fold, weight_factors
 from quantize.linears import Linear, find_linears
+from quantize.row_reader import read_rows
 from quantize.scales import amax, decode, encode, scale_of
 from quantize.sites import Site, sites
 from quantize.smoothquant import ALPHAS, Reader, Smoothing, activation_amax, choose, expected_error, factors_at
-from quantize.stream import read_rows
 
 SITE = Site(("layer",), "modulation")
 

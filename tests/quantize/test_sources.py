@@ -16,7 +16,8 @@ from kit import tiny
 from kit.artifact import verify
 from kit.errors import UsageError
 from kit.recipes import RECIPES
-from quantize.apply.apply import FILE, apply
+from quantize.apply.apply import apply
+from quantize.apply.write import FILE
 from quantize.calibration.calibrate import Calibration, calibrate
 from quantize.calibration.record import Record
 from quantize.prompt_set import Prompt, PromptSet

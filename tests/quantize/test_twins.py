@@ -14,7 +14,8 @@ from export.artifact import ExportConfig, export
 from export.lint.lint import lint
 from kit.checkpoint import resolve
 from kit.recipes import find_recipe
-from quantize.apply.apply import FILE, apply
+from quantize.apply.apply import apply
+from quantize.apply.write import FILE
 from quantize.calibration import record
 
 QuantizedOf = Callable[[str], Path]

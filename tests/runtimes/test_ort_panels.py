@@ -14,7 +14,7 @@ import pytest
 
 from kit.artifact import read_manifest
 from kit.hardware import Cpu, cpu
-from quantize.kernel_report import prove
+from quantize.kernel_report import report_kernels
 from runtimes.ort import engine
 from runtimes.ort.engine import FOLDER, OrtEngine, session_options
 from runtimes.ort.panels import cut, find_products, in_panels, whole
@@ -146,10 +146,10 @@ def test_large_parts_are_cut_where_the_cpu_multiplies_uint8_exactly(
 def test_a_report_counts_a_product_in_panels_once(quantized_of: QuantizedOf, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = quantized_of("int8")
     manifest = read_manifest(folder)
-    plain = prove(folder, manifest, "transformer", 100, runtime=True)
+    plain = report_kernels(folder, manifest, "transformer", 100, runtime=True)
     monkeypatch.setattr(engine, "LARGE", 0)
     monkeypatch.setattr(engine, "PANEL_COLUMNS", 40)
-    in_parts = prove(folder, manifest, "transformer", 100, runtime=True)
+    in_parts = report_kernels(folder, manifest, "transformer", 100, runtime=True)
     assert in_parts == plain
     assert in_parts.fused == {"MatMulIntegerToFloat": 24}
     assert in_parts.fallbacks == ()

@@ -1,18 +1,11 @@
-"""Weights from their place in the source to a quantized file, tensor by tensor: memory does not grow with the model.
+"""Convert weights for a quantized file: kept as they are, or turned into codes and scales, a few rows at a time.
 
-Every tensor's place in the new file is known before anything is read, so each is written where it belongs as soon as
-it is computed, by a thread of its own while the next is read.
+The memory needed does not grow with the model: pieces are computed on all cores and written while the next are read.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,27 +13,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kit import safetensors_writer
 from kit.dtypes import ITEM_BYTES, torch_type
 from kit.errors import ArtifactError
 from kit.recipes import Scheme
-from kit.safetensors_file import StoredTensor, read_header
+from kit.safetensors_file import StoredTensor
+from kit.safetensors_writer import Piece, Slot
+from quantize.row_reader import Workspace, one_thread_per_core, read_rows
 from quantize.scales import NotFinite, amax, encode, pack_int4, scale_of
 
-CHUNK_VALUES = 1 << 19  # of a weight in fp32 at once: what the cores' own caches hold
-Progress = Callable[[int], None]  # told of bytes of the source that are done
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor of the new file."""
-
-    name: str
-    dtype: str  # safetensors' word
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+CHUNK_VALUES = 1 << 19  # fp32 values of a weight at once: they fit the private caches of a core
+HEADER_MULTIPLE = 64
+Progress = Callable[[int], None]  # receives how many more bytes of the source are done
 
 
 class Conversion(Protocol):
@@ -52,7 +36,7 @@ class Conversion(Protocol):
     @property
     def source_bytes(self) -> int: ...
 
-    def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
+    def run(self, progress: Progress) -> Iterator[Piece]:
         """Yield pieces of the new tensors: name, offset in the tensor, bytes."""
         ...
 
@@ -72,7 +56,7 @@ class Kept:
     def source_bytes(self) -> int:
         return self.source.nbytes
 
-    def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
+    def run(self, progress: Progress) -> Iterator[Piece]:
         if self.factors is not None:
             values = read_rows(self.source, 0, self.source.shape[0]) * self.factors
             yield self.source.name, 0, _bytes(values.to(torch_type(self.source.dtype)))
@@ -148,12 +132,12 @@ class Quantized:
     def source_bytes(self) -> int:
         return sum(source.nbytes for source in self.sources)
 
-    def run(self, progress: Progress) -> Iterator[tuple[str, int, memoryview]]:
+    def run(self, progress: Progress) -> Iterator[Piece]:
         n, k = self.shape
         scales = torch.empty(self.scales_shape)
         fp8 = self.scheme.weights == "fp8"
         codes = torch.empty((k, n), dtype=torch.uint8 if fp8 else torch.int8)
-        with _workers() as workers:
+        with one_thread_per_core() as workers:
             if self.scheme.granularity == "tensor":  # its scale takes a reading of its own
                 largest = torch.stack(list(workers.map(self._amax, self._pieces()))).max()
                 scales.copy_(scale_of(largest, self.scheme.weights))
@@ -207,7 +191,7 @@ class Quantized:
 
     def _values(self, piece: _Piece) -> Tensor:
         """Read a piece in fp32, scaled and smoothed; the memory is the thread's own and holds until its next piece."""
-        values = _read(piece.source, piece.first, piece.last, _workspace)
+        values = read_rows(piece.source, piece.first, piece.last, _workspace)
         if piece.scale != 1.0:
             values *= piece.scale
         if self.columns is not None:
@@ -232,94 +216,19 @@ class _Piece:
         return self.begin + self.last - self.first
 
 
-class _Workspace(threading.local):
-    """Memory that each thread uses again for every piece: fresh memory costs more than the arithmetic on it."""
-
-    raw = bytearray()
-    floats = torch.empty(0)
-    magnitudes = torch.empty(0)
-
-
-_workspace = _Workspace()
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Give a thread for each core, in which torch's own operators keep to that one thread.
-
-    Operators that are spread over all cores wait for the slowest of them, thousands of times a second; pieces do not.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
+_workspace = Workspace()
 
 
 def _not_finite(source: StoredTensor, error: NotFinite) -> ArtifactError:
     return ArtifactError(f"{source.file}: tensor {source.name!r} {error}; it cannot be quantized")
 
 
-def read_rows(source: StoredTensor, begin: int, end: int) -> Tensor:
-    """Read rows `begin` to `end` of a stored tensor as fp32."""
-    return _read(source, begin, end, _Workspace())
-
-
-def write(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
-    """Write a safetensors file from jobs and return where each tensor lies."""
+def convert(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
+    """Write the results of conversions to a safetensors file and return where each tensor is."""
     slots = [slot for job in jobs for slot in job.slots]
     slots.sort(key=lambda slot: -ITEM_BYTES[slot.dtype])  # so that every tensor is aligned to its items
-    header, places, end = {}, {}, 0
-    for slot in slots:
-        header[slot.name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [end, end + slot.nbytes]}
-        places[slot.name] = end
-        end += slot.nbytes
-    assert len(header) == len(slots), "two tensors of one name"
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64)
-    data = 8 + len(text)
-    with path.open("wb") as stream, ThreadPoolExecutor(1) as writer:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(data + end)
-        stream.flush()
-        pending: list[Future[None]] = []
-        for job in jobs:
-            for name, offset, piece in job.run(progress):
-                pending.append(writer.submit(_put, stream.fileno(), piece, data + places[name] + offset))
-                while len(pending) > 2:  # so many pieces are in memory at most
-                    pending.pop(0).result()
-        for last in pending:
-            last.result()
-    return read_header(path)
-
-
-def _put(descriptor: int, piece: memoryview, offset: int) -> None:
-    while piece:
-        done = os.pwrite(descriptor, piece, offset)
-        piece, offset = piece[done:], offset + done
-
-
-def _read(source: StoredTensor, begin: int, end: int, space: _Workspace) -> Tensor:
-    row_bytes = source.nbytes // source.shape[0]
-    wanted = (end - begin) * row_bytes
-    if len(space.raw) < wanted:
-        space.raw = bytearray(wanted)
-    with source.file.open("rb", buffering=0) as stream:
-        stream.seek(source.offset + begin * row_bytes)
-        view = memoryview(space.raw)[:wanted]
-        while view:
-            count = stream.readinto(view)
-            if not count:
-                raise ArtifactError(f"{source.file}: ends within tensor {source.name!r}; the file is truncated")
-            view = view[count:]
-    dtype = torch_type(source.dtype)
-    stored = torch.frombuffer(space.raw, dtype=dtype, count=wanted // dtype.itemsize)
-    if len(space.floats) < len(stored):
-        space.floats, space.magnitudes = torch.empty(len(stored)), torch.empty(len(stored))
-    values = space.floats[: len(stored)].view(end - begin, *source.shape[1:])
-    return values.copy_(stored.view(values.shape))
+    pieces = (piece for job in jobs for piece in job.run(progress))
+    return safetensors_writer.write(path, slots, pieces, HEADER_MULTIPLE)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -16,23 +16,23 @@ from torch import Tensor
 from kit.errors import ArtifactError
 from kit.recipes import SCHEMES
 from kit.safetensors_file import StoredTensor, read_header
-from quantize import stream
-from quantize.stream import Kept, Quantized, write
+from quantize import conversions
+from quantize.conversions import Kept, Quantized, convert
 
 MB = 1 << 20
 # 12 matrices of 128 MB, 1.5 GB together, of which every fourth is quantized; the file is sparse and takes no disk.
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from kit.tensors import read_header
+from kit.safetensors_file import read_header
 from kit.recipes import SCHEMES
-from quantize.stream import Kept, Quantized, write
+from quantize.conversions import Kept, Quantized, convert
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before, seen = peak(), []
 found = read_header(Path(sys.argv[1])).values()
 jobs = [Kept(one) if i % 4 else Quantized((one,), SCHEMES["int8"], (1.0,)) for i, one in enumerate(found)]
-write(jobs, Path(sys.argv[2]), seen.append)
+convert(jobs, Path(sys.argv[2]), seen.append)
 print(before, peak(), sum(seen))
 """
 
@@ -42,8 +42,8 @@ def stored(folder: Path, **tensors: Tensor) -> dict[str, StoredTensor]:
     return read_header(folder / "in.safetensors")
 
 
-def made(folder: Path, *jobs: stream.Conversion) -> dict[str, Tensor]:
-    write(jobs, folder / "out.safetensors")
+def made(folder: Path, *jobs: conversions.Conversion) -> dict[str, Tensor]:
+    convert(jobs, folder / "out.safetensors")
     return dict(load_file(folder / "out.safetensors"))
 
 
@@ -114,7 +114,7 @@ def test_pieces_of_a_matrix_give_what_the_whole_gives(tmp_path: Path, monkeypatc
     for scheme in SCHEMES.values():
         job = Quantized((sources["a"], sources["b"]), scheme, (1.0, 1.0))
         whole = made(tmp_path, job)
-        monkeypatch.setattr(stream, "CHUNK_VALUES", 5 * 128)
+        monkeypatch.setattr(conversions, "CHUNK_VALUES", 5 * 128)
         pieces = made(tmp_path, job)
         monkeypatch.undo()
         assert all(torch.equal(whole[name].float(), pieces[name].float()) for name in whole)
@@ -170,6 +170,6 @@ def test_what_is_kept_goes_over_byte_by_byte_or_times_a_power_of_two(tmp_path: P
 def test_every_tensor_is_aligned_to_its_items(tmp_path: Path) -> None:
     sources = stored(tmp_path, odd=noise(17, 33), half=noise(3).bfloat16(), wide=noise(5))
     odd = Quantized((sources["odd"],), SCHEMES["int8"], (1.0,))
-    jobs: list[stream.Conversion] = [odd, Kept(sources["half"]), Kept(sources["wide"])]
-    for tensor in write(jobs, tmp_path / "out.safetensors").values():
+    jobs: list[conversions.Conversion] = [odd, Kept(sources["half"]), Kept(sources["wide"])]
+    for tensor in convert(jobs, tmp_path / "out.safetensors").values():
         assert tensor.offset % {"I8": 1, "BF16": 2, "F32": 4}[tensor.dtype] == 0
