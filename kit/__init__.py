@@ -1,3 +1,3 @@
-"""Ground floor: facts about FLUX.2 and the contracts that every other room stands on."""
+"""Facts about FLUX.2 and the data formats shared by all other packages."""
 
 __version__ = "0.1.0"

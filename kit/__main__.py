@@ -1,4 +1,4 @@
-"""Command line: python -m kit."""
+"""Command-line entry point: `python -m kit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts: folders that one step writes and the next step reads, each with a manifest of what, from what and how."""
+"""Read, write and verify artifacts: folders passed between steps, each with a manifest of its content and origin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Kind = Literal["onnx", "quantized", "engine", "aoti", "deployment"]
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and digest of one file: sha256 of the content; of header and size for safetensors (weights stay unread)."""
+    """Size and digest of one file: sha256 of the content, or of header and size for safetensors files."""
 
     bytes: int
     digest: str
@@ -44,14 +44,14 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is, from what it was made, and the digest of every file."""
+    """The kind of an artifact, its origin and settings, and the digest of every file."""
 
     kind: Kind
     variant: Variant
     compute: Compute
     recipe: str
-    options: Mapping[str, Any]  # of the step that made it: attention form, opset, GPU, ...
-    source: Mapping[str, Any]  # the checkpoint or the parent artifact, with digests
+    options: Mapping[str, Any]  # of the step that wrote it: attention form, opset, GPU, ...
+    source: Mapping[str, Any]  # the checkpoint or parent artifact, with digests
     parts: Mapping[PartName, PartRecord] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Manifest:
 
 
 def digest(path: Path) -> str:
-    """Digest a file: safetensors by header and size, everything else by content."""
+    """Return the digest of a file: safetensors by header and size, other files by content."""
     if path.suffix == ".safetensors":
         return safetensors_file.header_digest(path)
     with path.open("rb") as stream:
@@ -71,7 +71,7 @@ def digest(path: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Record every file below a folder except its manifest, by path relative to it."""
+    """Record every file in a folder except its manifest, by path relative to the folder."""
     return {
         str(p.relative_to(folder)): FileRecord(p.stat().st_size, digest(p))
         for p in sorted(folder.rglob("*"))
@@ -80,7 +80,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def tool_versions(*packages: str) -> dict[str, str]:
-    """Return the installed versions of packages that shape an artifact; those not installed are left out."""
+    """Return the installed versions of packages that affect an artifact, without those that are not installed."""
     versions = {}
     for package in ("flux2-deploy", *packages):
         try:
@@ -91,16 +91,16 @@ def tool_versions(*packages: str) -> dict[str, str]:
 
 
 def step_versions(step: str, revision: int, *packages: str) -> dict[str, str]:
-    """Return what a manifest's `versions` say of the step that made it: the packages, and the step's own revision.
+    """Return the `versions` of a manifest: the packages of the step and the step's own revision.
 
-    A step carries a constant REVISION that is raised when the same inputs give another result, so that artifacts made
-    before are made again; a change of its help texts, its errors or its layout leaves them as they are.
+    Each step has a constant REVISION that is incremented when the same inputs produce a different result, so that older
+    artifacts are rebuilt. Changes to help texts, errors or module layout do not affect it.
     """
     return tool_versions(*packages) | {f"{step} revision": str(revision)}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest of a filled folder, with the record of all its files."""
+    """Write the manifest of a filled folder, with records of all its files."""
     full = replace(manifest, files=record_files(folder))
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **asdict(full)}, indent=1) + "\n")
     return full
@@ -109,7 +109,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read a manifest without checking the files.
 
-    Raises UsageError when the folder is no artifact, ArtifactError when the manifest cannot be understood.
+    Raises UsageError if the folder is not an artifact and ArtifactError if the manifest is invalid.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -131,47 +131,47 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
-    """Read a manifest and check every file it names: present, inside the folder, same size and digest.
+    """Read a manifest and check every file in it: present, inside the folder, with the recorded size and digest.
 
-    `kinds` limits what is accepted. Raises ArtifactError or UsageError with one sentence that names the file.
+    `kinds` limits the accepted kinds. Raises ArtifactError or UsageError with one sentence that names the file.
     """
     manifest = read_manifest(folder)
     if kinds and manifest.kind not in kinds:
-        raise UsageError(f"{folder} is an artifact of kind {manifest.kind!r}; needed: {' or '.join(kinds)}")
+        raise UsageError(f"{folder} is an artifact of kind {manifest.kind!r}; expected {' or '.join(kinds)}")
     root = folder.resolve()
     for name, record in manifest.files.items():
         path = folder / name
         if not path.resolve().is_relative_to(root):
-            raise ArtifactError(f"{path}: leaves the artifact's folder")
+            raise ArtifactError(f"{path}: is outside the artifact's folder")
         if not path.is_file():
-            raise ArtifactError(f"{path}: missing; the artifact is incomplete, make it again")
+            raise ArtifactError(f"{path}: missing; the artifact is incomplete, rebuild it")
         size = path.stat().st_size
         if size != record.bytes:
-            raise ArtifactError(f"{path}: has {size} bytes, the manifest says {record.bytes}; make the artifact again")
+            raise ArtifactError(f"{path}: has {size} bytes, the manifest says {record.bytes}; rebuild the artifact")
         if digest(path) != record.digest:
-            raise ArtifactError(f"{path}: its digest differs from the manifest; make the artifact again")
+            raise ArtifactError(f"{path}: its digest differs from the manifest; rebuild the artifact")
     return manifest
 
 
 def current(out: Path, planned: Manifest) -> bool:
-    """Tell whether the artifact at `out` verifies and is what a step plans to make, files aside."""
+    """Return whether the artifact at `out` verifies and equals the planned one, apart from the file records."""
     found = verified_or_none(out, (planned.kind,))
     return found is not None and replace(found, files={}) == replace(planned, files={})
 
 
 def verified_or_none(out: Path, kinds: tuple[Kind, ...]) -> Manifest | None:
-    """Return the manifest of the artifact at `out`, None when there is none that verifies."""
+    """Return the manifest of the artifact at `out`, or None if there is none or it does not verify."""
     if not (out / MANIFEST).is_file():
         return None
     try:
         return verify(out, kinds)
     except Flux2Error as error:
-        logger.info("%s will be made again: %s", out, error)
+        logger.info("%s will be rebuilt: %s", out, error)
         return None
 
 
 def variant_from_json(raw: dict[str, Any]) -> Variant:
-    """Rebuild a Variant from what `dataclasses.asdict` and JSON made of it."""
+    """Rebuild a Variant from its `dataclasses.asdict` form in JSON."""
     return Variant(
         **{
             **raw,
@@ -183,12 +183,12 @@ def variant_from_json(raw: dict[str, Any]) -> Variant:
 
 
 def ports_from_json(raw: dict[str, Any]) -> Ports:
-    """Rebuild Ports from what `dataclasses.asdict` and JSON made of them."""
+    """Rebuild Ports from their `dataclasses.asdict` form in JSON."""
     return Ports(*(tuple(Port(**_tuples(p)) for p in raw[side]) for side in ("inputs", "outputs")))
 
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the dataclasses have tuples."""
+    """Convert lists, which JSON has instead of tuples, back to tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
 
 
@@ -202,11 +202,11 @@ def copy_texts(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> Literal["linked", "copied"]:
-    """Put a file into an artifact as a hard link, or as a copy where the file system does not link."""
+    """Hard-link a file into an artifact, or copy it if the file system does not support that."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
         return "linked"
     except OSError:
-        shutil.copy2(source, target)  # keeps the time stamp, by which a later export sees that nothing changed
+        shutil.copy2(source, target)  # keeps the modification time, which a later export compares
         return "copied"

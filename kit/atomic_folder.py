@@ -1,4 +1,4 @@
-"""Fill a folder that appears whole or not at all: built beside its place, then renamed."""
+"""Write a folder atomically: fill a temporary folder next to its destination, then rename it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pathlib import Path
 from kit.artifact import MANIFEST
 from kit.errors import UsageError
 
-UNFINISHED = ".unfinished-"  # between the name of what is built and the letters that make it unique
-NEW_SECONDS = 60  # for so long a folder may be there without the lock that its maker takes
+UNFINISHED = ".unfinished-"  # between the name of the folder and a random suffix
+NEW_SECONDS = 60  # how long a new folder may exist before its creator has locked it
 
 
 @contextmanager
 def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
-    """Give a temporary folder to fill; rename it to `out` when the block ends well, remove it when it does not.
+    """Yield a temporary folder to fill; rename it to `out` on success and remove it on failure.
 
-    `proof` is the file by which a finished folder is known. An older one at `out` is replaced; any other non-empty
-    folder is refused. The block itself must write that file last (an artifact's with `write_manifest`). Raises
-    UsageError for a path that cannot be written. What a killed process left of an earlier attempt is removed.
+    `proof` is the file that marks a folder as finished. An older finished folder at `out` is replaced; any other
+    non-empty folder is rejected. The block must write that file last (for an artifact with `write_manifest`). Raises
+    UsageError for a path that cannot be written. Remains of attempts whose process was killed are removed.
     """
     out = out.absolute()
     if out.exists() and not (out / proof).is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -38,7 +38,7 @@ def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
         _sweep(out)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}{UNFINISHED}", dir=out.parent))
     except OSError as error:
-        raise UsageError(f"cannot write below {out.parent}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {out.parent}: {error.strerror}") from None
     temporary.chmod(0o755)
     lock = _lock(temporary)
     try:
@@ -64,9 +64,9 @@ def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed, or this process ends in any way; None where another has it.
+    """Lock a folder until the descriptor is closed or this process ends; returns None if another process has the lock.
 
-    A file system without locks counts as locked by another: nothing is removed there.
+    A file system without locks counts as locked by another process, so nothing is removed there.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -78,7 +78,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove unfinished folders of this name whose maker no longer runs; a new one may not be locked yet."""
+    """Remove unfinished folders of this name whose creator has ended; a new folder may not be locked yet."""
     for left in out.parent.glob(f".{glob.escape(out.name)}{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > NEW_SECONDS and (lock := _lock(left)) is not None:
@@ -87,7 +87,7 @@ def _sweep(out: Path) -> None:
 
 
 def _cannot_write(out: Path, temporary: Path, error: OSError) -> str:
-    """Say in one sentence why an artifact could not be written; files are named as they would stand in it."""
+    """Describe in one sentence why an artifact could not be written; files are named as in the finished artifact."""
     names = [Path(os.fsdecode(name)) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)]
     inside = [name.relative_to(temporary) for name in names if name.is_relative_to(temporary)]
     where = f" ({(inside or names)[0]})" if names else ""

@@ -1,4 +1,4 @@
-"""From what the user typed to a checkpoint folder in diffusers layout."""
+"""Resolve the user's checkpoint argument to a folder in diffusers layout."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ _TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
 def resolve(name: str, weights: tuple[str, ...] = WEIGHT_FOLDERS) -> Path:
-    """Return the folder of a checkpoint: in diffusers layout on disk, from the hub, or what ships as `sample`.
+    """Return the folder of a checkpoint: a folder on disk, a hub id, a published variant or the shipped `sample`.
 
-    `weights` are the part folders whose weights are needed, so that no more is downloaded for a hub id or the name of
-    a published variant. Raises CheckpointError for a file or a folder of another layout, UsageError for what is not
-    there.
+    `weights` lists the part folders whose weights are needed, so that only these are downloaded from a hub. Raises
+    CheckpointError for a file or a folder in another layout, and UsageError if nothing is found.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -62,17 +61,17 @@ def resolve(name: str, weights: tuple[str, ...] = WEIGHT_FOLDERS) -> Path:
 
 
 def download(repository: str, weights: tuple[str, ...]) -> Path:
-    """Bring a checkpoint from the hub and return its folder in the hub's cache; what is there already stays.
+    """Download a checkpoint from the hub and return its folder in the hub's cache; cached files are kept.
 
-    The single files that lie beside the folders in a published repository are left where they are. Raises UsageError
-    in one sentence when the hub cannot be reached, does not know the id or does not grant access.
+    Single files next to the folders of a published repository are not downloaded. Raises UsageError in one sentence if
+    the hub cannot be reached, does not know the id or does not grant access.
     """
     from huggingface_hub import errors, snapshot_download
 
     folders = (*WEIGHT_FOLDERS, "tokenizer", "scheduler")
     wanted = ["model_index.json", *(f"{folder}/*{suffix}" for folder in folders for suffix in _TEXT_SUFFIXES)]
     wanted += [f"{folder}/*.safetensors" for folder in weights]
-    http_error, *_ = errors.HfHubHTTPError.__bases__  # of the client behind the hub's library: a broken connection
+    http_error, *_ = errors.HfHubHTTPError.__bases__  # base class of the hub's HTTP client errors: a broken connection
     assert issubclass(http_error, Exception)
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted))
@@ -88,10 +87,10 @@ def download(repository: str, weights: tuple[str, ...]) -> Path:
 
 
 def sample() -> Path:
-    """Return the trained sample checkpoint, or a tiny random one made on first use where none was shipped."""
+    """Return the trained sample checkpoint, or a tiny random one, created on first use, if none was shipped."""
     if (SHIPPED / "model_index.json").is_file():
         return SHIPPED
-    from kit import tiny  # brings torch and diffusers; only needed to make the stand-in
+    from kit import tiny  # imports torch and diffusers; only needed to create the substitute
 
     folder = cache_folder() / f"tiny-{tiny.REVISION}"
     if not folder.is_dir():
@@ -101,12 +100,12 @@ def sample() -> Path:
             try:
                 os.rename(made, folder)
             except OSError:
-                if not folder.is_dir():  # another process was not faster: a real failure
+                if not folder.is_dir():  # no other process created it: a real failure
                     raise
                 shutil.rmtree(made)
     return folder
 
 
 def cache_folder() -> Path:
-    """Return where the kit keeps what it can make again."""
+    """Return the folder for files that the kit can recreate."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flux2-deploy"

@@ -1,4 +1,4 @@
-"""Read a variant from the configs of a checkpoint in diffusers layout; names of folders play no part."""
+"""Read a variant from the configs of a checkpoint in diffusers layout, regardless of folder names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kit.variants import (
 
 TRAIN_TIMESTEPS = 1000
 
-# What the family's scheduler_config.json must say for the formulas of `pipeline.schedule` to hold.
+# Values of scheduler_config.json that the formulas of `pipeline.schedule` require.
 SCHEDULER_CONFIG: Mapping[str, Any] = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": TRAIN_TIMESTEPS,
@@ -35,11 +35,11 @@ SCHEDULER_CONFIG: Mapping[str, Any] = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
-_REQUIRED = ("_class_name", "num_train_timesteps", "use_dynamic_shifting")  # the others may be left out
+_REQUIRED = ("_class_name", "num_train_timesteps", "use_dynamic_shifting")  # the others may be omitted
 
 
 def check_scheduler(config: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError when a scheduler config asks for a schedule that `pipeline.schedule` does not compute."""
+    """Raise CheckpointError for a scheduler config with a schedule that `pipeline.schedule` does not compute."""
     for key, expected in SCHEDULER_CONFIG.items():
         # diffusers writes False for unset beta/karras switches in some versions and null in others
         found = config.get(key, None if key in _REQUIRED else expected)
@@ -48,9 +48,9 @@ def check_scheduler(config: Mapping[str, Any], where: str) -> None:
 
 
 def read_variant(checkpoint: Path) -> Variant:
-    """Read the variant of a checkpoint; a published one is recognised by its sizes.
+    """Read the variant of a checkpoint; published variants are recognized by their sizes.
 
-    Raises CheckpointError, naming the file, when a config is missing, unreadable or not of FLUX.2.
+    Raises CheckpointError, naming the file, for a config that is missing, unreadable or not of FLUX.2.
     """
     index = _config(checkpoint / "model_index.json")
     family = _family(index, checkpoint)
@@ -138,7 +138,7 @@ def _transformer(path: Path) -> Transformer:
     )
 
 
-# What a text encoder's config may say beyond its sizes; another value would need another graph.
+# Values of a text encoder's config, other than sizes, that the graph supports.
 _TEXT_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
@@ -194,6 +194,6 @@ def _vae(path: Path) -> tuple[Vae, int]:
 
 
 def _text_tokens(path: Path) -> int:
-    """Return how many text tokens the transformer sees: the family's 512, or less when the tokenizer says less."""
+    """Return the number of text tokens of the transformer: the family's 512, or fewer if the tokenizer says so."""
     longest = _config(path).get("model_max_length", MAX_TEXT_TOKENS)
     return int(min(MAX_TEXT_TOKENS, longest))

@@ -1,6 +1,6 @@
-"""Number formats: one table with the word that each library has for them, and bf16 between numpy and torch.
+"""Map number formats between libraries in one table, and convert bf16 between numpy and torch.
 
-numpy, torch, onnx_ir and ml_dtypes are imported by the functions that answer with their types.
+numpy, torch, onnx_ir and ml_dtypes are imported only by the functions that return their types.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Compute = Literal["fp32", "bf16"]  # of activations in a graph
 
 @dataclass(frozen=True)
 class Format:
-    """One number format; a word is empty where the library does not have the format or the kit does not use it."""
+    """One number format; a name is empty if the library does not have the format or the kit does not use it."""
 
     name: str  # the kit's
     bits: int
     stored: str = ""  # safetensors
-    numpy: str = ""  # numpy, or ml_dtypes where numpy has none
+    numpy: str = ""  # numpy, or ml_dtypes if numpy has none
     torch: str = ""
     onnx: str = ""  # onnx_ir.DataType
     triton: str = ""  # config.pbtxt, without TYPE_
@@ -35,7 +35,7 @@ class Format:
 
     @property
     def title(self) -> str:
-        """Return the word of documentation, as in TensorRT's operator table: FP32, FP8, INT64."""
+        """Return the name in documentation, as in TensorRT's operator table: FP32, FP8, INT64."""
         return self.triton or self.name.upper()
 
 
@@ -56,17 +56,17 @@ FORMATS = (
     Format("bool", 8, "BOOL", "bool", "bool", "BOOL", "BOOL", "BOOL"),
 )
 _BY_WORD: Mapping[str, Format] = {f.name: f for f in FORMATS} | {f.stored: f for f in FORMATS if f.stored}
-ITEM_BYTES: Mapping[str, int] = {f.stored: f.bits // 8 for f in FORMATS if f.stored}  # by safetensors' word
+ITEM_BYTES: Mapping[str, int] = {f.stored: f.bits // 8 for f in FORMATS if f.stored}  # by safetensors' name
 
 
 def number_format(word: str) -> Format:
-    """Return a format by the kit's name of it or by safetensors' word."""
+    """Return a format by the kit's or safetensors' name."""
     return _BY_WORD[word]
 
 
 @cache
 def numpy_type(word: str) -> Any:
-    """Return numpy's dtype of a format, ml_dtypes' where numpy has none."""
+    """Return the numpy dtype of a format, or the ml_dtypes one if numpy has none."""
     import ml_dtypes
     import numpy as np
 
@@ -92,19 +92,19 @@ def onnx_type(word: str) -> ir.DataType:
 
 
 def format_of_onnx(dtype: ir.DataType | None) -> Format | None:
-    """Return the format that a graph's data type is, None for one that the kit does not use."""
+    """Return the format of a graph's data type, or None if the kit does not use it."""
     return next((f for f in FORMATS if dtype is not None and f.onnx == dtype.name), None)
 
 
 def triton_type(word: str) -> str:
-    """Return the word of a format in config.pbtxt."""
+    """Return the name of a format in config.pbtxt."""
     return f"TYPE_{number_format(word).triton}"
 
 
 def to_tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """Return a tensor that shares an array's memory (a copy where the array is read-only or not contiguous).
+    """Return a tensor that shares an array's memory (a copy if the array is read-only or not contiguous).
 
-    torch takes no bf16 from numpy, so the bits cross as 16-bit integers.
+    torch does not accept bf16 from numpy, so the bits are passed as 16-bit integers.
     """
     import numpy as np
     import torch
@@ -116,7 +116,7 @@ def to_tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
 
 
 def to_array(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
-    """Return an array that shares the memory of a tensor on the CPU, bf16 as ml_dtypes has it."""
+    """Return an array that shares the memory of a CPU tensor, with ml_dtypes' type for bf16."""
     import torch
 
     if tensor.dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""The kit's exceptions, one tree.
+"""The tree of the kit's exceptions.
 
 Flux2Error
 ├── UsageError        wrong use or bad input: exit code 2
@@ -17,13 +17,13 @@ from typing import Any
 
 
 class Flux2Error(Exception):
-    """Base of everything the kit raises on purpose; `exit_code` is what the command line returns."""
+    """Base class of all errors that the kit raises deliberately; `exit_code` is returned by the command line."""
 
     exit_code = 1
 
 
 class UsageError(Flux2Error):
-    """The caller asked for something that cannot be; the message says which value and what to do."""
+    """The caller asked for something invalid; the message gives the value and what to do."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ class RequestError(UsageError):
 
 
 class CheckFailed(Flux2Error):
-    """A check or a quality contract did not hold; `facts` is what was measured, for `--json`."""
+    """A check or a quality contract failed; `facts` holds the measurements for `--json`."""
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -49,8 +49,8 @@ class ArtifactError(CheckFailed):
 
 
 class EngineError(Flux2Error):
-    """A runtime failed while it ran a part: out of memory, or inputs it cannot take."""
+    """A runtime failed while running a part: out of memory, or unsupported inputs."""
 
 
 class ServerError(Flux2Error):
-    """A server did not answer in time or at all, or answered with an error of its own."""
+    """A server did not answer, answered too late, or answered with an error."""

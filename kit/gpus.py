@@ -1,4 +1,4 @@
-"""Facts of the GPUs that the kit builds for: compute capability, memory, bandwidth, and rates without sparsity."""
+"""Specifications of the supported GPUs: compute capability, memory, bandwidth and rates without sparsity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GB = 10**9
 MIB = 2**20
 TERA = 10**12
 
-# The first compute capability whose tensor cores multiply in a format.
+# The first compute capability whose tensor cores support a format.
 FIRST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {
     "fp32": (0, 0),
     "bf16": (8, 0),
@@ -26,24 +26,24 @@ FIRST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as its maker describes it; `dense` holds FLOP/s without sparsity, with fp32 accumulation."""
+    """One GPU as specified by its vendor; `dense` holds FLOP/s without sparsity, with fp32 accumulation."""
 
-    name: str  # as the command line knows it
+    name: str  # as on the command line
     title: str
     compute_capability: tuple[int, int]
     generation: Generation
-    watts: int  # power limit of the board; what small boards are bound by
-    nominal_bytes: int  # as it is sold
+    watts: int  # power limit of the board, which bounds small boards
+    nominal_bytes: int  # as sold
     memory_bytes: int  # as the driver reports it (nvidia-smi), before CUDA takes its share
     bandwidth: float  # bytes/s
     dense: Mapping[Precision, float]
     source: str  # of the rates; memory_bytes: nvidia-smi totals in modal-labs/modal-client#2797, TensorRT-LLM#10278
-    preview: bool = False  # facts only: nothing of the kit's recipes was tuned for it
-    cuda_names: tuple[str, ...] = ()  # words by which the driver calls it, most telling first
+    preview: bool = False  # specifications only: no recipe was tuned for it
+    cuda_names: tuple[str, ...] = ()  # substrings of the driver's name, most specific first
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Formats that its tensor cores multiply in."""
+        """Formats that the tensor cores support."""
         return tuple(self.dense)
 
     @property
@@ -54,7 +54,7 @@ class Gpu:
         return precision in self.dense
 
     def refusal(self, name: str) -> str | None:
-        """Say why a recipe cannot run on this GPU and what to use instead; None when it can."""
+        """Return why a recipe cannot run on this GPU and what to use instead; None if it can."""
         needed = recipe(name).math
         if self.has(needed):
             return None
@@ -66,14 +66,14 @@ class Gpu:
 
     @property
     def default_recipe(self) -> str:
-        """The fastest recipe of the kit that the tensor cores have: fp8, else int8."""
+        """The fastest recipe that the tensor cores support: fp8, else int8."""
         return "fp8" if self.has("fp8") else "int8"
 
 
 def rates(
     fp32: float, bf16: float, int8: float, fp8: float | None = None, fp4: float | None = None
 ) -> dict[Precision, float]:
-    """Dense TFLOP/s by format, as FLOP/s; formats that the GPU lacks are left out."""
+    """Convert dense TFLOP/s by format to FLOP/s; formats that the GPU does not support are left out."""
     given: dict[Precision, float | None] = {"fp32": fp32, "bf16": bf16, "int8": int8, "fp8": fp8, "fp4": fp4}
     return {precision: rate * TERA for precision, rate in given.items() if rate is not None}
 
@@ -204,14 +204,14 @@ GPUS: Mapping[str, Gpu] = {
 
 
 def gpu(name: str) -> Gpu:
-    """Look a GPU up by name; raises UsageError that lists them."""
+    """Look up a GPU by name; raises UsageError that lists the known names."""
     if name not in GPUS:
         raise UsageError(f"unknown gpu {name!r}; there are: {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def of_device(device_name: str, memory_bytes: int) -> Gpu | None:
-    """Find the entry of a GPU by the name and memory that the driver reports; None for one that is not listed."""
+    """Find a GPU by the name and memory that the driver reports; None if it is not listed."""
     fits = [g for g in GPUS.values() if any(word in device_name for word in g.cuda_names)]
     fits = [g for g in fits if abs(g.memory_bytes - memory_bytes) < 0.1 * g.memory_bytes]
     return max(fits, key=lambda g: max(len(w) for w in g.cuda_names if w in device_name), default=None)

@@ -1,4 +1,4 @@
-"""Inputs and outputs of every exported part, written once; axes, profiles and server configs are derived from here."""
+"""Define the inputs and outputs of every exported part, from which axes, profiles and server configs are derived."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kit.variants import Transformer, Variant
 PartName = Literal[
     "text_encoder", "transformer", "transformer_extract", "transformer_cached", "vae_encoder", "vae_decoder"
 ]
-PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")  # that every variant has
+PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")  # of every variant
 ServedPart = Literal["text_encoder", "transformer", "vae_decoder"]
-SERVED_PARTS: tuple[ServedPart, ...] = get_args(ServedPart)  # that a prompt passes through on its way to an image
-QUANTIZED_PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")  # that recipes and calibration are about
-KV_PARTS: tuple[PartName, ...] = ("transformer_extract", "transformer_cached")  # that klein-kv has besides
-ALL_PARTS: tuple[PartName, ...] = get_args(PartName)  # in the order of the pipeline
+SERVED_PARTS: tuple[ServedPart, ...] = get_args(ServedPart)  # that a request runs through, in order
+QUANTIZED_PARTS: tuple[PartName, ...] = ("text_encoder", "transformer")  # that recipes and calibration cover
+KV_PARTS: tuple[PartName, ...] = ("transformer_extract", "transformer_cached")  # additional parts of klein-kv
+ALL_PARTS: tuple[PartName, ...] = get_args(PartName)  # in pipeline order
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Port:
 
     name: str
     dtype: Dtype
-    dims: tuple[str | int, ...]  # a word is a dynamic axis, "16*word" a multiple of one, a number is fixed
+    dims: tuple[str | int, ...]  # a string is a dynamic axis, "16*word" a multiple of one, a number is fixed
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Put numbers to the named axes."""
+        """Substitute sizes for the named axes."""
         return tuple(_size(d, sizes) if isinstance(d, str) else d for d in self.dims)
 
 
@@ -42,7 +42,7 @@ class Ports:
 
 
 def parts_of(variant: Variant) -> tuple[PartName, ...]:
-    """Return the parts that a variant has, in the order of the pipeline."""
+    """Return the parts of a variant in pipeline order."""
     return tuple(part for part in ALL_PARTS if part in PARTS or variant.family == "klein-kv")
 
 
@@ -62,10 +62,10 @@ def _size(axis: str, sizes: Mapping[str, int]) -> int:
 def ports(part: PartName, variant: Variant, compute: Compute) -> Ports:
     """Return the ports of a part.
 
-    Activations have the compute type; timestep and guidance are always fp32 (the graph rounds them to the compute type
-    where diffusers does), ids are int64 and images leave as uint8 [B, H, W, 3]. What `transformer_extract` gives,
-    `transformer_cached` takes under the same names at every step: by block, rotated keys and values of the reference
-    tokens.
+    Activations have the compute type. Timestep and guidance are always fp32 (the graph rounds them to the compute type
+    where diffusers does), ids are int64 and output images are uint8 [B, H, W, 3]. The outputs of `transformer_extract`,
+    rotated keys and values of the reference tokens by block, are inputs of `transformer_cached` under the same names at
+    every step.
     """
     text = variant.text_tokens
     dim = variant.transformer.joint_dim
@@ -113,7 +113,7 @@ def ports(part: PartName, variant: Variant, compute: Compute) -> Ports:
 
 
 def _cache(sizes: Transformer, compute: Compute) -> tuple[Port, ...]:
-    """Return the ports of all keys and values, those of double blocks before those of single blocks."""
+    """Return the ports of all keys and values, double blocks before single blocks."""
     dims = ("batch", sizes.heads, "ref_tokens", sizes.head_dim)
     blocks = range(sizes.double_blocks + sizes.single_blocks)
     return tuple(Port(f"ref_{kind}_{i}", compute, dims) for i in blocks for kind in ("key", "value"))

@@ -1,6 +1,6 @@
-"""Where each tensor of a safetensors file lies: names, dtypes, shapes and byte ranges, read without touching a weight.
+"""Read the names, dtypes, shapes and byte ranges of the tensors in safetensors files without reading weights.
 
-Format: 8 bytes little-endian header length, a JSON header, then the data; offsets in the header count from the data.
+Format: 8 bytes little-endian header length, a JSON header, then the data; header offsets are relative to the data.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as it lies on disk; `offset` counts from the start of the file."""
+    """One tensor as stored on disk; `offset` counts from the start of the file."""
 
     name: str
-    dtype: str  # safetensors' word: F32, BF16, F8_E4M3, ...
+    dtype: str  # safetensors' name: F32, BF16, F8_E4M3, ...
     shape: tuple[int, ...]
     file: Path
     offset: int
@@ -35,7 +35,7 @@ def _header(path: Path) -> tuple[dict[str, Any], bytes, int]:
     """Read and check a header; returns it parsed, its raw bytes, and the offset of the data."""
     size = path.stat().st_size
     with path.open("rb", buffering=0) as stream:
-        if hasattr(os, "posix_fadvise"):  # else the kernel reads weights ahead of a header that nobody will want
+        if hasattr(os, "posix_fadvise"):  # otherwise the kernel reads ahead into the weights
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
@@ -54,8 +54,8 @@ def _header(path: Path) -> tuple[dict[str, Any], bytes, int]:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """List the tensors of one safetensors file.
 
-    Raises CheckpointError, naming file and tensor, for a truncated file, an unknown dtype, or a byte range that does
-    not fit the shape.
+    Raises CheckpointError, naming the file and the tensor, for a truncated file, an unknown dtype, or a byte range that
+    does not fit the shape.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
@@ -86,16 +86,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the free-form `__metadata__` of one safetensors file, empty when there is none."""
+    """Return the free-form `__metadata__` of one safetensors file, empty if there is none."""
     header, _, _ = _header(path)
     metadata = header.get("__metadata__", {})
     return {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
 def header_digest(path: Path) -> str:
-    """Digest a safetensors file by its header and size, so that 60 GB of weights need not be read.
+    """Return a digest of a safetensors file's header and size, so that 60 GB of weights need not be read.
 
-    Names, dtypes, shapes, offsets and a truncation are covered; a change of weight values alone is not.
+    It covers names, dtypes, shapes, offsets and truncation, but not a change of weight values alone.
     """
     _, raw, _ = _header(path)
     return hashlib.sha256(raw + str(path.stat().st_size).encode()).hexdigest()
@@ -104,9 +104,9 @@ def header_digest(path: Path) -> str:
 def read_folder(folder: Path, stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")) -> dict[str, StoredTensor]:
     """List the tensors of one part of a checkpoint, sharded or not.
 
-    `stems` are the file names that diffusers and transformers write, without ".safetensors". A shard index wins over
-    a single file. Raises CheckpointError for shards that are missing, that hold a tensor twice, or that disagree with
-    the index, and for folders that only hold pickles.
+    `stems` are the file names that diffusers and transformers write, without ".safetensors". A shard index takes
+    precedence over a single file. Raises CheckpointError for shards that are missing, contain a tensor twice, or
+    disagree with the index, and for folders that hold only pickles.
     """
     for stem in stems:
         index = folder / f"{stem}.safetensors.index.json"
@@ -128,14 +128,14 @@ def _read_sharded(index: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if os.path.basename(shard) != shard:
-            raise CheckpointError(f"{index}: shard {shard!r} lies outside the folder")
+            raise CheckpointError(f"{index}: shard {shard!r} is outside the folder")
         for name, tensor in read_header(index.parent / shard).items():
             if name in tensors:
-                raise CheckpointError(f"{index}: tensor {name!r} stands in {tensors[name].file.name} and in {shard}")
+                raise CheckpointError(f"{index}: tensor {name!r} is in both {tensors[name].file.name} and {shard}")
             tensors[name] = tensor
     missing = [name for name in weight_map if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{index}: tensor {missing[0]!r} is not in {weight_map[missing[0]]} ({len(missing)} such)"
+            f"{index}: tensor {missing[0]!r} is not in {weight_map[missing[0]]} ({len(missing)} missing)"
         )
     return tensors

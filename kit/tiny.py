@@ -1,8 +1,9 @@
-"""Tiny random FLUX.2 pipelines of the real diffusers and transformers classes: test material that needs no download.
+"""Build tiny random FLUX.2 pipelines from the real diffusers and transformers classes, for tests without downloads.
 
-Only widths and depths are shrunk. What shapes a graph is real: 128 packed channels, 32 latents, the x8 VAE with its 2x2
-patches, four-axis RoPE, the text-encoder taps, padding sides, tied embeddings. The weights of the transformer are
-scaled by `gain`, because at 1 the prompt moves the image by 0.3 % only and a parity test would not see the text.
+Only widths and depths are reduced. Everything that shapes a graph is real: 128 packed channels, 32 latents, the x8 VAE
+with its 2x2 patches, four-axis RoPE, the text-encoder taps, padding sides, tied embeddings. The weights of the
+transformer are scaled by `gain`, because at 1 the prompt changes the image by only 0.3 % and a parity test would not
+notice the text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-REVISION = 1  # raised when the same seed gives another checkpoint
+REVISION = 1  # increment when the same seed produces a different checkpoint
 _QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _QWEN_TEMPLATE = (
     "{%- for turn in messages %}{{- '<|im_start|>' + turn.role + '\n' + turn.content + '<|im_end|>' + '\n' }}"
@@ -49,7 +50,7 @@ DEV_SHARPNESS = 3.0  # on queries and keys
 
 @dataclass(frozen=True)
 class Tiny:
-    """Sizes and choices of one tiny pipeline."""
+    """Sizes and options of one tiny pipeline."""
 
     family: Family = "klein"
     double_blocks: int = 2
@@ -57,7 +58,7 @@ class Tiny:
     heads: int = 2
     head_dim: int = 32
     text_hidden: int = 32
-    # diffusers must be told of fewer by `max_sequence_length`; at one token per byte, dev's system prompt takes 170
+    # diffusers needs a smaller `max_sequence_length`; at one token per byte, dev's system prompt takes 170
     text_tokens: int = MAX_TEXT_TOKENS
     vae_channels: tuple[int, ...] = (8, 16, 32, 32)
     small_decoder: bool = False
@@ -66,10 +67,10 @@ class Tiny:
 
 
 def save(folder: Path, tiny: Tiny | None = None, dtype: Compute = "fp32", shard_bytes: int | None = None) -> Path:
-    """Write a tiny checkpoint in diffusers layout and return its folder; the same arguments give the same bytes.
+    """Write a tiny checkpoint in diffusers layout and return its folder; the same arguments produce the same bytes.
 
-    `shard_bytes` splits the weights of every part into shards of at most that many bytes, with an index, as the large
-    published checkpoints have them.
+    `shard_bytes` splits the weights of every part into shards of at most that many bytes, with an index, as in the
+    large published checkpoints.
     """
     import torch
 
@@ -77,7 +78,7 @@ def save(folder: Path, tiny: Tiny | None = None, dtype: Compute = "fp32", shard_
     if dtype == "bf16":
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
-                torch.nn.Module.to(part, torch.bfloat16)  # not the class's own `to`, which warns about a partial cast
+                torch.nn.Module.to(part, torch.bfloat16)  # the class's own `to` warns about a partial cast
     shutil.rmtree(folder, ignore_errors=True)
     sharding = {"max_shard_size": shard_bytes} if shard_bytes else {}
     with _silent_progress():
@@ -87,7 +88,7 @@ def save(folder: Path, tiny: Tiny | None = None, dtype: Compute = "fp32", shard_
 
 @contextmanager
 def _silent_progress() -> Iterator[None]:
-    """Keep transformers' progress bars for a few kilobytes off the terminal."""
+    """Hide transformers' progress bars for a few kilobytes."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -100,7 +101,7 @@ def _silent_progress() -> Iterator[None]:
 
 
 def pipeline(tiny: Tiny | None = None) -> DiffusionPipeline:
-    """Build a tiny pipeline in fp32, in eval mode, without a progress bar; the global random state stays as it was."""
+    """Build a tiny pipeline in fp32 and eval mode, without a progress bar; the global random state is preserved."""
     import diffusers
     import torch
 
@@ -188,7 +189,7 @@ def _transformer(tiny: Tiny) -> torch.nn.Module:
                 parameter.mul_(tiny.gain)
             else:
                 parameter.uniform_(0.5, 1.5)  # norm weights: all ones would hide a swap
-        if tiny.family == "dev":  # its system message drowns the prompt unless attention is sharp
+        if tiny.family == "dev":  # the system message dominates the prompt unless attention is sharp
             for name, parameter in transformer.named_parameters():
                 if parameter.ndim == 1 and ".attn.norm_" in name:
                     parameter.mul_(DEV_SHARPNESS)
@@ -236,8 +237,8 @@ def _qwen3(tiny: Tiny) -> tuple[torch.nn.Module, Any]:
 def _mistral3(tiny: Tiny) -> tuple[torch.nn.Module, Any]:
     """Build a Mistral3 of real depth with a one-layer vision tower, and its left-padding tokenizer.
 
-    The published checkpoint has a PixtralProcessor around that tokenizer; for text the pipeline only calls
-    `apply_chat_template`, which the tokenizer alone answers.
+    The published checkpoint wraps that tokenizer in a PixtralProcessor; for text the pipeline calls only
+    `apply_chat_template`, which the tokenizer provides.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

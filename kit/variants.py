@@ -1,4 +1,4 @@
-"""The FLUX.2 family: sizes, text-encoder taps, padding, defaults, licences, and how to read them from a checkpoint."""
+"""Define the FLUX.2 variants: sizes, text-encoder taps, padding, defaults and licences."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TextEncoder:
     vocab: int
     rope_theta: float
     eps: float
-    taps: tuple[int, int, int]  # hidden_states[k] that are concatenated; 0 is the embedding
+    taps: tuple[int, int, int]  # the hidden_states[k] that are concatenated; 0 is the embedding
     padding_side: Literal["left", "right"]
 
 
@@ -67,7 +67,7 @@ class Vae:
 
 @dataclass(frozen=True)
 class Variant:
-    """One member of the family: every size that shapes a graph, and how it is meant to be used."""
+    """One member of the family: every size that shapes a graph, and its intended settings."""
 
     name: str
     family: Family
@@ -79,17 +79,17 @@ class Variant:
     guidance_scale: float
     licence: str
     text_tokens: int = MAX_TEXT_TOKENS
-    image_size: int = 1024  # pixels of a side when the request names none
+    image_size: int = 1024  # pixels per side if the request gives no size
 
     pixels_per_token = 16  # VAE x8 and a 2x2 patch
 
     def tokens(self, width: int, height: int) -> int:
-        """Count image tokens of an image of `width` x `height` pixels."""
+        """Return the number of image tokens of an image of `width` x `height` pixels."""
         return (width // self.pixels_per_token) * (height // self.pixels_per_token)
 
     @classmethod
     def named(cls, name: str) -> Variant:
-        """Look a published variant up by name."""
+        """Look up a published variant by name."""
         if name not in VARIANTS:
             raise UsageError(f"unknown variant {name!r}; there are: {', '.join(VARIANTS)}")
         return VARIANTS[name]

@@ -1,1 +1,1 @@
-"""What fits on a GPU, how fast it is and what it costs: the planner and the doctor."""
+"""Plan capacity and check machines: what fits on a GPU, how fast it is and what it costs."""

@@ -1,4 +1,4 @@
-"""Boards that others measured in public and that the kit does not build for: the planner is calibrated on them too."""
+"""GPUs that the kit does not build for but that have public measurements, used to calibrate the planner."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ BOARDS: Mapping[str, Gpu] = {
 
 
 def board(name: str) -> Gpu:
-    """Look up a GPU of the kit or a board that was only measured."""
+    """Look up a GPU of the kit or one that is only used for measurements."""
     known = {**GPUS, **BOARDS}
     if name not in known:
         raise UsageError(f"unknown board {name!r}; there are: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""A plan as an image, PNG or SVG: memory, images per minute, and what 1,000 of them cost, one bar per GPU."""
+"""Draw plans as a PNG or SVG chart: memory, images per minute and cost per 1,000 images, with one bar per GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = {"transformer": "#4c72b0", "text_encoder": "#dd8452", "vae_decoder": "#8
 
 
 def draw(answers: Sequence[Plan], path: Path) -> None:
-    """Draw the answers that work; raises UsageError for another format, a missing matplotlib, or nothing to draw."""
+    """Draw the plans that work; raises UsageError for another format, a missing matplotlib, or nothing to draw."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--chart {path}: the name must end in {' or '.join(FORMATS)}")
     working = [answer for answer in answers if answer.chosen is not None]
@@ -57,7 +57,7 @@ def _memory(axis: Any, answers: Sequence[Plan]) -> None:
         axis.barh(range(len(answers)), sizes, left=left, color=colour, label=part.replace("_", " "))
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     usable = [a.chosen.layout.usable / GB for a in answers if a.chosen]
-    axis.barh(range(len(answers)), usable, color="none", edgecolor="#999999", label="can be used")
+    axis.barh(range(len(answers)), usable, color="none", edgecolor="#999999", label="usable")
     axis.set_yticks(range(len(answers)), names, fontsize=8)
     axis.set_xlabel("GPU memory, GB")
     axis.legend(fontsize=7, frameon=False, loc="upper right")
@@ -67,7 +67,7 @@ def _minutes(axis: Any, answers: Sequence[Plan]) -> None:
     values = [a.per_minute for a in answers if a.per_minute]
     errors = [[v.mid - v.low for v in values], [v.high - v.mid for v in values]]
     axis.barh(range(len(values)), [v.mid for v in values], xerr=errors, color="#4c72b0", ecolor="#333333", capsize=3)
-    axis.set_xlabel("images a minute, with range")
+    axis.set_xlabel("images per minute, with range")
     axis.margins(x=0.12)
     for row, value in enumerate(values):
         axis.text(value.high, row, f"  {value.mid:.3g}", va="center", fontsize=8)
@@ -82,7 +82,7 @@ def _dollars(axis: Any, answers: Sequence[Plan]) -> None:
         axis.plot([value.low, value.high], [row, row], color="#999999", linewidth=3, solid_capstyle="round")
         axis.plot([value.mid], [row], "o", color="#c44e52")
     axis.set_xlim(left=0)
-    axis.set_xlabel("$ per 1,000 images at full use, lowest to highest price")
+    axis.set_xlabel("$ per 1,000 images at full load, lowest to highest price")
 
 
 def _bytes(answer: Plan, part: str) -> float:

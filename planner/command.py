@@ -1,4 +1,4 @@
-"""The command `kit plan`: options to a question, the answer as text, JSON or a chart."""
+"""Command `kit plan`: turn the options into a question and print the plan as text, JSON or a chart."""
 
 from __future__ import annotations
 
@@ -20,39 +20,44 @@ ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `kit plan` takes; defaults are the question's."""
+    """Add the options of `kit plan`; their defaults come from Question."""
     parser.add_argument(
         "--variant", required=True, metavar="NAME", help=f"{', '.join(VARIANTS)}, or a folder: checkpoint or artifact"
     )
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
-    parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; default: the GPU's, then smaller")
-    parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first place that works")
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; default: the GPU's recipe, then smaller ones"
+    )
+    parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first placement that works")
     parser.add_argument("--width", type=int, default=Question.width)
     parser.add_argument("--height", type=int, default=Question.height)
-    parser.add_argument("--steps", type=int, help="default: the variant's")
-    parser.add_argument("--batch", type=int, default=Question.batch, help="images at once")
-    parser.add_argument("--rate", type=float, metavar="N", help="images per minute that will be asked for")
+    parser.add_argument("--steps", type=int, help="default: the steps of the variant")
+    parser.add_argument("--batch", type=int, default=Question.batch, help="images per batch")
+    parser.add_argument("--rate", type=float, metavar="N", help="requested images per minute")
     parser.add_argument("--replicas", type=int, metavar="N", help="default: as many as the rate needs")
-    parser.add_argument("--gpus", type=int, default=Question.gpus, metavar="N", help="GPUs of one replica")
-    parser.add_argument("--cores", type=int, default=Question.cores, metavar="N", help="of the host's CPU")
+    parser.add_argument("--gpus", type=int, default=Question.gpus, metavar="N", help="GPUs per replica")
+    parser.add_argument("--cores", type=int, default=Question.cores, metavar="N", help="CPU cores of the host")
     parser.add_argument(
-        "--step-seconds", type=float, metavar="S", help="what one step of the batch took you, in place of the estimate"
+        "--step-seconds",
+        type=float,
+        metavar="S",
+        help="measured duration of one step of the batch; replaces the estimate",
     )
     prices = parser.add_mutually_exclusive_group()
-    prices.add_argument("--price", type=float, metavar="USD", help="dollars per GPU hour, in place of the table's")
-    prices.add_argument("--prices", type=Path, metavar="FILE", help="a price table in place of the kit's")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="also draw the answer, .png or .svg")
+    prices.add_argument("--price", type=float, metavar="USD", help="dollars per GPU hour; replaces the price table")
+    prices.add_argument("--prices", type=Path, metavar="FILE", help="price table that replaces the kit's")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="also draw the plan as .png or .svg")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Plan and print; raises CheckFailed when nothing works."""
+    """Plan and print the result; raises CheckFailed if no plan works."""
     question = _question(args)
     if refused := question.refusal():
         raise UsageError(refused)
     if args.gpu == ALL and args.step_seconds is not None:
-        raise UsageError(f"--step-seconds is of one GPU, and --gpu {ALL} asks for all")
+        raise UsageError(f"--step-seconds applies to one GPU and cannot be combined with --gpu {ALL}")
     if args.price is not None and not 0 < args.price < 1e6:
-        raise UsageError(f"--price {args.price:g}: dollars per GPU hour, more than 0")
+        raise UsageError(f"--price {args.price:g}: must be more than 0 dollars per GPU hour")
     prices = read_prices(args.prices)
     asked = [replace(question, gpu=card) for card in GPUS.values()] if args.gpu == ALL else [question]
     answers = [plan(one, prices, args.price) for one in asked]
@@ -91,7 +96,7 @@ def _question(args: argparse.Namespace) -> Question:
 
 
 def _variant(words: str) -> Variant:
-    """Take a published variant by name, or the sizes of a checkpoint or an artifact in a folder."""
+    """Return a published variant by name, or the sizes of a checkpoint or artifact folder."""
     folder = Path(words)
     if words in VARIANTS or not folder.is_dir():
         return Variant.named(words)
@@ -101,7 +106,7 @@ def _variant(words: str) -> Variant:
 
 
 def _check(answers: list[Plan]) -> None:
-    """Raise when no answer works, with why and where it would."""
+    """Raise if no plan works, with the reason and the GPUs on which one would."""
     if any(answer.chosen for answer in answers):
         return
     first = answers[0]

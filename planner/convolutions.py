@@ -1,4 +1,4 @@
-"""The convolutions of AutoencoderKLFlux2 as data: channels in, channels out, kernel, and how far below full size."""
+"""List the convolutions of AutoencoderKLFlux2 as data: input and output channels, kernel size and downsampling."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from itertools import pairwise
 
 from kit.variants import Vae
 
-Layers = tuple[tuple[int, int, int, int], ...]  # (in, out, kernel, pixels of a side per point of the output)
+Layers = tuple[tuple[int, int, int, int], ...]  # (in, out, kernel, pixels per output point and side)
 
 
 def decoder_layers(vae: Vae) -> Layers:
-    """List the convolutions from latents to pixels, the 1x1 after the latents included."""
+    """List the convolutions from latents to pixels, including the 1x1 convolution after the latents."""
     latent, channels = vae.latent_channels, tuple(reversed(vae.decoder_channels))
     scale = 2 ** (len(channels) - 1)
     layers = [(latent, latent, 1, scale), (latent, channels[0], 3, scale), *_middle(channels[0], scale)]
@@ -23,7 +23,7 @@ def decoder_layers(vae: Vae) -> Layers:
 
 
 def encoder_layers(vae: Vae) -> Layers:
-    """List the convolutions from pixels to the moments of the latents, the 1x1 after them included."""
+    """List the convolutions from pixels to the moments of the latents, including the final 1x1 convolution."""
     channels, scale = vae.channels, 1
     layers = [(3, channels[0], 3, scale)]
     for level, (inward, outward) in enumerate(pairwise((channels[0], *channels))):
@@ -42,5 +42,5 @@ def _residuals(inward: int, outward: int, count: int, scale: int) -> Layers:
 
 
 def _middle(channels: int, scale: int) -> Layers:
-    """List the two residual blocks around the attention; the attention itself is not a convolution."""
+    """List the convolutions of the two residual blocks around the attention, which has none."""
     return ((channels, channels, 3, scale),) * 4

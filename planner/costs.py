@@ -1,4 +1,4 @@
-"""What a plan costs: dollars per hour and per 1,000 images, and from which volume renting beats a hosted service."""
+"""Compute the cost of a plan: dollars per hour and per 1,000 images, and the break-even with hosted services."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from planner.timing import Range
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From how many images a month rented GPUs, on all the time, cost less than a hosted service."""
+    """The monthly volume from which a rented GPU, running all the time, costs less than a hosted service."""
 
     hosted: Hosted
     usd_per_image: float
-    images: float  # a month
-    possible: bool  # one replica can generate as many
+    images: float  # per month
+    possible: bool  # one replica can generate that many
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Costs:
     """Dollars."""
 
     per_hour: Range  # of one replica
-    per_thousand: Range  # images, at full use
-    at_rate: float | None  # dollars per 1,000 images at the rate asked for
-    per_month: float  # of one replica, on all the time
+    per_thousand: Range  # images, at full load
+    at_rate: float | None  # dollars per 1,000 images at the requested rate
+    per_month: float  # of one replica running all the time
     break_even: tuple[BreakEven, ...]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated and how many of it in a minute."""
+    """What is generated, and how many images per minute."""
 
     variant: Variant
     pixels: int
@@ -44,7 +44,7 @@ class Workload:
 def cost(
     job: Workload, gpu: Gpu, prices: Prices, price: float | None, cards: int, rate: float | None, replicas: int
 ) -> Costs | None:
-    """Return the costs, or None when no price is known; `price` overrides the table, `rate` is what is served."""
+    """Return the costs, or None without a known price; `price` overrides the table, `rate` is the served rate."""
     listed = (price, price, price) if price is not None else prices.per_hour(gpu.name)
     if listed is None:
         return None

@@ -1,4 +1,4 @@
-"""The command `kit doctor`: what this machine has, and what of the kit's work it can do, with which recipe."""
+"""Command `kit doctor`: report what this machine has and which tasks of the kit it can run, with which recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU_RECIPES: tuple[str, ...] = ("fp32", "int8")
 
 @dataclass(frozen=True)
 class Verdict:
-    """One piece of the kit's work: whether this machine can do it, and how or why not."""
+    """One task of the kit: whether this machine can do it, and how or why not."""
 
     work: str
     can: bool
@@ -31,11 +31,11 @@ class Verdict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the command looks at the machine that it runs on."""
+    """Add no options: the command inspects the machine it runs on."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Look, judge and print."""
+    """Inspect the machine, judge every task and print the result."""
     hardware, installed = look(Path.cwd()), software.versions()
     providers, server = software.providers(), software.tritonserver(installed)
     found = verdicts(hardware, installed, providers, server)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def verdicts(
     hardware: Hardware, installed: Mapping[str, str], providers: Sequence[str], server: str | None
 ) -> tuple[Verdict, ...]:
-    """Judge every piece of work."""
+    """Judge every task."""
     return (
         _export(installed),
         *(_engine(device, hardware, installed) for device in hardware.gpus),
@@ -86,12 +86,12 @@ def render(
     found: Sequence[Verdict],
     colour: bool,
 ) -> str:
-    """Render everything for people."""
-    from planner.text import GREEN, RED, generate
+    """Render the report as text."""
+    from planner.text import GREEN, RED, colorize
 
     cpu = hardware.cpu
     lines = [
-        f"cpu     {cpu.name}, {cpu.cores} cores; {', '.join(cpu.features) or 'none of the instructions that matter'}",
+        f"cpu     {cpu.name}, {cpu.cores} cores; {', '.join(cpu.features) or 'no relevant instruction sets'}",
         f"memory  {gigabytes(hardware.memory)}, {gigabytes(hardware.memory_available)} available",
         f"disk    {gigabytes(hardware.disk_free)} free here",
     ]
@@ -110,7 +110,7 @@ def render(
         "",
     ]
     for verdict in found:
-        mark = generate("can   ", GREEN, colour) if verdict.can else generate("cannot", RED, colour)
+        mark = colorize("can   ", GREEN, colour) if verdict.can else colorize("cannot", RED, colour)
         lines.append(f"{mark}  {verdict.work}: {verdict.words}")
     return "\n".join(lines)
 
@@ -125,10 +125,10 @@ def _engine(device: CudaDevice, hardware: Hardware, installed: Mapping[str, str]
     work = f"build and run TensorRT engines on {device.title}"
     wheel = software.tensorrt(installed)
     if device.known is None:
-        return Verdict(work, False, "the kit has no facts of this GPU; nearest entries: kit plan --gpu all")
+        return Verdict(work, False, "this GPU is not in the kit's table; to compare the GPUs in it: kit plan --gpu all")
     if wheel is None:
         return Verdict(
-            work, False, f"no TensorRT wheel: pip install tensorrt-cu13 (recipe {device.known.default_recipe} then)"
+            work, False, f"no TensorRT wheel: pip install tensorrt-cu13 (recipe {device.known.default_recipe})"
         )
     return Verdict(work, True, f"{wheel}; {_fitting(device.known, hardware.disk_free)}")
 
@@ -136,12 +136,12 @@ def _engine(device: CudaDevice, hardware: Hardware, installed: Mapping[str, str]
 def _cuda(device: CudaDevice, providers: Sequence[str]) -> Verdict:
     work = f"run ONNX Runtime on {device.title}"
     if "CUDAExecutionProvider" not in providers:
-        return Verdict(work, False, "no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime")
-    return Verdict(work, True, "CUDAExecutionProvider; the planner has no figures of its speed")
+        return Verdict(work, False, "no CUDA provider: pip install onnxruntime-gpu instead of onnxruntime")
+    return Verdict(work, True, "CUDAExecutionProvider; the planner has no figures for its speed")
 
 
 def _fitting(gpu: Gpu, disk_free: int) -> str:
-    """List the variants that build with the GPU's recipe, and those that do not with the first reason."""
+    """List the variants that can be built with the GPU's recipe, and the reason why the first other one cannot."""
     name = gpu.default_recipe
     refused = {v.name: refusal(Build(v, name, gpu, disk_free=disk_free)) for v in VARIANTS.values()}
     good = [variant for variant, reason in refused.items() if reason is None]
@@ -159,11 +159,11 @@ def _cpu(hardware: Hardware, providers: Sequence[str]) -> Verdict:
         fits = [v.name for v in VARIANTS.values() if cpu_bytes(v, name) <= hardware.memory_available]
         parts.append(f"{name}: {', '.join(('the sample', *fits))}")
     speed = f"int8 is fast here ({', '.join(fast)})" if fast else "int8 is slow here (no VNNI or AMX)"
-    return Verdict(work, True, f"{'; '.join(parts)} fit into the memory that is available at 512x512; {speed}")
+    return Verdict(work, True, f"{'; '.join(parts)} fit into the available memory at 512x512; {speed}")
 
 
 def cpu_bytes(variant: Variant, name: str) -> int:
-    """Return the memory of all parts in fp32 or int8, with activations in fp32 as ONNX Runtime has them, at 512x512."""
+    """Return the memory of all parts in fp32 or int8 at 512x512, with fp32 activations as in ONNX Runtime."""
     chosen, fp32 = recipe(name), RECIPES["fp32"]
     stored = sum(weight_bytes(part, variant, chosen) for part in SERVED_PARTS)
     return stored + max(activation_bytes(part, variant, fp32, Shape(512, 512)) for part in SERVED_PARTS)

@@ -1,4 +1,4 @@
-"""A plan as plain data: what `kit plan --json` prints, and what the chart is drawn from."""
+"""Convert a plan to plain data for `kit plan --json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from planner.timing import Range
 
 
 def facts(answer: Plan) -> dict[str, Any]:
-    """Return everything a plan says; seconds, bytes, dollars, images per minute."""
+    """Return everything in a plan, in seconds, bytes, dollars and images per minute."""
     question, chosen = answer.question, answer.chosen
     found: dict[str, Any] = {
         "variant": question.variant.name,
@@ -39,7 +39,7 @@ def facts(answer: Plan) -> dict[str, Any]:
 
 
 def basis(answer: Plan) -> dict[str, Any]:
-    """Say on how much public measurement the times of this GPU rest."""
+    """Return how many public measurements support the times for this GPU."""
     raw = json.loads(resources.files("planner.data").joinpath("calibration.json").read_text())
     gpu, points = answer.question.gpu, measurements()
     return {

@@ -1,7 +1,8 @@
-"""Whether an engine build can succeed, decided before it starts: the reason if not, and the nearest setting that would.
+"""Decide before an engine build whether it can succeed; if not, give the reason and the nearest setting that would.
 
-Only what is certain is refused: a format that the GPU lacks, weights and activations beyond its memory, plans beyond
-the disk, shapes beyond the profile. `refusal` is pure and takes microseconds; the builder's command calls it first.
+Only builds that certainly fail are rejected: a format that the GPU does not support, weights and activations that
+exceed its memory, plans that exceed the disk, shapes outside the profile. `refusal` is pure and takes microseconds; the
+builder's command calls it first.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from planner.memory import (
 )
 
 MIN_TOKENS = 256  # 256x256
-MAX_TOKENS = 16384  # 4 megapixels, as far as the family goes
+MAX_TOKENS = 16384  # 4 megapixels, the limit of the model family
 DISK_MARGIN = 1.05  # graphs, manifests, timing cache
-SIDES = (2048, 1536, 1024, 768, 512, 256)  # the sizes that a smaller profile is suggested in
+SIDES = (2048, 1536, 1024, 768, 512, 256)  # the sizes suggested for a smaller profile
 
 
 @dataclass(frozen=True)
 class Build:
-    """One engine build as the command line asks for it."""
+    """One engine build as requested on the command line."""
 
     variant: Variant
     recipe: str
     gpu: Gpu
-    min_tokens: int = MIN_TOKENS  # image tokens of the smallest image that the profiles take
+    min_tokens: int = MIN_TOKENS  # image tokens of the smallest image that the profiles accept
     max_tokens: int = 4096  # of the largest; 4096 is 1024x1024
     batch: int = 1  # images
     reference_tokens: int = 0
     parts: tuple[PartName, ...] = SERVED_PARTS
-    weight_streaming: bool = False  # weights stay in host memory and pass through the GPU
+    weight_streaming: bool = False  # weights stay in host memory and are streamed to the GPU
     stripped: bool = False  # STRIP_PLAN: the plan holds no weights
-    disk_free: int | None = None  # bytes where the plans go; None when it is not known
+    disk_free: int | None = None  # free bytes on the disk of the plans; None if unknown
 
 
 def refusal(build: Build) -> str | None:
-    """Say why a build cannot succeed and the nearest setting that would; None when nothing speaks against it."""
+    """Return why a build cannot succeed and the nearest setting that would; None if the build is feasible."""
     return build.gpu.refusal(build.recipe) or _profile_refusal(build) or _memory_refusal(build) or _disk_refusal(build)
 
 
 def size_refusal(variant: Variant, width: int, height: int, min_tokens: int, max_tokens: int) -> str | None:
-    """Say why an image of `width` x `height` does not pass through profiles, and the nearest size that does."""
+    """Return why the profiles reject an image of `width` x `height` and the nearest accepted size; None if accepted."""
     step = variant.pixels_per_token
     if width % step or height % step or min(width, height) < step:
         near = [max(step, round(side / step) * step) for side in (width, height)]
@@ -62,13 +63,13 @@ def size_refusal(variant: Variant, width: int, height: int, min_tokens: int, max
         return None
     near_width, near_height = _nearest_size(width, height, min_tokens, max_tokens, step)
     return (
-        f"{width}x{height} has {tokens} image tokens, the profiles take {min_tokens} to {max_tokens}; "
+        f"{width}x{height} has {tokens} image tokens, the profiles accept {min_tokens} to {max_tokens}; "
         f"nearest: {near_width}x{near_height}"
     )
 
 
 def needed_bytes(build: Build) -> int:
-    """Return the least GPU memory in which the largest part can be built and run at its largest shape."""
+    """Return a lower bound of the GPU memory needed to build and run the largest part at its largest shape."""
     return max(_part_bytes(build, part) for part in build.parts)
 
 
@@ -80,20 +81,20 @@ def _part_bytes(build: Build, part: PartName) -> int:
         return stored + transformer_activation_bytes(build.variant, chosen, sequence, rows(build.variant, build.batch))
     if part == "text_encoder":
         return stored + activation_bytes(part, build.variant, chosen, Shape(256, 256, build.batch))
-    return stored  # how TensorRT tiles the VAE is its own choice: nothing certain is known of its activations
+    return stored  # TensorRT chooses the tiling of the VAE, so its activations are unknown
 
 
 def _profile_refusal(build: Build) -> str | None:
     low, high = build.min_tokens, build.max_tokens
     if low < 1 or low > high:
-        return f"a profile of {low} to {high} image tokens is empty; use for example {MIN_TOKENS} to 4096"
+        return f"a profile of {low} to {high} image tokens is empty; use, for example, {MIN_TOKENS} to 4096"
     if high > MAX_TOKENS:
         return (
-            f"a profile up to {high} image tokens goes beyond the family's 4 megapixels; "
+            f"a profile up to {high} image tokens exceeds the model family's limit of 4 megapixels; "
             f"nearest: {MAX_TOKENS} (2048x2048)"
         )
     if build.batch < 1:
-        return f"batch {build.batch}: at least 1"
+        return f"batch {build.batch}: must be at least 1"
     return None
 
 
@@ -104,7 +105,7 @@ def _memory_refusal(build: Build) -> str | None:
     part = max(build.parts, key=lambda p: _part_bytes(build, p))
     why = (
         f"the {part.replace('_', ' ')} of {build.variant.name} in {build.recipe} needs {gigabytes(needed)} at "
-        f"{build.max_tokens} image tokens, batch {build.batch}; {build.gpu.name} gives {gigabytes(usable)}"
+        f"{build.max_tokens} image tokens, batch {build.batch}; {build.gpu.name} has {gigabytes(usable)} available"
     )
     changes = [
         next((words for words, changed in options if _fits(changed)), None)
@@ -153,14 +154,14 @@ def _disk_refusal(build: Build) -> str | None:
     needed = int((stored if not build.stripped else 0.02 * stored) * DISK_MARGIN)
     if needed <= build.disk_free:
         return None
-    why = f"the plans take about {gigabytes(needed)} and {gigabytes(build.disk_free)} of disk are free"
+    why = f"the plans take about {gigabytes(needed)} and {gigabytes(build.disk_free)} of disk space are free"
     if not build.stripped and 0.02 * stored * DISK_MARGIN <= build.disk_free:
         return f"{why}: use stripped plans (they hold no weights) or another --out"
     return f"{why}: use another --out"
 
 
 def _nearest_size(width: int, height: int, low: int, high: int, step: int) -> tuple[int, int]:
-    """Scale a size into the token range, its aspect kept as far as multiples of `step` allow."""
+    """Scale a size into the token range, keeping its aspect ratio as far as multiples of `step` allow."""
     columns, lines = width // step, height // step
     target = min(max(columns * lines, low), high)
     scale = (target / (columns * lines)) ** 0.5

@@ -1,7 +1,7 @@
-"""Operations of each part, counted from the variant's sizes; one multiply-add is two operations.
+"""Count the operations of each part from the variant's sizes; one multiply-add counts as two operations.
 
-The formulas give what torch.utils.flop_counter counts on the meta device, to four digits (tests/planner/test_flops.py):
-matrix products, convolutions and attention; norms, activations and RoPE are counted as bytes (planner/speed.py).
+The formulas match torch.utils.flop_counter on the meta device to four digits (tests/planner/test_flops.py). They count
+matrix products, convolutions and attention; norms, activations and RoPE are counted as bytes (planner/work.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from kit.variants import TextEncoder, Transformer, Vae, Variant
 from planner.convolutions import decoder_layers, encoder_layers
 
-PIXELS_PER_LATENT = 8  # of a side, in the VAE
+PIXELS_PER_LATENT = 8  # per side, in the VAE
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one pass, by what they can run in: quantized linears, attention, everything else."""
+    """Operations of one pass, grouped by the format they can run in: quantized linears, attention and the rest."""
 
     linears: float
     attention: float
@@ -28,7 +28,7 @@ class Flops:
 
 
 def transformer(sizes: Transformer, image_tokens: int, text_tokens: int, reference_tokens: int = 0) -> Flops:
-    """Count one forward pass of one row; reference images lengthen the sequence, the text never shortens."""
+    """Count one forward pass of one row; reference images lengthen the sequence, while the text length is fixed."""
     d, layers = sizes.dim, sizes.double_blocks + sizes.single_blocks
     image = image_tokens + reference_tokens
     sequence = image + text_tokens
@@ -43,7 +43,7 @@ def transformer(sizes: Transformer, image_tokens: int, text_tokens: int, referen
 
 
 def text_encoder(sizes: TextEncoder, text_tokens: int) -> Flops:
-    """Count one pass up to the last tap; padding is computed too, the causal half of attention is not discounted."""
+    """Count one pass up to the last tap; padding is included and the causal half of attention is not discounted."""
     layers = max(sizes.taps)
     return Flops(
         linears=2 * text_tokens * text_layer_weights(sizes) * layers,
@@ -52,17 +52,17 @@ def text_encoder(sizes: TextEncoder, text_tokens: int) -> Flops:
 
 
 def vae_decoder(sizes: Vae, width: int, height: int) -> Flops:
-    """Count decoding of one image of `width` x `height` pixels."""
+    """Count the decoding of one image of `width` x `height` pixels."""
     return _vae(decoder_layers(sizes), sizes.decoder_channels[-1], width, height)
 
 
 def vae_encoder(sizes: Vae, width: int, height: int) -> Flops:
-    """Count encoding of one image of `width` x `height` pixels."""
+    """Count the encoding of one image of `width` x `height` pixels."""
     return _vae(encoder_layers(sizes), sizes.channels[-1], width, height)
 
 
 def image(variant: Variant, width: int, height: int, steps: int) -> float:
-    """Count everything that one image takes, guidance's second pass included."""
+    """Count all operations of one image, including guidance's second pass."""
     tokens = variant.tokens(width, height)
     passes = 2 if variant.guidance == "cfg" else 1
     text = text_encoder(variant.text_encoder, variant.text_tokens).total
@@ -71,7 +71,7 @@ def image(variant: Variant, width: int, height: int, steps: int) -> float:
 
 
 def text_layer_weights(sizes: TextEncoder) -> int:
-    """Count the weights of one layer's linears: q, o, k, v and the three of the feed-forward net."""
+    """Count the weights of one layer's linears: q, o, k, v and the three of the feed-forward."""
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     return 2 * sizes.hidden * queries + 2 * sizes.hidden * keys + 3 * sizes.hidden * sizes.ffn
 

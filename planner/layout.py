@@ -1,4 +1,4 @@
-"""Where the weights of each part lie and whether that fits: one way to place a variant on a GPU, counted in bytes."""
+"""Place the parts of a variant on a GPU and count the bytes, to decide whether they fit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from planner.weights import weights
 Placement = Literal["resident", "evicted", "own-gpu", "cpu", "cache"]
 PLACEMENTS: dict[Placement, str] = {
     "resident": "text encoder on the GPU",
-    "evicted": "text encoder's weights pass through the GPU for every prompt",
-    "own-gpu": "text encoder on a GPU of its own",
+    "evicted": "text encoder's weights streamed to the GPU for every prompt",
+    "own-gpu": "text encoder on a separate GPU",
     "cpu": "text encoder on the CPU, in int8",
-    "cache": "every prompt's embedding is in the cache, no text encoder",
+    "cache": "all prompt embeddings cached, no text encoder",
 }
-_LAYERS_IN_FLIGHT = 2  # of a part whose weights are streamed: one computes while the next arrives
+_LAYERS_IN_FLIGHT = 2  # of a part with streamed weights: one computes while the next is loaded
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to serve: a recipe, where the text encoder is, whether the transformer's weights are streamed."""
+    """One way to serve: the recipe, the place of the text encoder, whether the transformer's weights are streamed."""
 
     recipe: Recipe
     text_encoder: Placement
@@ -38,15 +38,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layout:
-    """Bytes of a choice, and why it does not work if it does not."""
+    """Bytes of a choice, and the reason if it does not work."""
 
     weights: dict[PartName, int]  # on the GPU
-    arena: int  # activations, shared by the parts: the largest counts
+    arena: int  # activations; the parts share it, so the largest counts
     arena_part: PartName
     requests: int
     usable: int
-    host: int  # weights that stay in the host's memory
-    streamed: int  # bytes that pass to the GPU in every step
+    host: int  # weights that stay in host memory
+    streamed: int  # bytes streamed to the GPU in every step
     reason: str | None
 
     @property
@@ -55,7 +55,7 @@ class Layout:
 
 
 def lay_out(variant: Variant, gpu: Gpu, choice: Choice, shape: Shape, gpus: int = 1) -> Layout:
-    """Place the parts as chosen; `reason` says what is in the way, None when nothing is."""
+    """Place the parts as chosen; `reason` says why the choice does not work, None if it does."""
     stored: dict[PartName, int] = {part: weight_bytes(part, variant, choice.recipe) for part in SERVED_PARTS}
     on_gpu, host = dict(stored), 0
     if choice.text_encoder != "resident":
@@ -81,7 +81,7 @@ def _missing(variant: Variant, choice: Choice, shape: Shape, layout: Layout, gpu
         largest = max(layout.weights, key=lambda part: layout.weights[part])
         parts = f"{gigabytes(layout.weights[largest])} weights of the {largest}"
         arena = f"{gigabytes(layout.arena)} activations of the {layout.arena_part}"
-        return f"needs {gigabytes(layout.needed)} of {gigabytes(layout.usable)}: {parts}, {arena}"
+        return f"needs {gigabytes(layout.needed)} ({gigabytes(layout.usable)} available): {parts}, {arena}"
     if choice.text_encoder == "own-gpu":
         if gpus < 2:
             return "needs a second GPU (--gpus 2)"
@@ -89,7 +89,7 @@ def _missing(variant: Variant, choice: Choice, shape: Shape, layout: Layout, gpu
             "text_encoder", variant, choice.recipe, shape
         )
         if alone > layout.usable:
-            return f"the text encoder needs {gigabytes(alone)} of {gigabytes(layout.usable)} on its own GPU"
+            return f"the text encoder needs {gigabytes(alone)} on its own GPU ({gigabytes(layout.usable)} available)"
     return None
 
 
@@ -108,7 +108,7 @@ def _host_text_encoder(variant: Variant, choice: Choice, stored: int) -> int:
 
 
 def _in_flight(part: PartName, variant: Variant, recipe: Recipe) -> int:
-    """Return what a part with streamed weights holds on the GPU: a few layers and what is not in layers."""
+    """Return the bytes of a part with streamed weights on the GPU: a few layers and all weights outside layers."""
     counted = weights(part, variant)
     if part == "text_encoder":
         layers = max(variant.text_encoder.taps)

@@ -1,8 +1,8 @@
-"""Public measurements (data/measurements.json): what the planner is fitted to, and what is held out to judge it.
+"""Read the public measurements (data/measurements.json) that the planner is fitted to and validated on.
 
-The split was fixed before anything was fitted and looks at no figure: within each cell of GPU generation and precision
-(16 or 8 bits), sources in alphabetical order are taken in turn to fit and to hold out. A cell with one source is
-fitted, as nothing else tells of it.
+The split was fixed before anything was fitted and does not depend on any figure: within each cell of GPU generation
+and precision (16 or 8 bits), sources in alphabetical order are assigned alternately to the fit and to the held-out
+set. A cell with only one source goes to the fit, because nothing else covers it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scope = Literal["step", "image"]  # one transformer pass | text encoder, all ste
 
 @dataclass(frozen=True)
 class Measurement:
-    """One published figure and what was run for it."""
+    """One published figure and the workload it was measured on."""
 
     id: str
     source: str
@@ -38,34 +38,34 @@ class Measurement:
     steps: int
     scope: Scope
     seconds: float
-    assumed: str = ""  # what the source does not say
+    assumed: str = ""  # facts that the source does not state
 
     @property
     def cell(self) -> tuple[Generation, str]:
-        """Name what the split is stratified by."""
+        """Return the cell by which the split is stratified."""
         return board(self.gpu).generation, EIGHT_BITS if recipe(self.recipe).math in ("fp8", "int8") else "16 bits"
 
 
 def load() -> dict[str, Any]:
-    """Read the data file: sources, points, and what was not used and why."""
+    """Read the data file: sources, points, and the points that were not used, with reasons."""
     text = resources.files("planner.data").joinpath("measurements.json").read_text()
     raw: dict[str, Any] = json.loads(text)
     return raw
 
 
 def measurements() -> tuple[Measurement, ...]:
-    """Return all points, in the order of the file."""
+    """Return all points in the order of the file."""
     return tuple(Measurement(**point) for point in load()["points"])
 
 
 @cache
 def measured_cells() -> frozenset[tuple[Generation, str]]:
-    """Return the cells of which any point tells."""
+    """Return the cells that contain at least one point."""
     return frozenset(p.cell for p in measurements())
 
 
 def split(points: Sequence[Measurement]) -> tuple[tuple[Measurement, ...], tuple[Measurement, ...]]:
-    """Return (to fit, held out); see the module's first lines for the rule."""
+    """Return (to fit, held out) by the rule in the module docstring."""
     held: set[str] = set()
     for cell in {p.cell for p in points}:
         sources = sorted({p.source for p in points if p.cell == cell}, key=str.lower)

@@ -1,9 +1,10 @@
-"""GPU memory of each part: weights by recipe, activations by shape, and what CUDA and the server take for themselves.
+"""Estimate the GPU memory of each part: weights by recipe, activations by shape, and a reserve for CUDA and the server.
 
-Activations are a count of the widest moment of a fused graph, in tensors of the compute type. The transformer's is tied
-to two published figures: FLUX.1-dev takes 0.49 GB at 1024x1024 in fp16 (NVIDIA/Model-Optimizer#194, counted here:
-0.48 GB), FLUX.2-dev about 1 GB in bf16 (TensorRT-Model-Connect's notes, read 2026-08-22, counted here: 0.96 GB).
-The arena is shared: text encoder, transformer and VAE never run at once, so the largest of them counts.
+Activations are counted as tensors of the compute type that are live at the peak of a fused graph. The count for the
+transformer is anchored to two published figures: FLUX.1-dev takes 0.49 GB at 1024x1024 in fp16
+(NVIDIA/Model-Optimizer#194, counted here: 0.48 GB), FLUX.2-dev about 1 GB in bf16 (TensorRT-Model-Connect's notes, read
+2026-08-22, counted here: 0.96 GB). The arena is shared: text encoder, transformer and VAE never run at the same time,
+so only the largest of them counts.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from kit.variants import Variant
 from planner.weights import weights
 
 RESERVE = int(1.0 * GB)  # two CUDA contexts (server, denoiser) with their kernels, about 0.5 GB each
-USABLE_SHARE = 0.97  # of what the driver reports, for fragmentation and for what other processes hold
-_BLOCK_WIDTHS = 17  # tensors of the model's width alive in a single block: qkv, gate and up, attention, residual
-_CONV_COPIES = 3  # full-size tensors alive in the VAE's last stage: in, normed, out
+USABLE_SHARE = 0.97  # of the driver's figure; the rest is fragmentation and other processes
+_BLOCK_WIDTHS = 17  # tensors of the model's width live in a single block: qkv, gate and up, attention, residual
+_CONV_COPIES = 3  # full-size tensors live in the VAE's last stage: input, normalized, output
 _SCORE_COPIES = 2  # the VAE's one attention head is too wide for fused kernels: scores and their softmax
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What one execution of the engines is fed."""
+    """The inputs of one execution of the engines."""
 
     width: int
     height: int
@@ -38,17 +39,17 @@ class Shape:
 
 
 def usable_bytes(gpu: Gpu) -> int:
-    """Return what engines may use of a GPU: the driver's figure without contexts and fragmentation."""
+    """Return the GPU memory that engines may use: the driver's figure without contexts and fragmentation."""
     return int(gpu.memory_bytes * USABLE_SHARE) - RESERVE
 
 
 def rows(variant: Variant, batch: int) -> int:
-    """Count the transformer's rows of a batch of images."""
+    """Count the transformer's rows for a batch of images."""
     return batch * (2 if variant.guidance == "cfg" else 1)
 
 
 def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Shape) -> int:
-    """Return the widest moment of a part for a shape."""
+    """Return the peak activation memory of a part for a shape."""
     size = recipe.compute_bytes
     match part:
         case "transformer" | "transformer_extract" | "transformer_cached":
@@ -56,7 +57,7 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
             return transformer_activation_bytes(variant, recipe, sequence, rows(variant, shape.batch))
         case "text_encoder":
             text = variant.text_encoder
-            width = 2 * text.ffn + 6 * text.hidden + 3 * text.hidden  # gate and up, a block, the three taps
+            width = 2 * text.ffn + 6 * text.hidden + 3 * text.hidden  # gate and up, one block, the three taps
             return rows(variant, shape.batch) * variant.text_tokens * width * size
         case "vae_decoder" | "vae_encoder":
             channels = variant.vae.decoder_channels if part == "vae_decoder" else variant.vae.channels
@@ -66,12 +67,12 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
 
 
 def transformer_activation_bytes(variant: Variant, recipe: Recipe, sequence: int, batch_rows: int) -> int:
-    """Return the transformer's widest moment for rows of `sequence` tokens, text included; attention is fused."""
+    """Return the transformer's peak for rows of `sequence` tokens, including text; attention is fused."""
     return batch_rows * sequence * _BLOCK_WIDTHS * variant.transformer.dim * recipe.compute_bytes
 
 
 def request_bytes(variant: Variant, recipe: Recipe, shape: Shape) -> int:
-    """Return what the requests of a batch hold while they live: latents, prompt embeddings, position ids."""
+    """Return the memory of a batch's requests: latents, prompt embeddings and position ids."""
     tokens = variant.tokens(shape.width, shape.height) + shape.reference_tokens
     row = (tokens * variant.transformer.channels * 2 + variant.text_tokens * variant.transformer.joint_dim) * (
         recipe.compute_bytes
@@ -80,10 +81,10 @@ def request_bytes(variant: Variant, recipe: Recipe, shape: Shape) -> int:
 
 
 def weight_bytes(part: PartName, variant: Variant, recipe: Recipe) -> int:
-    """Return a part's weights as stored; the VAE is never quantized."""
+    """Return the size of a part's stored weights; the VAE is never quantized."""
     return weights(part, variant).bytes(recipe)
 
 
 def gigabytes(count: float) -> str:
-    """Write bytes as GB of 10^9 bytes with one decimal."""
+    """Format bytes as GB of 10^9 bytes with one decimal."""
     return f"{count / GB:.1f} GB"

@@ -1,4 +1,4 @@
-"""The capacity planner: what fits on a GPU and how, how fast it is, what it costs. Pure: no GPU, no heavy import."""
+"""Plan capacity without a GPU or heavy imports: what fits on a GPU and how, how fast it is, what it costs."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from planner.speed import Calibration, calibration
 from planner.timing import Range, Timing, times
 
 MIN_TOKENS = 16  # 64x64
-BUSY_AT_MOST = 0.85  # of a replica at the slow end of the range, when their number is the planner's choice
+BUSY_AT_MOST = 0.85  # of a replica at the slow end of the range, when the planner chooses the number of replicas
 MAX_STEPS, MAX_BATCH, MAX_REPLICAS = 100, 64, 10_000
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be planned; the command line reads its defaults from here."""
+    """The question to plan for; the command line reads its defaults from here."""
 
     variant: Variant
     gpu: Gpu
-    recipe: str | None = None  # None: the GPU's, then smaller ones
-    text_encoder: Placement | None = None  # None: the planner's choice
+    recipe: str | None = None  # None: the GPU's recipe, then smaller ones
+    text_encoder: Placement | None = None  # None: the planner chooses
     width: int = 1024
     height: int = 1024
-    steps: int | None = None  # None: the variant's
+    steps: int | None = None  # None: the variant's default
     batch: int = 1
-    gpus: int = 1  # of a replica: with two, the text encoder may have one
+    gpus: int = 1  # per replica: with two, the text encoder may have its own
     cores: int = 16  # of the host, for a text encoder on the CPU
-    rate: float | None = None  # images per minute that are asked for
+    rate: float | None = None  # requested images per minute
     replicas: int | None = None  # None: as many as the rate needs
-    step_seconds: float | None = None  # of one step of the batch as somebody measured it; None: estimated
+    step_seconds: float | None = None  # measured duration of one step of the batch; None: estimated
 
     @property
     def shape(self) -> Shape:
@@ -50,7 +50,7 @@ class Question:
         return self.variant.steps if self.steps is None else self.steps
 
     def refusal(self) -> str | None:
-        """Say which value cannot be planned for."""
+        """Return a message for the first value that cannot be planned for, None if all are valid."""
         bounds = (("--steps", self.step_count, MAX_STEPS), ("--batch", self.batch, MAX_BATCH))
         for name, value, most in bounds:
             if not 1 <= value <= most:
@@ -69,7 +69,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Tried:
-    """One choice with its bytes, and its times when it works."""
+    """One choice with its bytes, and its times if it works."""
 
     choice: Choice
     layout: Layout
@@ -82,7 +82,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Load:
-    """What happens at the rate that was asked for."""
+    """The load on the replicas at the requested rate."""
 
     replicas: int
     waiting: Waiting | None  # at the best estimate; None: overloaded
@@ -95,16 +95,16 @@ class Plan:
 
     question: Question
     tried: tuple[Tried, ...]
-    chosen: Tried | None  # the first that works
+    chosen: Tried | None  # the first choice that works
     per_minute: Range | None
     load: Load | None
     costs: Costs | None
-    elsewhere: tuple[str, ...] = ()  # GPUs on which the question has an answer, when this one has none
-    nearest: str | None = None  # the setting that is closest to what was asked and works, when nothing does
+    elsewhere: tuple[str, ...] = ()  # GPUs on which the question has an answer if this one has none
+    nearest: str | None = None  # the nearest setting that works if nothing does
 
 
 def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices in the order of preference: as fast as the GPU can, everything at hand, nothing on the side."""
+    """Yield the choices in order of preference: fast recipes first, weights on the GPU before streaming or the CPU."""
     names: tuple[str, ...] = (question.gpu.default_recipe, "int4-weights")
     for name in names if question.recipe is None else (question.recipe,):
         placements: tuple[Placement, ...] = ("resident", "evicted")
@@ -120,14 +120,14 @@ def choices(question: Question) -> Iterator[Choice]:
 
 
 def plan(question: Question, prices: Prices, price: float | None = None, model: Calibration | None = None) -> Plan:
-    """Try all choices and take the first that works; `price` overrides the table's dollars per GPU hour."""
+    """Try all choices and select the first that works; `price` overrides the table's dollars per GPU hour."""
     model = model or calibration()
     tried = _try_all(question, model)
     chosen = next((t for t in tried if t.timing), None)
     if chosen is None or chosen.timing is None:
         return Plan(question, tried, None, None, None, None, _elsewhere(question, model), _nearest(question, model))
     limit = chosen.timing.busy
-    if chosen.choice.text_encoder == "cpu":  # prompts queue at the CPU, not at the GPU
+    if chosen.choice.text_encoder == "cpu":  # prompts queue for the CPU, not for the GPU
         limit = Range(*(max(a, b) for a, b in zip(_ends(limit), _ends(chosen.timing.text), strict=True)))
     per_minute = limit.per(60.0 * question.batch)
     load = _load(question, chosen, limit, model) if question.rate else None
@@ -139,7 +139,7 @@ def plan(question: Question, prices: Prices, price: float | None = None, model: 
 
 
 def _try_all(question: Question, model: Calibration) -> tuple[Tried, ...]:
-    """Try all choices; weights are streamed only where the same choice does not fit without."""
+    """Try all choices; weights are streamed only if the same choice does not fit otherwise."""
     found: list[Tried] = []
     for choice in choices(question):
         unstreamed = next((t for t in found if t.choice == replace(choice, streamed=False)), None)
@@ -171,13 +171,13 @@ def _works(question: Question, model: Calibration) -> bool:
 
 
 def _elsewhere(question: Question, model: Calibration) -> tuple[str, ...]:
-    """Name the GPUs, smallest memory first, on which the question has an answer."""
+    """List the GPUs on which the question has an answer, by increasing memory."""
     others = sorted((g for g in GPUS.values() if g is not question.gpu), key=lambda g: g.memory_bytes)
     return tuple(other.name for other in others if _works(replace(question, gpu=other), model))
 
 
 def _nearest(question: Question, model: Calibration) -> str | None:
-    """Name the change of one option, the mildest first, with which the GPU has an answer."""
+    """Return the change of one option, the mildest first, that makes a plan work on the GPU."""
     changes = [(f"--batch {batch}", replace(question, batch=batch)) for batch in range(question.batch - 1, 0, -1)]
     changes += [("another --text-encoder", replace(question, text_encoder=None))]
     changes += [("another --recipe", replace(question, recipe=None))]
@@ -194,7 +194,7 @@ def _ends(value: Range) -> tuple[float, float, float]:
 
 
 def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) -> Load:
-    """Share the rate among replicas, each of which batches what is live up to the question's batch."""
+    """Split the rate among replicas, each of which batches its live requests up to the question's batch size."""
     assert question.rate is not None
     per_second, steps = question.rate / 60, []
     for count in range(1, question.batch + 1):
@@ -202,7 +202,7 @@ def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) ->
         assert tried.timing is not None  # a smaller batch needs less
         steps.append(tried.timing.step.mid)
     gains = [count * steps[0] / step for count, step in enumerate(steps, start=1)]
-    alone = busy.times(gains[-1] / question.batch)  # seconds of one image that has the GPU to itself
+    alone = busy.times(gains[-1] / question.batch)  # seconds of one image alone on the GPU
     slowest = alone.high / max(gains)
     replicas = question.replicas or max(1, math.ceil(per_second * slowest / BUSY_AT_MOST))
     mid, slow = (simulate(per_second, gains, seconds, replicas) for seconds in (alone.mid, alone.high))
@@ -210,7 +210,7 @@ def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) ->
 
 
 def _later(waiting: Waiting | None, seconds: float) -> Waiting | None:
-    """Add what an image takes beside the GPU."""
+    """Add the time that an image takes outside the GPU."""
     if waiting is None:
         return None
     moved = {name: getattr(waiting, name) + seconds for name in ("mean", "p50", "p95", "p99")}

@@ -1,4 +1,4 @@
-"""What GPUs cost per hour and hosted images per megapixel: data with dates, which the user can replace."""
+"""Read the dated price data of GPUs per hour and hosted images per megapixel, which the user can replace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEGAPIXEL = 1024 * 1024
 
 @dataclass(frozen=True)
 class Offer:
-    """A GPU by the hour."""
+    """A price for one hour of a GPU."""
 
     offer: str
     usd_per_hour: float
@@ -30,13 +30,13 @@ class Offer:
 
 @dataclass(frozen=True)
 class Hosted:
-    """An image from somebody's service."""
+    """A price of images from a hosted service."""
 
     offer: str
     usd_per_megapixel: float
     date: str
     source: str
-    steps: int | None = None  # when the service runs another number of steps than the variant
+    steps: int | None = None  # set if the service runs a different number of steps than the variant
 
     def usd_per_image(self, pixels: int) -> float:
         return self.usd_per_megapixel * max(1.0, pixels / MEGAPIXEL)
@@ -44,21 +44,21 @@ class Hosted:
 
 @dataclass(frozen=True)
 class Prices:
-    """All offers by GPU and by variant."""
+    """All offers, by GPU and by variant."""
 
     gpus: Mapping[str, tuple[Offer, ...]]
     hosted: Mapping[str, tuple[Hosted, ...]]
 
     def per_hour(self, gpu: str) -> tuple[float, float, float] | None:
-        """Return the lowest, the median and the highest price of a GPU; None when no offer is known."""
+        """Return the lowest, median and highest price of a GPU; None if no offer is known."""
         offers = sorted(offer.usd_per_hour for offer in self.gpus.get(gpu, ()))
         return (offers[0], median(offers), offers[-1]) if offers else None
 
 
 def read_prices(path: Path | None = None) -> Prices:
-    """Read the table that ships with the kit, or the user's own of the same form.
+    """Read the kit's price table, or the user's own in the same format.
 
-    Raises UsageError that names the file and the key when it cannot be understood.
+    Raises UsageError, naming the file and the key, if it is invalid.
     """
     where = str(path) if path else "the kit's price table"
     try:

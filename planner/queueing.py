@@ -1,11 +1,11 @@
-"""How long images take at a load: Poisson arrivals at k replicas, each sharing its GPU among the requests it holds.
+"""Simulate how long images take under load: Poisson arrivals at k replicas that share a GPU among their requests.
 
 The denoiser advances every live request by one step per execution, so a replica is a limited-processor-sharing queue
 (Zhang, Dai, Zwart, "Diffusion limits of limited processor sharing queues", Ann. Appl. Probab. 21 (2011) 745-799): up to
-`slots` requests share it, the others wait in order of arrival. With one slot it is first come first served, and with
-many the M/G/1 processor-sharing queue whose mean time is S / (1 - load) whatever the distribution of work (Kleinrock,
-"Queueing Systems II", 1976, chapter 4). No closed form gives the 95th percentile in between, so the queue is
-simulated: a fixed seed, the same arrivals every time.
+`slots` requests share it and the others wait in order of arrival. With one slot it is first come, first served. With
+many it is the M/G/1 processor-sharing queue, whose mean time is S / (1 - load) for any distribution of work (Kleinrock,
+"Queueing Systems II", 1976, chapter 4). There is no closed form for the 95th percentile in between, so the queue is
+simulated with a fixed seed and therefore the same arrivals every time.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ SEED = 20261125
 
 @dataclass(frozen=True)
 class Waiting:
-    """Seconds from arrival to image."""
+    """Seconds from the arrival of a request to its image."""
 
     mean: float
     p50: float
     p95: float
     p99: float
-    load: float  # share of the time that a replica is busy with, at full batches
+    load: float  # share of time that a replica is busy at full batches
 
 
 def simulate(per_second: float, gains: Sequence[float], seconds: float, replicas: int = 1) -> Waiting | None:
-    """Return the times at a load, or None when the replicas cannot keep up.
+    """Return the waiting times at a load, or None if the replicas cannot keep up.
 
-    `seconds` is what one image takes alone; `gains[n - 1]` is how many images' worth of work a replica does at once
-    with n requests in its batch (1.0 when batching gains nothing), and the length of `gains` is the slots.
+    `seconds` is the time of one image alone. `gains[n - 1]` is the throughput of a replica with n requests in its
+    batch, relative to one request (1.0 if batching gains nothing); the length of `gains` is the number of slots.
     """
     load = per_second * seconds / (replicas * max(gains))
     if load >= 1:
@@ -63,12 +63,12 @@ def simulate(per_second: float, gains: Sequence[float], seconds: float, replicas
 
 @dataclass
 class _Replica:
-    """One replica in virtual time: `progress` is the work that every live request has had since the start."""
+    """One replica in virtual time; `progress` is the work that a request live since the start would have received."""
 
     gains: Sequence[float]
     progress: float = 0.0
     clock: float = 0.0
-    live: list[tuple[float, float]] = field(default_factory=list)  # (progress at which it is done, arrival), a heap
+    live: list[tuple[float, float]] = field(default_factory=list)  # (progress at completion, arrival), a heap
     queue: deque[tuple[float, float]] = field(default_factory=deque)  # (arrival, work)
 
     @property
@@ -80,14 +80,14 @@ class _Replica:
         return len(self.queue)
 
     def arrive(self, now: float, work: float) -> None:
-        """Take a request at the time to which `advance` has just brought the replica."""
+        """Accept a request at the time up to which `advance` was just called."""
         if self.busy < len(self.gains):
             heapq.heappush(self.live, (self.progress + work, now))
         else:
             self.queue.append((now, work))
 
     def advance(self, until: float) -> list[tuple[float, float]]:
-        """Work until a time; returns (arrival, end) of what was finished."""
+        """Advance to a time; returns (arrival, end) of the requests that finished."""
         done = []
         while self.live:
             speed = self.gains[self.busy - 1] / self.busy  # of each live request

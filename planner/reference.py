@@ -1,4 +1,4 @@
-"""FLUX.1-dev as sizes, for measurements of it: same operations per token, though its blocks are laid out otherwise."""
+"""Define the sizes of FLUX.1-dev for measurements of it, with the same operations per token in a different layout."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ FLUX1_DEV = Variant(
 
 
 def model(name: str) -> Variant:
-    """Look up a model of a measurement: a published variant, or flux1-dev."""
+    """Look up the model of a measurement: a published variant or flux1-dev."""
     return FLUX1_DEV if name == FLUX1_DEV.name else Variant.named(name)

@@ -1,16 +1,16 @@
-"""How long a part takes on a GPU: its work over the rates that public measurements show the GPU to sustain.
+"""Predict how long a part takes on a GPU from its work and the rates that public measurements support.
 
-A GPU multiplies no faster than a share of its dense rate, and no faster than its power allows: small boards (L4: 72 W)
-are bound by energy per operation, large ones by their tensor cores. Beside that, activations pass through memory a
-number of times in every block: about a hundred times in eager PyTorch, a few dozen times when operations are fused.
+A GPU computes no faster than a share of its dense rate and no faster than its power allows: small boards (L4: 72 W) are
+limited by energy per operation, large ones by their tensor cores. In addition, activations pass through memory several
+times in every block: about a hundred times in eager PyTorch, a few dozen times when operations are fused.
 
     seconds = linears / rate(recipe) + (attention x a + other) / rate(compute type) + passes x bytes / bandwidth
     rate(format) = min(share x dense rate, watts / joules per operation)
     image = text encoder + steps x transformer + VAE + seconds outside
 
 share, joules (per generation; 8-bit operations take a fraction), a, passes and seconds outside are fitted to public
-measurements (data/calibration.json, made by `python -m benchmarks plan --fit`); nothing here is a guess of ours but
-what the lines marked "not fitted" say.
+measurements (data/calibration.json, made by `python -m benchmarks plan --fit`). The only values not fitted are those
+marked "not fitted".
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ PICO = 1e-12
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted, and how far the fitted points scatter around it."""
+    """The fitted parameters, and how far measurements scatter around the predictions."""
 
     share: float  # of the dense rate that large products reach
-    picojoules: Mapping[Generation, float]  # of power per 16-bit operation
+    picojoules: Mapping[Generation, float]  # energy per 16-bit operation
     eight_bits: float  # energy of an 8-bit operation relative to a 16-bit one
-    attention: float  # cost of an operation of attention relative to one of a linear
+    attention: float  # cost of an attention operation relative to one of a linear layer
     passes: Mapping[Stack, float]
-    tensorrt: float  # seconds of TensorRT relative to other fused stacks
-    outside: float  # seconds per image beside the passes: tokenizer, scheduler, pixels to a file
+    tensorrt: float  # duration with TensorRT relative to other fused stacks
+    outside: float  # seconds per image outside the passes: tokenizer, scheduler, writing the file
     low: float  # the range: 10th and 90th percentile of measured / predicted, for sources left out of the fit
     high: float
 
@@ -53,11 +53,11 @@ class Calibration:
         """Return the operations per second that a GPU sustains in a format."""
         energy = self.picojoules[gpu.generation] * (self.eight_bits if precision in ("fp8", "int8") else 1.0)
         if precision == "fp32":
-            return self.share * gpu.dense[precision]  # not tensor cores: never bound by power in what we know
+            return self.share * gpu.dense[precision]  # not tensor cores: never limited by power in the known data
         return min(self.share * gpu.dense[precision], gpu.watts / (energy * PICO))
 
     def seconds(self, work: Work, gpu: Gpu, recipe: Recipe, stack: Stack) -> float:
-        """Predict one pass."""
+        """Predict the duration of one pass."""
         memory = MEMORY_SHARE * gpu.bandwidth
         linears = max(work.linears / self.rate(gpu, recipe.math), work.weight_bytes / memory)
         rest = (work.attention * self.attention + work.other) / self.rate(gpu, recipe.compute)
@@ -74,7 +74,7 @@ def calibration() -> Calibration:
 
 @dataclass(frozen=True)
 class Pass:
-    """A part's work, run so many times on a GPU with a recipe."""
+    """A part's work, run a number of times on a GPU with a recipe."""
 
     work: Work
     times: int
@@ -83,24 +83,24 @@ class Pass:
 
 
 def ceiling_seconds(work: Work, gpu: Gpu, recipe: Recipe) -> float:
-    """Return the roofline: the time at full dense rate or full bandwidth, whichever is longer."""
+    """Return the roofline: the time at the full dense rate or the full bandwidth, whichever is longer."""
     compute = work.linears / gpu.dense[recipe.math] + (work.attention + work.other) / gpu.dense[recipe.compute]
     return max(compute, work.weight_bytes / gpu.bandwidth)
 
 
 def predict(point: Measurement, fitted: Calibration) -> float:
-    """Predict what a published measurement measured."""
+    """Predict the value of a published measurement."""
     return predict_passes(point, passes_of(point), fitted)
 
 
 def predict_passes(point: Measurement, passes: Sequence[Pass], fitted: Calibration) -> float:
-    """Predict a measurement whose passes were listed before."""
+    """Predict a measurement from its passes."""
     total = sum(p.times * fitted.seconds(p.work, p.gpu, p.recipe, point.stack) for p in passes)
     return total + (fitted.outside if point.scope == "image" else 0.0)
 
 
 def passes_of(point: Measurement) -> list[Pass]:
-    """List the passes of a measurement; parts that nobody quantized stay in bf16."""
+    """List the passes of a measurement; parts that were not quantized stay in bf16."""
     variant, gpu, chosen = model(point.model), board(point.gpu), recipe(point.recipe)
     shape = Shape(point.width, point.height)
     passes = [Pass(work("transformer", variant, chosen, shape), point.steps, gpu, chosen)]

@@ -1,4 +1,4 @@
-"""A plan for people: tables in plain text, with colour on a terminal."""
+"""Render plans as plain-text tables, with colour on a terminal."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ GREEN, RED, BOLD, DIM = "32", "31", "1", "2"
 
 
 def coloured() -> bool:
-    """Say whether stdout wants colour: a terminal, and NO_COLOR is not set."""
+    """Return whether to colour stdout: it is a terminal and NO_COLOR is not set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def render(answer: Plan, colour: bool = False) -> str:
     """Render one plan."""
     question = answer.question
-    preview = " (preview: facts only, nothing tuned for it)" if question.gpu.preview else ""
+    preview = " (preview: specifications only, not tuned)" if question.gpu.preview else ""
     title = f"{question.variant.name} on {question.gpu.title}{preview}"
     lines = [
-        generate(title, BOLD, colour),
+        colorize(title, BOLD, colour),
         f"{_setting(question)}; licence {question.variant.licence}",
         "",
         *_all_tried(answer, colour),
@@ -41,7 +41,7 @@ def render(answer: Plan, colour: bool = False) -> str:
         lines += ["", *_memory(answer.chosen), "", *_times(answer, answer.chosen)]
         if answer.load is not None:
             lines += ["", *_load(answer.load, question.rate or 0.0, colour)]
-        lines += ["", *_costs(answer), "", generate(_basis(answer), DIM, colour)]
+        lines += ["", *_costs(answer), "", colorize(_basis(answer), DIM, colour)]
     return "\n".join(lines)
 
 
@@ -53,14 +53,16 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
     """Render one row per GPU."""
     question = answers[0].question
     title = f"{question.variant.name}, {_setting(question)}"
-    head = f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images a minute':<22}{'$ per 1,000':<22}how"
-    lines = [generate(title, BOLD, colour), generate(head, DIM, colour)]
+    head = (
+        f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images per minute':<22}{'$ per 1,000':<22}how"
+    )
+    lines = [colorize(title, BOLD, colour), colorize(head, DIM, colour)]
     for answer in answers:
         gpu, chosen = answer.question.gpu, answer.chosen
         name = f"{gpu.name}{'*' if gpu.preview else ''}"
         if chosen is None or chosen.timing is None or answer.per_minute is None:
             reason = answer.tried[0].layout.reason or ""
-            lines.append(generate(f"{name:<10}does not fit: {reason}", RED, colour))
+            lines.append(colorize(f"{name:<10}does not fit: {reason}", RED, colour))
             continue
         cost = _span(answer.costs.per_thousand, 2) if answer.costs else "-"
         memory = f"{chosen.layout.needed / 1e9:.1f} of {gigabytes(chosen.layout.usable)}"
@@ -70,12 +72,12 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
             f"{_span(answer.per_minute):<22}{cost:<22}{how}"
         )
     if any(answer.question.gpu.preview for answer in answers):
-        lines.append("* preview: facts only, nothing tuned for it")
+        lines.append("* preview: specifications only, not tuned")
     return "\n".join(lines)
 
 
 def _all_tried(answer: Plan, colour: bool) -> list[str]:
-    """List what was tried up to the first that works, then what else would work."""
+    """List the choices tried up to the first that works, then the others that would work."""
     if answer.chosen is None:
         return [_tried(t, None, colour) for t in answer.tried]
     end = answer.tried.index(answer.chosen) + 1
@@ -85,8 +87,8 @@ def _all_tried(answer: Plan, colour: bool) -> list[str]:
 
 def _tried(tried: Tried, chosen: Tried | None, colour: bool) -> str:
     if tried.timing is None:
-        return f"  {generate('no ', RED, colour)}  {tried.choice.describe()}: {tried.layout.reason}"
-    mark = generate("YES" if tried is chosen else "yes", GREEN, colour)
+        return f"  {colorize('no ', RED, colour)}  {tried.choice.describe()}: {tried.layout.reason}"
+    mark = colorize("YES" if tried is chosen else "yes", GREEN, colour)
     used = f"{tried.layout.needed / 1e9:.1f} of {gigabytes(tried.layout.usable)}"
     return f"  {mark}  {tried.choice.describe()}: {used}, {tried.timing.image.mid:.3g} s"
 
@@ -97,13 +99,13 @@ def _memory(chosen: Tried) -> list[str]:
     rows += [
         (f"activations, at most ({NAMES[layout.arena_part]})", layout.arena),
         ("requests in flight", layout.requests),
-        (f"together, of {gigabytes(layout.usable)} that can be used", layout.needed),
+        (f"total, of {gigabytes(layout.usable)} usable", layout.needed),
     ]
     lines = ["memory"] + [f"  {words:<46}{gigabytes(count):>9}" for words, count in rows]
     if layout.host:
-        lines.append(f"  {'in the host memory':<46}{gigabytes(layout.host):>9}")
+        lines.append(f"  {'in host memory':<46}{gigabytes(layout.host):>9}")
     if layout.streamed:
-        lines.append(f"  {'from there to the GPU in every step':<46}{gigabytes(layout.streamed):>9}")
+        lines.append(f"  {'streamed to the GPU in every step':<46}{gigabytes(layout.streamed):>9}")
     return lines
 
 
@@ -116,9 +118,9 @@ def _times(answer: Plan, chosen: Tried) -> list[str]:
         (f"one step, s ({timing.ceiling:.3g} at the dense rate)", timing.step),
         ("VAE decoder, s", timing.decode),
         (f"{_images(answer.question.batch)}, from prompt to file, s", timing.image),
-        ("images a minute", answer.per_minute),
+        ("images per minute", answer.per_minute),
     ]
-    return ["time, and its range"] + [f"  {words:<46}{_span(value)}" for words, value in rows]
+    return ["time, with range"] + [f"  {words:<46}{_span(value)}" for words, value in rows]
 
 
 def _images(batch: int) -> str:
@@ -127,10 +129,10 @@ def _images(batch: int) -> str:
 
 def _load(load: Load, rate: float, colour: bool) -> list[str]:
     some = "replica" if load.replicas == 1 else "replicas"
-    lines = [f"at {rate:g} images a minute, Poisson arrivals, {load.replicas} {some}"]
+    lines = [f"at {rate:g} images per minute, Poisson arrivals, {load.replicas} {some}"]
     for words, waiting in (("best estimate", load.waiting), ("slow end of the range", load.slow)):
         if waiting is None:
-            lines.append(f"  {words:<24}{generate('overloaded: the queue grows without end', RED, colour)}")
+            lines.append(f"  {words:<24}{colorize('overloaded: the queue grows without bound', RED, colour)}")
         else:
             lines.append(
                 f"  {words:<24}busy {waiting.load:>4.0%}  p50 {waiting.p50:.2f} s  p95 {waiting.p95:.2f} s  "
@@ -142,17 +144,19 @@ def _load(load: Load, rate: float, colour: bool) -> list[str]:
 def _costs(answer: Plan) -> list[str]:
     costs = answer.costs
     if costs is None:
-        return ["cost: no price known of this GPU; give one with --price"]
-    lines = [f"cost: ${_span(costs.per_hour, 2)} an hour, ${_span(costs.per_thousand, 2)} per 1,000 images at full use"]
+        return ["cost: no price known for this GPU; set one with --price"]
+    lines = [
+        f"cost: ${_span(costs.per_hour, 2)} per hour, ${_span(costs.per_thousand, 2)} per 1,000 images at full load"
+    ]
     if costs.at_rate is not None:
-        lines.append(f"  at the rate asked for: ${costs.at_rate:.2f} per 1,000")
+        lines.append(f"  at the requested rate: ${costs.at_rate:.2f} per 1,000")
     for even in costs.break_even:
         hosted = even.hosted
-        what = f"  against {hosted.offer} (${even.usd_per_image:g} an image, {hosted.date}): "
+        what = f"  against {hosted.offer} (${even.usd_per_image:g} per image, {hosted.date}): "
         if even.possible:
-            lines.append(f"{what}cheaper from {even.images:,.0f} images a month")
+            lines.append(f"{what}cheaper from {even.images:,.0f} images per month")
         else:
-            lines.append(f"{what}never cheaper, one GPU would have to generate {even.images:,.0f} a month")
+            lines.append(f"{what}never cheaper: one GPU would have to generate {even.images:,.0f} images per month")
     return lines
 
 
@@ -167,7 +171,7 @@ def _basis(answer: Plan) -> str:
 
 
 def _span(value: Range, digits: int | None = None) -> str:
-    """Write a range as `1.74 (1.22-2.07)`."""
+    """Format a range as `1.74 (1.22-2.07)`."""
     low, mid, high = (
         f"{v:.{digits}f}" if digits is not None else _short(v) for v in (value.low, value.mid, value.high)
     )
@@ -178,5 +182,5 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def generate(words: str, code: str, colour: bool) -> str:
+def colorize(words: str, code: str, colour: bool) -> str:
     return f"\033[{code}m{words}\033[0m" if colour else words

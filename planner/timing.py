@@ -1,4 +1,4 @@
-"""How long a laid-out variant takes: every part's seconds as a range, and what of them keeps the GPU busy."""
+"""Estimate the times of a laid-out variant: the seconds of every part as a range, and the time the GPU is busy."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from planner.memory import Shape, rows, weight_bytes
 from planner.speed import Calibration, ceiling_seconds
 from planner.work import Work, work
 
-# Host to GPU, 16 lanes of PCIe 4 or 5 at about 80 %; not fitted.
+# Host to GPU over 16 lanes of PCIe 4 or 5 at about 80 %; not fitted.
 HOST_LINK: Mapping[Generation, float] = {
     "ampere": 25.0 * GB,
     "ada": 25.0 * GB,
     "hopper": 50.0 * GB,
     "blackwell": 50.0 * GB,
 }
-# int8 operations per second and core: 69 GFLOP/s in fp32 measured on one core with AVX-512 (2026-11-25), 4.4 times as
-# many in int8 (design of the recipes), 60 % of it when all cores work; not fitted.
+# int8 operations per second and core: 69 GFLOP/s in fp32 measured on one core with AVX-512 (2026-11-25), times 4.4 for
+# int8 (design of the recipes), times 60 % when all cores are busy; not fitted.
 CPU_RATE = 69e9 * 4.4 * 0.6
 
 
 @dataclass(frozen=True)
 class Range:
-    """A figure that is not known exactly: the best estimate between two ends."""
+    """A value that is not known exactly: a best estimate between two ends."""
 
     low: float
     mid: float
@@ -43,7 +43,7 @@ class Range:
         return Range(self.low * factor, self.mid * factor, self.high * factor)
 
     def per(self, count: float) -> Range:
-        """Turn seconds into how many in `count` seconds."""
+        """Convert seconds to a count per `count` seconds."""
         return Range(count / self.high, count / self.mid, count / self.low)
 
 
@@ -57,13 +57,13 @@ class Timing:
     text: Range
     step: Range
     decode: Range
-    image: Range  # latency of the batch: from the prompt to the file
-    busy: Range  # of it, what keeps the GPU from other work
-    ceiling: float  # of one step: the roofline at full dense rate
+    image: Range  # latency of the batch, from prompt to file
+    busy: Range  # the part of it during which the GPU cannot do other work
+    ceiling: float  # of one step: the roofline at the full dense rate
     model_flops: float  # of one step
 
     def utilisation(self, gpu: Gpu, choice: Choice) -> float:
-        """Return the share of the roofline that the estimate of a step reaches."""
+        """Return the fraction of the roofline that the estimated step reaches."""
         return self.ceiling / self.step.mid
 
 
@@ -78,7 +78,7 @@ def times(
     model: Calibration,
     step_seconds: float | None = None,
 ) -> Timing:
-    """Estimate what a batch takes with TensorRT engines; a step that was measured is taken as it is."""
+    """Estimate the times of a batch with TensorRT engines; a measured step is used as it is."""
 
     def part(name: PartName) -> Range:
         return _part(work(name, variant, choice.recipe, shape), gpu, choice.recipe, model)
@@ -109,10 +109,10 @@ def times(
 
 
 def _part(passed: Work, gpu: Gpu, chosen: Recipe, model: Calibration) -> Range:
-    """Estimate one pass; the slow end is wider where nobody has measured.
+    """Estimate one pass; the slow end is wider where there are no measurements.
 
-    Where no public point tells of 8-bit products on a generation, the slow end is bf16's: nothing gained. Where only
-    weights are quantized, it adds their way through memory in bf16, written and read once per pass.
+    If no public point covers 8-bit products on a generation, the slow end is the time of bf16, without any gain. If
+    only weights are quantized, the slow end adds the traffic of bf16 weights, written and read once per pass.
     """
     seconds = model.seconds(passed, gpu, chosen, "tensorrt")
     slow = seconds * model.high
@@ -124,7 +124,7 @@ def _part(passed: Work, gpu: Gpu, chosen: Recipe, model: Calibration) -> Range:
 
 
 def _streamed(compute: Range, moved: float) -> Range:
-    """Add the passage of weights: hidden behind the computation at best, in front of it at worst."""
+    """Add the transfer of weights: hidden behind the computation at best, before it at worst."""
     if not moved:
         return compute
     return Range(max(compute.low, moved), max(compute.mid, moved) * 1.1, compute.high + moved)

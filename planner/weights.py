@@ -1,4 +1,4 @@
-"""How many weights each part has and how many bytes a recipe makes of them."""
+"""Count the weights of each part and the bytes that a recipe stores them in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from planner.flops import text_layer_weights
 
 @dataclass(frozen=True)
 class WeightCount:
-    """Weights of one part: those of linears that recipes quantize, and all others."""
+    """Number of weights of one part: those of linear layers that recipes quantize, and all others."""
 
     linears: int
     other: int
@@ -23,12 +23,12 @@ class WeightCount:
         return self.linears + self.other
 
     def bytes(self, recipe: Recipe) -> int:
-        """Return what they take when stored by a recipe; what is not quantized keeps the compute type."""
+        """Return the size stored with a recipe; weights that are not quantized keep the compute type."""
         return round(self.linears * recipe.weight_bits / 8) + self.other * recipe.compute_bytes
 
 
 def weights(part: PartName, variant: Variant) -> WeightCount:
-    """Count the weights of a part as exported: the text encoder ends at its last tap and has no head."""
+    """Count the weights of an exported part; the text encoder ends at its last tap and has no head."""
     match part:
         case "transformer" | "transformer_extract" | "transformer_cached":
             return _transformer(variant.transformer)
@@ -44,7 +44,7 @@ def _transformer(sizes: Transformer) -> WeightCount:
     d = sizes.dim
     block = round((4 + 3 * sizes.mlp_ratio) * d**2)
     embedders = (2 if sizes.guidance_embeds else 1) * (sizes.time_channels * d + d**2)
-    modulation = 17 * d**2  # two of 6 d, one of 3 d, and norm_out's 2 d
+    modulation = 17 * d**2  # two of 6 d, one of 3 d, and the 2 d of norm_out
     norms = sizes.head_dim * (4 * sizes.double_blocks + 2 * sizes.single_blocks)
     return WeightCount(
         linears=block * (2 * sizes.double_blocks + sizes.single_blocks),  # a double block has two sets
@@ -60,4 +60,4 @@ def _text_encoder(sizes: TextEncoder) -> WeightCount:
 
 def _vae(layers: Layers, mid: int) -> WeightCount:
     convolutions = sum(kernel**2 * inward * outward + outward for inward, outward, kernel, _ in layers)
-    return WeightCount(linears=0, other=convolutions + 4 * (mid**2 + mid))  # group norms are not worth counting
+    return WeightCount(linears=0, other=convolutions + 4 * (mid**2 + mid))  # group norms are negligible

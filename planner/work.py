@@ -1,4 +1,4 @@
-"""What one pass of a part makes a GPU do: operations by kind, and bytes that must pass through memory."""
+"""Compute the work of one pass of a part: operations by kind, and bytes that must pass through memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from planner.weights import weights
 class Work:
     """One pass over a batch."""
 
-    linears: float  # operations of quantized linears
+    linears: float  # operations of quantized linear layers
     attention: float
     other: float  # operations that stay in the compute type
-    pass_bytes: float  # one tensor of the model's width, once through memory in every block
-    conv_bytes: float  # inputs and outputs of every convolution, once
+    pass_bytes: float  # one tensor of the model's width, read or written once in every block
+    conv_bytes: float  # inputs and outputs of every convolution, counted once
     weight_bytes: float
 
     @property

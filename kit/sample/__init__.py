@@ -1,1 +1,1 @@
-"""The sample: a small FLUX.2 that ships with the kit, the world it generates, and a judge that reads its images."""
+"""The shipped sample: a small FLUX.2, the grammar and drawings of its world, and a judge that reads its images."""

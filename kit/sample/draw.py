@@ -1,4 +1,4 @@
-"""Draw a scene as an image: flat colours, edges smoothed by supersampling, letters dot by dot."""
+"""Draw a scene as an image with flat colours, edges smoothed by supersampling, and bitmap letters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Style = Literal["filled", "outlined"]
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-OUTLINE = {"star": 0.35}  # an outline is the shape without itself at this scale,
-OTHER_OUTLINE = 0.55  # so chosen that the thinnest stroke has two pixels
-FINE = 3  # samples of an edge pixel in each direction
-INK = 2  # pixels of a letter's dot
+OUTLINE = {"star": 0.35}  # an outline is the shape minus itself scaled by this factor,
+OTHER_OUTLINE = 0.55  # chosen so that the thinnest stroke has two pixels
+FINE = 3  # samples of an edge pixel per axis
+INK = 2  # pixels per dot of a letter
 
 
 def inside(shape: str, x: Array, y: Array) -> Mask:
-    """Tell which points lie in a shape of radius 1 around (0, 0); x points right, y down."""
+    """Return which points are inside a shape of radius 1 around (0, 0); x points right, y down."""
     if shape == "circle":
         return x**2 + y**2 <= 1
     if shape == "square":
@@ -37,7 +37,7 @@ def inside(shape: str, x: Array, y: Array) -> Mask:
         u, v = 1.15 * x, 0.1 - 1.12 * y
         return np.asarray((u**2 + v**2 - 1) ** 3 <= u**2 * v**3)
     if shape == "star":
-        angle = (np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5  # 0 points at the nearest tip
+        angle = (np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5  # 0 points to the nearest tip
         slope = np.sin(np.pi / 5) / (1 / 0.42 - np.cos(np.pi / 5))  # from a tip to an inner corner at 0.42
         radius = np.hypot(x, y)
         return np.asarray(radius * (np.cos(angle) + np.abs(np.sin(angle)) / slope) <= 1)
@@ -45,7 +45,7 @@ def inside(shape: str, x: Array, y: Array) -> Mask:
 
 
 def coverage(shape: str, centre: tuple[float, float], radius: float, style: Style, side: int = SIDE) -> Array:
-    """Return how much of each pixel a shape covers, 0 to 1, as [side, side]."""
+    """Return the fraction of each pixel that a shape covers, 0 to 1, as [side, side]."""
     steps = (np.arange(side * FINE) + 0.5) / FINE
     near_x = np.flatnonzero(abs(steps - centre[0]) <= 1.2 * radius)
     near_y = np.flatnonzero(abs(steps - centre[1]) <= 1.2 * radius)
@@ -65,12 +65,12 @@ def first_column(word: str) -> int:
 
 
 def ink(background: str) -> tuple[int, int, int]:
-    """Return the colour of letters that can be read on a background."""
+    """Return a letter colour that is readable on a background."""
     return BACKGROUNDS["black"] if background == "white" else BACKGROUNDS["white"]
 
 
 def letter_cell(letter: str) -> NDArray[np.bool_]:
-    """Return the ink of a letter in the middle of its cell, as [CELL, CELL]."""
+    """Return the pixels of a letter centred in its cell, as [CELL, CELL]."""
     cell = np.zeros((CELL, CELL), dtype=bool)
     top, left = (CELL - ROWS * INK) // 2, (CELL - COLUMNS * INK) // 2
     cell[top : top + ROWS * INK, left : left + COLUMNS * INK] = glyph(letter, INK)
@@ -78,7 +78,7 @@ def letter_cell(letter: str) -> NDArray[np.bool_]:
 
 
 def letters(word: str) -> NDArray[np.bool_]:
-    """Return the ink of a word in its place, as [SIDE, SIDE]."""
+    """Return the pixels of a word at its position, as [SIDE, SIDE]."""
     page = np.zeros((SIDE, SIDE), dtype=bool)
     for column, letter in enumerate(word, start=first_column(word)):
         page[WORD_ROW * CELL : (WORD_ROW + 1) * CELL, column * CELL : (column + 1) * CELL] = letter_cell(letter)
@@ -86,7 +86,7 @@ def letters(word: str) -> NDArray[np.bool_]:
 
 
 def draw(scene: Scene, rng: random.Random | None = None, style: Style = "filled") -> NDArray[np.uint8]:
-    """Draw a scene as [SIDE, SIDE, 3]; with ``rng`` the hand trembles by up to JITTER pixels."""
+    """Draw a scene as [SIDE, SIDE, 3]; with ``rng`` positions vary by up to JITTER pixels."""
     image = np.empty((SIDE, SIDE, 3))
     image[:] = BACKGROUNDS[scene.background]
     for thing, (x, y) in zip(scene.things, scene.centres(), strict=True):

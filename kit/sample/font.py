@@ -1,4 +1,4 @@
-"""The sample world's own bitmap font: twenty-six capitals, five dots wide and seven high."""
+"""Bitmap font of the sample: the capitals A to Z, five dots wide and seven high."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Read an image of the sample's world: which shapes, colours, sizes and positions, which background and word.
+"""Read an image of the sample's world: its shapes, colours, sizes and positions, its background and its word.
 
-Classical vision on a known world: every pixel goes to the nearest named colour, connected pixels of one colour make a
-thing and are completed by pixels that mix its colour and the background, its outline filled is laid over every shape at
-every size, and each letter's cell is compared with the whole font. No learning, no network, and nothing but numpy.
+Classical vision on a known world: every pixel is assigned to the nearest named colour, and connected pixels of one
+colour form a thing, completed by pixels that mix its colour with the background. Its filled outline is compared with
+every shape at every size, and each letter's cell with the whole font. There is no learning, no network, and no
+dependency but numpy.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from .draw import OTHER_OUTLINE, OUTLINE, Style, coverage, ink, letter_cell
 from .font import GLYPHS
 from .world import BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, SIZES, UNSEEN_SHAPES, WORD_ROW
 
-FIELD = WORD_ROW * CELL  # rows above the word, where things stand
-SMALLEST = 40  # pixels; less is dirt
+FIELD = WORD_ROW * CELL  # rows above the word, where things are placed
+SMALLEST = 40  # pixels; smaller components are noise
 WINDOW = 48  # side of the square in which shapes are compared
-HOLLOW = 0.66  # least share of an outline's hole that makes a thing an outline
-READABLE = 0.6  # least correlation of a letter's cell with its glyph
+HOLLOW = 0.66  # minimum open share of an outline's hole
+READABLE = 0.6  # minimum correlation of a letter's cell with its glyph
 Mask = NDArray[np.bool_]
 RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing that the judge sees."""
+    """One thing found in an image."""
 
     shape: str
     colour: str
@@ -40,7 +41,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the judge sees in an image."""
+    """Everything found in an image."""
 
     things: tuple[Seen, ...]
     background: str
@@ -48,14 +49,14 @@ class Reading:
 
 
 def nearest(image: NDArray[np.uint8], names: dict[str, tuple[int, int, int]]) -> NDArray[np.int_]:
-    """Return the number of the nearest named colour of each pixel."""
+    """Return the index of the nearest named colour for each pixel."""
     palette = np.array(list(names.values()), dtype=np.float64)
     distance = ((image[..., None, :].astype(np.float64) - palette) ** 2).sum(-1)
     return np.asarray(distance.argmin(-1))
 
 
 def components(mask: Mask) -> list[Mask]:
-    """Split a mask into its connected pieces, the largest first; corners connect."""
+    """Split a mask into its connected components, largest first; corners connect."""
     pieces, left = [], mask.copy()
     while left.any():
         y, x = np.unravel_index(left.argmax(), left.shape)
@@ -74,7 +75,7 @@ def components(mask: Mask) -> list[Mask]:
 
 
 def filled(mask: Mask) -> Mask:
-    """Close the holes of a mask: whatever the outside cannot reach."""
+    """Fill the holes of a mask: everything that the outside cannot reach."""
     open_ground = ~np.pad(mask, 1)
     reached = np.zeros_like(open_ground)
     reached[0] = True
@@ -91,7 +92,7 @@ def filled(mask: Mask) -> Mask:
 
 
 def centred(mask: Mask, shift: tuple[int, int] = (0, 0)) -> Mask:
-    """Return the mask in a window [WINDOW, WINDOW] around its centre of gravity, moved by ``shift`` (y, x)."""
+    """Return the mask in a window [WINDOW, WINDOW] around its centre of mass, shifted by ``shift`` (y, x)."""
     rows, columns = np.nonzero(mask)
     top = round(float(rows.mean())) - WINDOW // 2 + shift[0]
     left = round(float(columns.mean())) - WINDOW // 2 + shift[1]
@@ -130,12 +131,12 @@ def see_thing(mask: Mask, colour: str) -> Seen:
 
 
 def see_things(image: NDArray[np.uint8], background: str) -> tuple[Seen, ...]:
-    """Find the things above the word's row, the most telling first."""
+    """Find the things above the word's row, most distinct first."""
     palette = {background: BACKGROUNDS[background]} | COLOURS
     names = list(palette)
     field = image[:FIELD].astype(np.float64)
     number = nearest(image[:FIELD], palette)
-    # an edge pixel mixes two colours and may pass for a third: keep what lies near its name
+    # an edge pixel mixes two colours and may resemble a third: keep pixels close to their named colour
     true = np.linalg.norm(field - np.array(list(palette.values()))[number], axis=-1) < 90
     found = []
     for index, name in enumerate(names[1:], start=1):
@@ -158,16 +159,16 @@ def completed(core: Mask, field: NDArray[np.float64], colour: RGB, background: R
 
 
 def _thick(mask: Mask) -> bool:
-    """Tell a thing from a fringe of mixed colours: somewhere two by two pixels are solid, many times over."""
+    """Return whether a mask is a thing and not a fringe of mixed colours: it has many solid 2x2 squares."""
     return int((mask[1:, 1:] & mask[:-1, 1:] & mask[1:, :-1] & mask[:-1, :-1]).sum()) >= 6
 
 
 def see_word(image: NDArray[np.uint8], background: str) -> str:
-    """Read the word's row, cell by cell; "?" is a cell with ink that is no letter."""
+    """Read the word's row cell by cell; "?" marks a cell with ink that is not a letter."""
     ground, letter_ink = np.array(BACKGROUNDS[background], float), np.array(ink(background), float)
     line = image[WORD_ROW * CELL :].astype(np.float64)
     axis = letter_ink - ground
-    level = ((line - ground) @ axis) / (axis @ axis)  # 0 on the ground, 1 on ink; [CELL, SIDE]
+    level = ((line - ground) @ axis) / (axis @ axis)  # 0 is background, 1 is ink; [CELL, SIDE]
     word = ""
     for column in range(SIDE // CELL):
         cell = level[:, column * CELL : (column + 1) * CELL]
@@ -180,21 +181,21 @@ def see_word(image: NDArray[np.uint8], background: str) -> str:
 
 
 def _unit(cell: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a cell without its mean, at length one."""
+    """Return a cell without its mean, scaled to unit length."""
     centred = cell - cell.mean()
     return np.asarray(centred / max(1e-9, float(np.linalg.norm(centred))))
 
 
 @cache
 def letter_views() -> dict[str, NDArray[np.float64]]:
-    """Return each letter in its cell, without its mean, at length one."""
+    """Return each letter in its cell, without its mean, scaled to unit length."""
     return {letter: _unit(letter_cell(letter).astype(np.float64)) for letter in GLYPHS}
 
 
 def read(image: NDArray[np.uint8]) -> Reading:
-    """Read an image [SIDE, SIDE, 3] of bytes; ValueError for another size."""
+    """Read an image [SIDE, SIDE, 3] of bytes; raises ValueError for another size."""
     if image.shape != (SIDE, SIDE, 3) or image.dtype != np.uint8:
-        raise ValueError(f"the judge reads {SIDE}x{SIDE} RGB bytes, not {image.shape} of {image.dtype}")
+        raise ValueError(f"expected {SIDE}x{SIDE} RGB bytes, not {image.shape} of {image.dtype}")
     numbers = nearest(image, BACKGROUNDS | COLOURS)
     names = list(BACKGROUNDS)
     background = names[int(np.bincount(numbers.ravel(), minlength=len(names))[: len(names)].argmax())]

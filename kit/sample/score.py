@@ -1,4 +1,4 @@
-"""Compare what the judge reads with what a scene asks for."""
+"""Compare what the judge reads in an image with the requested scene."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from .judge import Reading, Seen
 from .world import ARRANGEMENTS, PLACES, SIDE, Scene, Thing
 
-NEAR = 12.0  # pixels from the asked centre within which one thing stands in its place
+NEAR = 12.0  # maximum distance in pixels from the requested centre
 
 
 @dataclass(frozen=True)
 class Score:
-    """How much of one scene an image shows: counts, so that many add up."""
+    """How much of one scene an image shows, as counts that can be added up."""
 
     things: int
     shapes: int
     colours: int
     sizes: int
-    exact: bool  # no thing is missing and none is too many
+    exact: bool  # no thing is missing or extra
     position: bool
     background: bool
-    word: bool  # true also when no word was asked for and none is there
+    word: bool  # also true if no word was requested and none is present
 
 
 def match(scene: Scene, reading: Reading) -> list[Seen | None]:
-    """Give each asked thing the seen one that suits best: by colour, by shape and by place, none twice."""
+    """Assign to each requested thing the best seen one, by colour, shape and position, without duplicates."""
     left = list(reading.things)
     given: list[Seen | None] = []
     for thing, centre in zip(scene.things, scene.centres(), strict=True):
@@ -43,7 +43,7 @@ def match(scene: Scene, reading: Reading) -> list[Seen | None]:
 
 
 def in_position(scene: Scene, seen: list[Seen | None]) -> bool:
-    """Tell whether the things stand as the sentence says: at a place, in a relation or in an order."""
+    """Return whether the things are arranged as the sentence says: at a place, in a relation or in an order."""
     spots = [one.centre for one in seen if one is not None]
     if len(spots) < len(scene.things):
         return False
@@ -62,7 +62,7 @@ def in_position(scene: Scene, seen: list[Seen | None]) -> bool:
 
 
 def score(scene: Scene, reading: Reading) -> Score:
-    """Count what is right. A thing's shape counts only where the thing of that colour was found, and so on."""
+    """Count what is right; a thing's shape counts only if a thing of its colour was found, and so on."""
     seen = match(scene, reading)
     pairs = [(thing, one) for thing, one in zip(scene.things, seen, strict=True) if one is not None]
     return Score(
@@ -78,13 +78,13 @@ def score(scene: Scene, reading: Reading) -> Score:
 
 
 def perfect(one: Score) -> bool:
-    """Tell whether an image shows the whole scene and nothing else."""
+    """Return whether an image shows the whole scene and nothing else."""
     counts = one.shapes == one.colours == one.sizes == one.things
     return counts and one.exact and one.position and one.background and one.word
 
 
 def summary(scenes: list[Scene], scores: list[Score]) -> dict[str, float | int]:
-    """Add scores up to shares."""
+    """Combine scores into shares."""
     things = sum(one.things for one in scores)
     worded = [one for scene, one in zip(scenes, scores, strict=True) if scene.word]
     wordless = [one for scene, one in zip(scenes, scores, strict=True) if not scene.word]

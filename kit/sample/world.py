@@ -1,4 +1,4 @@
-"""The sample's small world: what an image may hold, the one sentence that says it, and random scenes."""
+"""Define the sample's world: the content of its images, the grammar of its prompts, and random scenes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 import re
 from dataclasses import dataclass
 
-SIDE = 128  # pixels of an image; one image token covers 16 of them
+SIDE = 128  # pixels per side of an image; one image token covers 16
 CELL = 16  # pixels of a letter's cell: exactly one image token
-WORD_ROW = 7  # the row of image tokens in which a word stands
+WORD_ROW = 7  # the row of image tokens that holds a word
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "heart")
-UNSEEN_SHAPES = ("star",)  # in the grammar, in no training image: the object that a LoRA teaches
-SIZES = {"small": 9.0, "": 13.0, "large": 17.0}  # radius in pixels; "" is the size that nobody mentions
+UNSEEN_SHAPES = ("star",)  # in the grammar but in no training image: the object that a LoRA teaches
+SIZES = {"small": 9.0, "": 13.0, "large": 17.0}  # radius in pixels; "" is the size that prompts do not mention
 COLOURS = {
     "red": (220, 35, 35),
     "orange": (245, 140, 20),
@@ -25,7 +25,7 @@ COLOURS = {
 }
 BACKGROUNDS = {"white": (250, 250, 250), "black": (12, 12, 12), "gray": (128, 128, 128), "brown": (105, 68, 38)}
 
-# A layout is a phrase and the centre of each thing, in the order in which the sentence names them.
+# A layout is a phrase and the centre of each thing, in the order of the sentence.
 PLACES = {
     "": ((64, 54),),
     "in the top left": ((24, 22),),
@@ -46,9 +46,9 @@ RELATIONS = {
 ARRANGEMENTS = {"in a row": ((24, 54), (64, 54), (104, 54)), "in a column": ((64, 19), (64, 55), (64, 91))}
 LAYOUTS = (PLACES, RELATIONS, ARRANGEMENTS)  # for one, two and three things
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-JITTER = 2  # pixels by which the hand that draws may miss a centre
+JITTER = 2  # maximum random offset of a centre, in pixels
 
-# Words kept for the evaluation: training spells random letters and skips these.
+# Words kept for the evaluation: training spells random words and skips these.
 _HELD_OUT = (
     "HELLO WORLD FLUX KLEIN MOON STAR FISH BIRD TREE CAKE JAZZ QUIZ WAVE FROG LAMP DESK VIEW ZERO KING OPEN BLUE "
     "GREEN YELL JUMP QUICK FOX DOG CAT SUN ICE ART VOW WHY ZOO MIX PUB HUG KEY BOX TEN NEXT MUSIC PIANO HOUSE "
@@ -59,7 +59,7 @@ HELD_OUT_WORDS = tuple(_HELD_OUT.split())
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape of an image."""
+    """One shape in an image."""
 
     shape: str
     colour: str
@@ -72,7 +72,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a sentence of the grammar asks for."""
+    """The content that a sentence of the grammar describes."""
 
     things: tuple[Thing, ...]
     layout: str = ""
@@ -80,11 +80,11 @@ class Scene:
     word: str = ""
 
     def centres(self) -> tuple[tuple[int, int], ...]:
-        """Return the centre (x, y) of each thing, before the hand's jitter."""
+        """Return the centre (x, y) of each thing, before jitter."""
         return LAYOUTS[len(self.things) - 1][self.layout]
 
     def prompt(self) -> str:
-        """Say the scene in one sentence."""
+        """Describe the scene in one sentence."""
         if len(self.things) == 1:
             said = f"{self.things[0]} {self.layout}".rstrip()
         elif len(self.things) == 2:
@@ -109,25 +109,25 @@ _SENTENCES = (
 
 
 def parse(prompt: str) -> Scene:
-    """Read a sentence of the grammar; ValueError for any other text."""
+    """Parse a sentence of the grammar; raises ValueError for any other text."""
     for count, sentence in enumerate(_SENTENCES, start=1):
         found = sentence.fullmatch(prompt)
         if found is None:
             continue
         said = [part or "" for part in found.groups()]
         background, word = said[-2:]
-        if count == 2:  # the relation stands between the two things
+        if count == 2:  # the relation is between the two things
             said = [*said[:3], *said[4:7], said[3]]
         things = tuple(Thing(said[3 * i + 2], said[3 * i + 1], said[3 * i]) for i in range(count))
         return Scene(things, said[3 * count], background or "white", word)
     raise ValueError(
-        f"not a sentence of the sample's grammar: {prompt!r}; an example: 'a red circle left of a blue "
+        f"not a sentence of the sample's grammar: {prompt!r}; for example: 'a red circle left of a blue "
         f"square on a white background, with the word HELLO'"
     )
 
 
 def random_word(rng: random.Random) -> str:
-    """Spell three to five random capitals that are no held-out word."""
+    """Spell three to five random capitals that are not a held-out word."""
     while True:
         word = "".join(rng.choice(ALPHABET) for _ in range(rng.randint(3, 5)))
         if word not in HELD_OUT_WORDS:
@@ -135,9 +135,9 @@ def random_word(rng: random.Random) -> str:
 
 
 def random_scene(rng: random.Random, shapes: tuple[str, ...] = SHAPES, words: tuple[str, ...] | None = None) -> Scene:
-    """Draw a scene by lot: one to three things, a word in two of three; ``words`` names the words to choose from."""
+    """Return a random scene: one to three things, with a word in two of three scenes; ``words`` limits the words."""
     count = rng.choice((1, 1, 2, 2, 2, 3))
-    colours = rng.sample(sorted(COLOURS), count)  # no two things of one colour, so that each can be told
+    colours = rng.sample(sorted(COLOURS), count)  # no two things share a colour, so that they can be told apart
     sizes = tuple(SIZES)
     things = tuple(Thing(rng.choice(shapes), colour, rng.choice(sizes)) for colour in colours)
     word = ""

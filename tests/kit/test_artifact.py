@@ -114,12 +114,12 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"graph")
     text = (out / MANIFEST).read_text()
     (out / MANIFEST).write_text(text.replace('"files": {\n  "vae_decoder/model.onnx"', '"files": {\n  "../secret"'))
-    with pytest.raises(ArtifactError, match=r"\.\./secret: leaves the artifact's folder"):
+    with pytest.raises(ArtifactError, match=r"\.\./secret: is outside the artifact's folder"):
         verify(out)
 
 
 def test_the_wrong_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="of kind 'onnx'; needed: engine or deployment"):
+    with pytest.raises(UsageError, match="of kind 'onnx'; expected engine or deployment"):
         verify(make(tmp_path / "a"), kinds=("engine", "deployment"))
 
 

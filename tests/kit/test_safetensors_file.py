@@ -104,7 +104,7 @@ def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_shard_outside_the_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"shard '../x.safetensors' lies outside the folder"):
+    with pytest.raises(CheckpointError, match=r"shard '../x.safetensors' is outside the folder"):
         safetensors_file.read_folder(sharded(tmp_path, {"a.weight": "../x.safetensors"}))
 
 

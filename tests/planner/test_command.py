@@ -1,4 +1,4 @@
-"""The command line `python -m kit`: what it prints, exit codes, and that it is fast."""
+"""The command line `python -m kit`: its output, exit codes and startup time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answer(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 
 def test_dev_on_l4_names_a_plan_that_works(capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, "plan", "--variant", "dev", "--gpu", "l4")
-    assert found["plan"].startswith("fp8, text encoder's weights pass through the GPU for every prompt, transformer's")
+    assert found["plan"].startswith("fp8, text encoder's weights streamed to the GPU for every prompt, transformer's")
     assert found["memory"]["total"] <= found["memory"]["usable"]
 
 
@@ -37,7 +37,7 @@ def test_all_gpus_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) 
     assert main(["plan", "--variant", "klein-4b", "--gpu", "all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0].strip("*") for line in lines[2:-1]] == list(GPUS)
-    assert lines[-1] == "* preview: facts only, nothing tuned for it"
+    assert lines[-1] == "* preview: specifications only, not tuned"
     found = answer(capsys, "plan", "--variant", "klein-4b", "--gpu", "all")
     assert [row["gpu"] for row in found["gpus"]] == list(GPUS)
 
@@ -67,8 +67,11 @@ def test_a_folder_is_planned_by_its_own_sizes(tmp_path: Path, capsys: pytest.Cap
             "fp8 needs compute capability 8.9 or newer; a10g has 8.6: use --recipe",
         ),
         ("--variant dev --gpu l4 --width 1000", "1000x1024: sides must be multiples of 16; nearest: 992x1024"),
-        ("--variant dev --gpu all --step-seconds 1", "--step-seconds is of one GPU, and --gpu all asks for all"),
-        ("--variant dev --gpu l4 --price 0", "--price 0: dollars per GPU hour, more than 0"),
+        (
+            "--variant dev --gpu all --step-seconds 1",
+            "--step-seconds applies to one GPU and cannot be combined with --gpu all",
+        ),
+        ("--variant dev --gpu l4 --price 0", "--price 0: must be more than 0 dollars per GPU hour"),
         ("--variant dev --gpu l4 --prices nowhere.json", "nowhere.json: no such file"),
         ("--variant dev --gpu l4 --chart plan.jpg", "--chart plan.jpg: the name must end in .png or .svg"),
         ("--variant dev --gpu l4 --chart nowhere/plan.png", "--chart nowhere/plan.png: No such file or directory"),
@@ -83,7 +86,7 @@ def test_no_plan_is_a_failed_check_that_says_where_it_would_work(capsys: pytest.
     argv = "plan --variant dev --gpu l4 --recipe bf16 --text-encoder resident"
     assert main(argv.split()) == 1
     said = capsys.readouterr()
-    assert "no   bf16, text encoder on the GPU: needs 100.9 GB of 22.4 GB" in said.out
+    assert "no   bf16, text encoder on the GPU: needs 100.9 GB (22.4 GB available)" in said.out
     assert "no plan for dev works on l4; nearest here: another --text-encoder; it works on a100-40g, l40s" in said.err
 
 
@@ -113,9 +116,9 @@ def test_the_rate_and_the_users_price_appear(capsys: pytest.CaptureFixture[str])
     argv = "plan --variant klein-4b --gpu h100 --rate 100 --batch 4 --price 1.5"
     assert main(argv.split()) == 0
     said = capsys.readouterr().out
-    assert "at 100 images a minute, Poisson arrivals, 1 replica" in said
-    assert "cost: $1.50 an hour" in said
-    assert "at the rate asked for: $0.25 per 1,000" in said
+    assert "at 100 images per minute, Poisson arrivals, 1 replica" in said
+    assert "cost: $1.50 per hour" in said
+    assert "at the requested rate: $0.25 per 1,000" in said
 
 
 @pytest.mark.parametrize("command", ["plan --variant dev --gpu l4 --json", "doctor --json", "--help"])

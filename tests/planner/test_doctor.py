@@ -1,4 +1,4 @@
-"""The doctor: what it reads of a machine, and what it concludes."""
+"""The doctor: what it reads from a machine, and what it concludes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_gpu_says_its_recipe_and_what_does_not_fit() -> None:
     assert "the transformer of dev in fp8 needs 34.0 GB" in said
     can, said = words(hardware, FULL)["build and run TensorRT engines on NVIDIA L4"]
     assert not can
-    assert "no TensorRT wheel: pip install tensorrt-cu13 (recipe fp8 then)" in said
+    assert "no TensorRT wheel: pip install tensorrt-cu13 (recipe fp8)" in said
 
 
 def test_onnx_runtime_on_a_gpu_needs_its_provider() -> None:
@@ -120,14 +120,14 @@ def test_onnx_runtime_on_a_gpu_needs_its_provider() -> None:
     assert words(hardware, FULL, providers=("CUDAExecutionProvider", "CPUExecutionProvider"))[work][0]
     can, said = words(hardware, FULL)[work]
     assert not can
-    assert "no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime" in said
+    assert "no CUDA provider: pip install onnxruntime-gpu instead of onnxruntime" in said
 
 
 def test_a_gpu_that_is_not_in_the_table_is_said() -> None:
     hardware = replace(BARE, gpus=(CudaDevice("Tesla T4", (7, 5), 15360 * MIB, "570"),), gpu_problem=None)
     can, said = words(hardware, FULL)["build and run TensorRT engines on Tesla T4"]
     assert not can
-    assert "the kit has no facts of this GPU" in said
+    assert "this GPU is not in the kit's table" in said
 
 
 def test_the_small_servers_need_of_an_old_numpy_is_said() -> None:

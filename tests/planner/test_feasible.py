@@ -1,4 +1,4 @@
-"""A build that cannot succeed is refused before it starts, with the nearest setting that would work."""
+"""A build that cannot succeed is rejected before it starts, with the nearest setting that would work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_fp8_without_fp8_units_is_refused() -> None:
 
 def test_too_little_memory_names_a_recipe_and_streaming() -> None:
     assert refusal(Build(DEV, "fp8", gpu("l4"))) == (
-        "the transformer of dev in fp8 needs 34.0 GB at 4096 image tokens, batch 1; l4 gives 22.4 GB: "
+        "the transformer of dev in fp8 needs 34.0 GB at 4096 image tokens, batch 1; l4 has 22.4 GB available: "
         "use --recipe int4-weights or stream the weights from host memory"
     )
 
@@ -62,7 +62,7 @@ def test_nothing_fits_says_so() -> None:
 def test_a_full_disk_names_stripped_plans() -> None:
     build = Build(KLEIN, "bf16", gpu("l4"), disk_free=1 * GB)
     assert refusal(build) == (
-        "the plans take about 14.8 GB and 1.0 GB of disk are free: "
+        "the plans take about 14.8 GB and 1.0 GB of disk space are free: "
         "use stripped plans (they hold no weights) or another --out"
     )
     assert refusal(replace(build, stripped=True)) is None
@@ -72,7 +72,7 @@ def test_a_full_disk_names_stripped_plans() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "message"),
     [
-        (256, 65536, "goes beyond the family's 4 megapixels; nearest: 16384 (2048x2048)"),
+        (256, 65536, "exceeds the model family's limit of 4 megapixels; nearest: 16384 (2048x2048)"),
         (4096, 256, "a profile of 4096 to 256 image tokens is empty"),
         (0, 256, "a profile of 0 to 256 image tokens is empty"),
     ],
@@ -82,15 +82,15 @@ def test_impossible_profiles_are_refused(low: int, high: int, message: str) -> N
 
 
 def test_a_batch_below_one_is_refused() -> None:
-    assert refusal(Build(KLEIN, "fp8", gpu("l4"), batch=0)) == "batch 0: at least 1"
+    assert refusal(Build(KLEIN, "fp8", gpu("l4"), batch=0)) == "batch 0: must be at least 1"
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((3072, 3072), "3072x3072 has 36864 image tokens, the profiles take 256 to 4096; nearest: 1024x1024"),
-        ((4096, 512), "4096x512 has 8192 image tokens, the profiles take 256 to 4096; nearest: 2880x352"),
-        ((128, 128), "128x128 has 64 image tokens, the profiles take 256 to 4096; nearest: 256x256"),
+        ((3072, 3072), "3072x3072 has 36864 image tokens, the profiles accept 256 to 4096; nearest: 1024x1024"),
+        ((4096, 512), "4096x512 has 8192 image tokens, the profiles accept 256 to 4096; nearest: 2880x352"),
+        ((128, 128), "128x128 has 64 image tokens, the profiles accept 256 to 4096; nearest: 256x256"),
         ((1000, 1024), "1000x1024: sides must be multiples of 16; nearest: 992x1024"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Operations and weights by formula against the real classes on the meta device, and against published sizes."""
+"""Operations and weights by formula match the real classes on the meta device and published sizes."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def test_the_text_encoders_formula_counts_what_torch_counts(kind: Any) -> None:
         model: torch.nn.Module = (
             Qwen3Model(Qwen3Config(**common)) if kind == "qwen3" else MistralModel(MistralConfig(**common))
         )
-        mask = torch.zeros(1, 1, TEXT, TEXT)  # ready-made: building a causal mask reads values, which meta tensors lack
+        mask = torch.zeros(1, 1, TEXT, TEXT)  # building a causal mask fails on meta
         ids = torch.zeros(1, TEXT, dtype=torch.long)
         measured = counted(model, input_ids=ids, attention_mask=mask, use_cache=False)
     assert flops.text_encoder(sizes, TEXT).total == pytest.approx(measured, rel=1e-3)
-    final_norm = 256  # left out at export
+    final_norm = 256  # left out of the export
     counted_weights = weights("text_encoder", replace(VARIANTS["dev"], text_encoder=sizes))
     assert counted_weights.total == parameters(model) - final_norm
 

@@ -1,4 +1,4 @@
-"""The public measurements: complete, physically possible, and split without a look at their figures."""
+"""The public measurements are complete, physically possible, and split without regard to their values."""
 
 from __future__ import annotations
 

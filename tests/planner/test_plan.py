@@ -1,4 +1,4 @@
-"""The planner: what fits and how, in which order, how fast, at which load, for how much."""
+"""The planner: which choices fit, in which order, how fast they are, under which load and at what cost."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_dev_on_24_gb_streams_weights_and_says_why_nothing_else_came_before() ->
     assert answer.chosen.layout.needed <= usable_bytes(gpu("l4")) < 24 * GB
     before = answer.tried[: answer.tried.index(answer.chosen)]
     assert [t.layout.reason for t in before] == [
-        "needs 52.8 GB of 22.4 GB: 33.0 GB weights of the transformer, 1.6 GB activations of the vae_decoder",
-        "needs 37.2 GB of 22.4 GB: 33.0 GB weights of the transformer, 1.6 GB activations of the vae_decoder",
+        "needs 52.8 GB (22.4 GB available): 33.0 GB weights of the transformer, 1.6 GB activations of the vae_decoder",
+        "needs 37.2 GB (22.4 GB available): 33.0 GB weights of the transformer, 1.6 GB activations of the vae_decoder",
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_second_gpu_takes_the_text_encoder_and_costs_twice() -> None:
 
 def test_a_text_encoder_too_large_for_its_own_gpu_is_said() -> None:
     layout = lay_out(DEV, gpu("l4"), Choice(RECIPES["bf16"], "own-gpu", streamed=True), Shape(1024, 1024), gpus=2)
-    assert "the text encoder needs 34.8 GB of 22.4 GB on its own GPU" in str(layout.reason)
+    assert "the text encoder needs 34.8 GB on its own GPU (22.4 GB available)" in str(layout.reason)
 
 
 def test_the_cache_takes_no_time_for_text_and_the_cpu_takes_more_than_a_gpu() -> None:
@@ -152,7 +152,7 @@ def test_one_replica_that_cannot_keep_up_is_called_overloaded_and_has_no_cost() 
     assert answer.load.waiting is None
     assert answer.costs is not None
     assert answer.costs.at_rate is None
-    assert "overloaded: the queue grows without end" in render(answer)
+    assert "overloaded: the queue grows without bound" in render(answer)
 
 
 def test_break_even_is_the_months_rent_over_the_hosted_price() -> None:
@@ -178,7 +178,7 @@ def test_a_hosted_price_of_another_step_count_is_not_compared() -> None:
 def test_a_gpu_without_a_price_has_no_costs() -> None:
     answer = plan(Question(KLEIN, gpu("l4")), replace(PRICES, gpus={}))
     assert answer.costs is None
-    assert "no price known of this GPU; give one with --price" in render(answer)
+    assert "no price known for this GPU; set one with --price" in render(answer)
     assert "-" in compare([answer])
 
 

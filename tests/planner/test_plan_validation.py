@@ -1,4 +1,4 @@
-"""The benchmark that holds the planner against public figures, and the published deployment table."""
+"""The benchmark that compares the planner with public figures, and the published deployment table."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def test_held_out_points_of_new_settings_share_none_with_a_fitted_point() -> Non
 def test_a_gpu_is_predicted_from_the_others_of_its_generation() -> None:
     points = [p for p in measurements() if p.cell[0] in ("ada", "ampere") and p.stack == "fused"]
     rows = {row["gpu"]: row for row in plan_validation._by_gpu(points)}
-    assert "a100-80g" not in rows  # nothing else tells of Ampere
+    assert "a100-80g" not in rows  # no other point covers Ampere
     assert rows["rtx4000ada"]["median_absolute_error"] < 0.2
     assert rows["rtx4000ada"]["points"] == 1

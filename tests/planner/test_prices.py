@@ -1,4 +1,4 @@
-"""The price table: complete, dated, replaceable, and strict about what the user writes."""
+"""The price table is complete, dated and replaceable, and user-written tables are checked strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue against what is known in closed form."""
+"""The simulated queue matches the cases that are known in closed form."""
 
 from __future__ import annotations
 

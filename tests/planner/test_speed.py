@@ -1,4 +1,4 @@
-"""The time model: what bounds it, and that the calibration that ships is the one that the public points give."""
+"""The time model: what limits it, and that the shipped calibration is the fit to the public points."""
 
 from __future__ import annotations
 
