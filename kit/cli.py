@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -24,7 +23,6 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     that the kit raises on purpose and those of the file system become one line on stderr (and in the JSON); all others
     are bugs and keep their traceback.
     """
-    hush_diffusers()
     found: Mapping[str, Any] = {}
     try:
         facts = step()
@@ -59,10 +57,3 @@ def _drop_stdout() -> None:
     """Send to nowhere what is still buffered, so that Python does not complain at its end."""
     with contextlib.suppress(OSError):  # a stand-in for stdout has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def hush_diffusers() -> None:
-    """Keep diffusers from warning that optimum and this kit share the namespace `optimum`."""
-    logging.getLogger("diffusers.utils.import_utils").addFilter(
-        lambda record: "for package optimum" not in record.getMessage()
-    )

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol, cast
 from kit import __version__
 from kit.cli import report
 from kit.errors import UsageError
+from kit.extras import extra_for
 
 
 class CommandModule(Protocol):
@@ -121,9 +122,17 @@ def main(
     prog = prog or f"python -m {room}"
 
     def step() -> Mapping[str, Any] | None:
-        args = parser(room, argv, prog, extend).parse_args(argv)
-        facts = args.module.run(args)
-        return None if facts is None else finish(args, facts)
+        try:
+            args = parser(room, argv, prog, extend).parse_args(argv)
+            facts = args.module.run(args)
+            return None if facts is None else finish(args, facts)
+        except ModuleNotFoundError as error:
+            command = " ".join([room, *(word for word in argv[:1] if word in ROOMS[room].commands)])
+            package = (error.name or "").split(".")[0]
+            extra = extra_for(command, package)
+            if extra is None:
+                raise  # a bug, not something to install
+            raise UsageError(f"{command} needs the package {package}: pip install 'flux2-deploy[{extra}]'") from error
 
     return report(step, "--json" in argv)
 
