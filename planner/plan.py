@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kit.gpus import GPUS, Gpu
+from kit.image_size import size_problem
 from kit.recipes import recipe
 from kit.variants import Variant
 from planner.costs import Costs, Workload, cost
-from planner.feasible import MAX_TOKENS, SIDES, size_refusal
+from planner.feasible import SIDES
 from planner.layout import Choice, Layout, Placement, lay_out
 from planner.memory import Shape
 from planner.prices import Prices
@@ -18,7 +19,6 @@ from planner.queueing import Waiting, simulate
 from planner.speed import Calibration, calibration
 from planner.timing import Range, Timing, times
 
-MIN_TOKENS = 16  # 64x64
 BUSY_AT_MOST = 0.85  # of a replica at the slow end of the range, when their number is the planner's choice
 MAX_STEPS, MAX_BATCH, MAX_REPLICAS = 100, 64, 10_000
 
@@ -64,7 +64,7 @@ class Question:
             return f"--step-seconds {self.step_seconds:g}: must be more than 0 seconds, and at most 1e4"
         if self.recipe is not None and (refused := self.gpu.refusal(self.recipe)):
             return refused
-        return size_refusal(self.variant, self.width, self.height, MIN_TOKENS, MAX_TOKENS)
+        return size_problem(self.width, self.height)
 
 
 @dataclass(frozen=True)
