@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
     parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; default: the GPU's, then smaller")
-    parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first place that works")
+    parser.add_argument(
+        "--text-encoder",
+        choices=get_args(Placement),
+        help="default: the first place that works; cache is not built yet",
+    )
     parser.add_argument("--width", type=int, default=Question.width)
     parser.add_argument("--height", type=int, default=Question.height)
     parser.add_argument("--steps", type=int, help="default: the variant's")

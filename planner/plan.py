@@ -12,7 +12,7 @@ from kit.recipes import recipe
 from kit.variants import Variant
 from planner.costs import Costs, Workload, cost
 from planner.feasible import SIDES
-from planner.layout import Choice, Layout, Placement, lay_out
+from planner.layout import NOT_BUILT, Choice, Layout, Placement, lay_out
 from planner.memory import Shape
 from planner.prices import Prices
 from planner.queueing import Waiting, simulate
@@ -48,6 +48,11 @@ class Question:
     @property
     def step_count(self) -> int:
         return self.variant.steps if self.steps is None else self.steps
+
+    @property
+    def note(self) -> str | None:
+        """Say what is missing for a placement that was asked for; None when the kit can serve it."""
+        return NOT_BUILT.get(self.text_encoder) if self.text_encoder else None
 
     def refusal(self) -> str | None:
         """Say which value cannot be planned for."""
@@ -104,7 +109,7 @@ class Plan:
 
 
 def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices in the order of preference: as fast as the GPU can, everything at hand, nothing on the side."""
+    """Yield the choices in the order of preference; a placement that is not built yet must be asked for."""
     names: tuple[str, ...] = (question.gpu.default_recipe, "int4-weights")
     for name in names if question.recipe is None else (question.recipe,):
         placements: tuple[Placement, ...] = ("resident", "evicted")
