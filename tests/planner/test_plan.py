@@ -99,6 +99,16 @@ def test_a_prompt_cache_is_never_the_planners_own_choice() -> None:
         assert "note:" not in render(answer)
 
 
+@pytest.mark.parametrize(("name", "sibling"), [("fp8-channel", "fp8"), ("int8-plain", "int8")])
+def test_every_recipe_that_can_be_applied_can_be_planned(name: str, sibling: str) -> None:
+    found, like = (ask(Question(KLEIN, gpu("h100"), recipe=recipe)).chosen for recipe in (name, sibling))
+    assert found is not None
+    assert like is not None
+    assert found.choice.recipe.name == name
+    assert found.layout == like.layout
+    assert found.timing == like.timing
+
+
 def test_prompts_that_queue_at_the_cpu_limit_the_throughput() -> None:
     slow, fast = (ask(Question(KLEIN, gpu("h100"), text_encoder="cpu", cores=n)).per_minute for n in (2, 64))
     assert slow is not None
