@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kit.errors import UsageError
+from kit.image_size import PIXELS_PER_TOKEN
 
 Guidance = Literal["none", "cfg", "embedded"]  # distilled away | two passes | a guidance embedding in the network
 Family = Literal["klein", "klein-base", "klein-kv", "dev"]
@@ -81,7 +82,7 @@ class Variant:
     text_tokens: int = MAX_TEXT_TOKENS
     image_size: int = 1024  # pixels per side if the request gives no size
 
-    pixels_per_token = 16  # VAE x8 and a 2x2 patch
+    pixels_per_token = PIXELS_PER_TOKEN
 
     def tokens(self, width: int, height: int) -> int:
         """Return the number of image tokens of an image of `width` x `height` pixels."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from kit.cli import option
 from kit.errors import RequestError, UsageError
+from kit.image_size import MAX_PIXELS, MAX_SIDE, MIN_SIDE, PIXELS_PER_TOKEN, side_problem
 from kit.variants import Variant
 
 FieldType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"]
@@ -43,19 +44,17 @@ FIELDS: tuple[Field, ...] = (
 class Limits:
     """What a deployment allows; written into it by `serve repository`."""
 
-    min_side: int = option(64, "smallest side of an image, pixels")
-    max_side: int = option(2048, "largest side of an image, pixels")
-    max_pixels: int = option(4 * 1024 * 1024, "width x height of an image")
+    min_side: int = option(MIN_SIDE, "smallest side of an image, pixels")
+    max_side: int = option(MAX_SIDE, "largest side of an image, pixels")
+    max_pixels: int = option(MAX_PIXELS, "width x height of an image")
     max_steps: int = option(100, "denoising steps")
     max_images: int = option(4, "images of one request")
     max_guidance: float = option(20.0, "guidance scale")
 
     def __post_init__(self) -> None:
         for name in ("min_side", "max_side"):
-            if getattr(self, name) <= 0 or getattr(self, name) % Variant.pixels_per_token:
-                raise UsageError(
-                    f"{name} {getattr(self, name)} is not a positive multiple of {Variant.pixels_per_token}"
-                )
+            if getattr(self, name) <= 0 or getattr(self, name) % PIXELS_PER_TOKEN:
+                raise UsageError(f"{name} {getattr(self, name)} is not a positive multiple of {PIXELS_PER_TOKEN}")
         if self.min_side > self.max_side:
             raise UsageError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
 
@@ -127,14 +126,8 @@ def _range(name: str, value: int, low: int, high: int) -> int:
 
 
 def _side(name: str, value: int, limits: Limits) -> int:
-    if not limits.min_side <= value <= limits.max_side:
-        raise RequestError(f"{name}: {value} is not between {limits.min_side} and {limits.max_side} pixels")
-    if value % Variant.pixels_per_token:
-        below = value - value % Variant.pixels_per_token
-        raise RequestError(
-            f"{name}: {value} is not a multiple of {Variant.pixels_per_token}; nearest: {below} or "
-            f"{below + Variant.pixels_per_token}"
-        )
+    if problem := side_problem(value, limits.min_side, limits.max_side):
+        raise RequestError(f"{name}: {problem}")
     return value
 
 

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; default: the GPU's recipe, then smaller ones"
     )
-    parser.add_argument("--text-encoder", choices=get_args(Placement), help="default: the first placement that works")
+    parser.add_argument(
+        "--text-encoder",
+        choices=get_args(Placement),
+        help="default: the first placement that works; cache is not built yet",
+    )
     parser.add_argument("--width", type=int, default=Question.width)
     parser.add_argument("--height", type=int, default=Question.height)
     parser.add_argument("--steps", type=int, help="default: the steps of the variant")

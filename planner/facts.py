@@ -35,7 +35,7 @@ def facts(answer: Plan) -> dict[str, Any]:
         "nearest": answer.nearest,
         "basis": basis(answer),
     }
-    return found
+    return found | ({"note": question.note} if question.note else {})
 
 
 def basis(answer: Plan) -> dict[str, Any]:

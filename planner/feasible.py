@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kit.gpus import Gpu
+from kit.image_size import MAX_TOKENS
 from kit.ports import SERVED_PARTS, PartName
 from kit.recipes import recipe
 from kit.variants import Variant
@@ -25,7 +26,6 @@ from planner.memory import (
 )
 
 MIN_TOKENS = 256  # 256x256
-MAX_TOKENS = 16384  # 4 megapixels, the limit of the model family
 DISK_MARGIN = 1.05  # graphs, manifests, timing cache
 SIDES = (2048, 1536, 1024, 768, 512, 256)  # the sizes suggested for a smaller profile
 
@@ -50,22 +50,6 @@ class Build:
 def refusal(build: Build) -> str | None:
     """Return why a build cannot succeed and the nearest setting that would; None if the build is feasible."""
     return build.gpu.refusal(build.recipe) or _profile_refusal(build) or _memory_refusal(build) or _disk_refusal(build)
-
-
-def size_refusal(variant: Variant, width: int, height: int, min_tokens: int, max_tokens: int) -> str | None:
-    """Return why the profiles reject an image of `width` x `height` and the nearest accepted size; None if accepted."""
-    step = variant.pixels_per_token
-    if width % step or height % step or min(width, height) < step:
-        near = [max(step, round(side / step) * step) for side in (width, height)]
-        return f"{width}x{height}: sides must be multiples of {step}; nearest: {near[0]}x{near[1]}"
-    tokens = variant.tokens(width, height)
-    if min_tokens <= tokens <= max_tokens:
-        return None
-    near_width, near_height = _nearest_size(width, height, min_tokens, max_tokens, step)
-    return (
-        f"{width}x{height} has {tokens} image tokens, the profiles accept {min_tokens} to {max_tokens}; "
-        f"nearest: {near_width}x{near_height}"
-    )
 
 
 def needed_bytes(build: Build) -> int:
@@ -158,19 +142,3 @@ def _disk_refusal(build: Build) -> str | None:
     if not build.stripped and 0.02 * stored * DISK_MARGIN <= build.disk_free:
         return f"{why}: use stripped plans (they hold no weights) or another --out"
     return f"{why}: use another --out"
-
-
-def _nearest_size(width: int, height: int, low: int, high: int, step: int) -> tuple[int, int]:
-    """Scale a size into the token range, keeping its aspect ratio as far as multiples of `step` allow."""
-    columns, lines = width // step, height // step
-    target = min(max(columns * lines, low), high)
-    scale = (target / (columns * lines)) ** 0.5
-    candidates = [
-        (c, n)
-        for c in range(max(1, int(columns * scale) - 1), int(columns * scale) + 3)
-        for n in range(max(1, int(lines * scale) - 1), int(lines * scale) + 3)
-        if low <= c * n <= high
-    ]
-    wanted = columns / lines
-    best = min(candidates, key=lambda cn: abs(cn[0] * cn[1] - target) / target + abs(cn[0] / cn[1] / wanted - 1))
-    return best[0] * step, best[1] * step

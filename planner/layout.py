@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,9 @@ PLACEMENTS: dict[Placement, str] = {
     "own-gpu": "text encoder on a separate GPU",
     "cpu": "text encoder on the CPU, in int8",
     "cache": "all prompt embeddings cached, no text encoder",
+}
+NOT_BUILT: Mapping[Placement, str] = {
+    "cache": "the kit has no cache of prompt embeddings yet, so this plan is an estimate that cannot be deployed"
 }
 _LAYERS_IN_FLIGHT = 2  # of a part with streamed weights: one computes while the next is loaded
 

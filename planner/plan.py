@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kit.gpus import GPUS, Gpu
+from kit.image_size import size_problem
 from kit.recipes import recipe
 from kit.variants import Variant
 from planner.costs import Costs, Workload, cost
-from planner.feasible import MAX_TOKENS, SIDES, size_refusal
-from planner.layout import Choice, Layout, Placement, lay_out
+from planner.feasible import SIDES
+from planner.layout import NOT_BUILT, Choice, Layout, Placement, lay_out
 from planner.memory import Shape
 from planner.prices import Prices
 from planner.queueing import Waiting, simulate
 from planner.speed import Calibration, calibration
 from planner.timing import Range, Timing, times
 
-MIN_TOKENS = 16  # 64x64
 BUSY_AT_MOST = 0.85  # of a replica at the slow end of the range, when the planner chooses the number of replicas
 MAX_STEPS, MAX_BATCH, MAX_REPLICAS = 100, 64, 10_000
 
@@ -49,6 +49,11 @@ class Question:
     def step_count(self) -> int:
         return self.variant.steps if self.steps is None else self.steps
 
+    @property
+    def note(self) -> str | None:
+        """Say what is missing for a placement that was asked for; None when the kit can serve it."""
+        return NOT_BUILT.get(self.text_encoder) if self.text_encoder else None
+
     def refusal(self) -> str | None:
         """Return a message for the first value that cannot be planned for, None if all are valid."""
         bounds = (("--steps", self.step_count, MAX_STEPS), ("--batch", self.batch, MAX_BATCH))
@@ -64,7 +69,7 @@ class Question:
             return f"--step-seconds {self.step_seconds:g}: must be more than 0 seconds, and at most 1e4"
         if self.recipe is not None and (refused := self.gpu.refusal(self.recipe)):
             return refused
-        return size_refusal(self.variant, self.width, self.height, MIN_TOKENS, MAX_TOKENS)
+        return size_problem(self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,10 @@ class Plan:
 
 
 def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices in order of preference: fast recipes first, weights on the GPU before streaming or the CPU."""
+    """Yield the choices in order of preference: fast recipes first, weights on the GPU before streaming or the CPU.
+
+    A placement that is not built yet is left out unless the question names it.
+    """
     names: tuple[str, ...] = (question.gpu.default_recipe, "int4-weights")
     for name in names if question.recipe is None else (question.recipe,):
         placements: tuple[Placement, ...] = ("resident", "evicted")

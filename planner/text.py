@@ -34,6 +34,7 @@ def render(answer: Plan, colour: bool = False) -> str:
     lines = [
         colorize(title, BOLD, colour),
         f"{_setting(question)}; licence {question.variant.licence}",
+        *_note(question),
         "",
         *_all_tried(answer, colour),
     ]
@@ -73,7 +74,11 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
         )
     if any(answer.question.gpu.preview for answer in answers):
         lines.append("* preview: specifications only, not tuned")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_note(question)])
+
+
+def _note(question: Question) -> list[str]:
+    return [f"note: {question.note}"] if question.note else []
 
 
 def _all_tried(answer: Plan, colour: bool) -> list[str]:

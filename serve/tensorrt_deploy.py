@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from kit.image_size import PIXELS_PER_TOKEN as PIXELS
 from kit.ports import SERVED_PARTS, PartName
 from pipeline.request import Limits
-from runtimes.trt.profiles import PIXELS, Profile
+from runtimes.trt.profiles import Profile
 from runtimes.trt.record import EngineRecord
 from serve.settings import TensorRtModel
 

@@ -34,6 +34,7 @@ from kit.atomic_folder import building
 from kit.configs import read_variant
 from kit.dtypes import Compute, torch_type
 from kit.errors import UsageError
+from kit.image_size import side_problem
 from kit.ports import SERVED_PARTS, PartName, ServedPart, ports
 from kit.recipes import recipe
 from kit.variants import Variant
@@ -120,8 +121,8 @@ def check(config: AotConfig) -> None:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {config.device}: torch finds no CUDA GPU here; use --device cpu")
     for width, height in config.sizes:
-        if width < 64 or height < 64 or width % 16 or height % 16:
-            raise UsageError(f"--sizes {width}x{height}: both must be multiples of 16, 64 or more")
+        if problem := side_problem(width) or side_problem(height):
+            raise UsageError(f"--sizes {width}x{height}: {problem}")
     if not config.batches or min(config.batches) < 1:
         raise UsageError(f"--batches {','.join(map(str, config.batches))}: every batch must be 1 or more")
 

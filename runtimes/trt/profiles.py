@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kit.errors import UsageError
+from kit.image_size import MIN_SIDE, side_problem
+from kit.image_size import PIXELS_PER_TOKEN as PIXELS
 from kit.ports import PartName, Port, Ports, split_axis
-from kit.variants import Variant
 
-PIXELS = Variant.pixels_per_token
 REFERENCE_TOKENS = (1024 // PIXELS) ** 2  # a reference image is scaled to one megapixel at most
-MAX_SIDE = 2048  # a square of it is 4 megapixels, the most that the family was made for
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,12 @@ class Sizing:
     sides: tuple[int, ...] = (256, 512, 1024, 1536, 2048)  # buckets: squares of these sides, and what has their tokens
     max_batch: int = 4  # rows at one megapixel; a larger bucket takes as many as have the tokens of these
     references: int = 0  # images that a request may bring along
-    min_side: int = 64
+    min_side: int = MIN_SIDE
 
     def __post_init__(self) -> None:
         for side in (self.min_side, *self.sides):
-            if side % PIXELS or not PIXELS <= side <= MAX_SIDE:
-                nearest = min(max(round(side / PIXELS) * PIXELS, PIXELS), MAX_SIDE)
-                raise UsageError(
-                    f"side {side}: must be a multiple of {PIXELS} up to {MAX_SIDE}; the nearest is {nearest}"
-                )
+            if problem := side_problem(side, low=PIXELS):
+                raise UsageError(f"side {problem}")
         if not self.sides or list(self.sides) != sorted(set(self.sides)):
             raise UsageError(f"sides {', '.join(map(str, self.sides)) or 'none'}: must ascend, without repetition")
         if self.min_side > self.sides[0]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from kit.gpus import GB, GPUS, gpu
+from kit.image_size import size_problem
 from kit.variants import VARIANTS
-from planner.feasible import Build, needed_bytes, refusal, size_refusal
+from planner.feasible import Build, needed_bytes, refusal
 from planner.memory import usable_bytes
 
 KLEIN, DEV = VARIANTS["klein-4b"], VARIANTS["dev"]
@@ -95,11 +96,11 @@ def test_a_batch_below_one_is_refused() -> None:
     ],
 )
 def test_a_size_outside_the_profiles_names_the_nearest_inside(size: tuple[int, int], message: str) -> None:
-    assert size_refusal(KLEIN, *size, 256, 4096) == message
+    assert size_problem(*size, 256, 4096) == message
 
 
 def test_a_size_inside_the_profiles_passes() -> None:
-    assert size_refusal(KLEIN, 1360, 768, 256, 4096) is None
+    assert size_problem(1360, 768, 256, 4096) is None
 
 
 def test_a_refusal_takes_no_time() -> None:

@@ -83,6 +83,32 @@ def test_the_cache_takes_no_time_for_text_and_the_cpu_takes_more_than_a_gpu() ->
     assert found["cpu"][1] == 0
 
 
+def test_a_plan_with_a_prompt_cache_says_that_there_is_none_yet() -> None:
+    note = "the kit has no cache of prompt embeddings yet, so this plan is an estimate that cannot be deployed"
+    answer = ask(Question(KLEIN, gpu("l4"), text_encoder="cache"))
+    assert facts(answer)["note"] == note
+    assert f"note: {note}" in render(answer).splitlines()
+    assert f"note: {note}" in compare([answer]).splitlines()
+
+
+def test_a_prompt_cache_is_never_the_planners_own_choice() -> None:
+    for card in GPUS.values():
+        answer = ask(Question(DEV, card, gpus=2))
+        assert "cache" not in {tried.choice.text_encoder for tried in answer.tried}
+        assert "note" not in facts(answer)
+        assert "note:" not in render(answer)
+
+
+@pytest.mark.parametrize(("name", "sibling"), [("fp8-channel", "fp8"), ("int8-plain", "int8")])
+def test_every_recipe_that_can_be_applied_can_be_planned(name: str, sibling: str) -> None:
+    found, like = (ask(Question(KLEIN, gpu("h100"), recipe=recipe)).chosen for recipe in (name, sibling))
+    assert found is not None
+    assert like is not None
+    assert found.choice.recipe.name == name
+    assert found.layout == like.layout
+    assert found.timing == like.timing
+
+
 def test_prompts_that_queue_at_the_cpu_limit_the_throughput() -> None:
     slow, fast = (ask(Question(KLEIN, gpu("h100"), text_encoder="cpu", cores=n)).per_minute for n in (2, 64))
     assert slow is not None
