@@ -1,4 +1,4 @@
-"""Which packages are installed, told by their metadata and files: nothing heavy is imported."""
+"""Which packages are installed, from their metadata and files; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 SERVER = "nvidia-pytriton"
 OTHERS = ("torchao", "tritonclient", "numpy")
-# A provider is there when its library lies in the package; the CPU's is part of the package itself.
+# A provider is available if its library is in the package; the CPU provider is built in.
 PROVIDERS: Mapping[str, str] = {
     "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
@@ -22,7 +22,7 @@ PROVIDERS: Mapping[str, str] = {
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that the kit can use, those that are installed."""
+    """Return the versions of the installed packages that the kit can use."""
     found = {}
     for name in (*EXPORT, *TENSORRT, *RUNTIMES, SERVER, *OTHERS):
         try:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def providers() -> tuple[str, ...]:
-    """Return ONNX Runtime's execution providers, those whose libraries are installed, in its order of preference."""
+    """Return the execution providers of ONNX Runtime whose libraries are installed, in its order of preference."""
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         return ()
@@ -42,7 +42,7 @@ def providers() -> tuple[str, ...]:
 
 
 def tritonserver(installed: Mapping[str, str]) -> str | None:
-    """Say where a tritonserver would come from: PATH, or the package that brings one; None when there is none."""
+    """Return where tritonserver would come from: PATH, or the package that contains one; None if there is none."""
     on_path = shutil.which("tritonserver")
     if on_path:
         return on_path
@@ -50,5 +50,5 @@ def tritonserver(installed: Mapping[str, str]) -> str | None:
 
 
 def tensorrt(installed: Mapping[str, str]) -> str | None:
-    """Return name and version of the TensorRT wheel; None when there is none."""
+    """Return the name and version of the TensorRT wheel; None if there is none."""
     return next((f"{name} {installed[name]}" for name in TENSORRT if name in installed), None)

@@ -1,1 +1,1 @@
-"""From a prompt to an image in one process, without a server."""
+"""Generate images from prompts in one process, without a server."""

@@ -1,4 +1,4 @@
-"""From pixels to an encoded image."""
+"""Encode pixels as PNG, JPEG or WebP, and decode them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.request import ImageFormat
 
-# png: level 3 costs a third of Pillow's default time for about 3 % more bytes
+# png: level 3 takes a third of the time of Pillow's default level and gives about 3 % more bytes
 _OPTIONS: dict[ImageFormat, dict[str, int | bool]] = {
     "png": {"compress_level": 3},
     "jpeg": {"quality": 95, "subsampling": 0},

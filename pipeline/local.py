@@ -1,4 +1,4 @@
-"""The whole pipeline in this process: what the ensemble does, without a server; the reference for tests and probes."""
+"""The whole pipeline in this process, without a server; the reference for tests and probes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request, check
 from runtimes.open import open_parts
 
-StepObserver = Callable[[Sequence[LiveRequest]], None]  # called after every step with the jobs that it advanced
+StepObserver = Callable[[Sequence[LiveRequest]], None]  # called after every step with the requests it advanced
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Images of one request, uint8 [N, H, W, 3], and the seed that was used."""
+    """The images of one request, uint8 [N, H, W, 3], and the seed that was used."""
 
     pixels: npt.NDArray[np.uint8]
     seed: int
 
 
 class LocalPipeline:
-    """Runs an artifact of any runtime, or a deployment of ONNX graphs, in this process."""
+    """Runs an artifact for any runtime, or a deployment of ONNX graphs, in this process."""
 
     def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
         self.manifest = read_manifest(folder)
@@ -48,26 +48,28 @@ class LocalPipeline:
         self.vae_decoder = engines["vae_decoder"]
 
     def generate(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> GeneratedImages:
-        """Generate one request from raw fields; raises RequestError as the server would."""
+        """Generate the images of one request from raw fields; raises RequestError like the server."""
         return self.generate_batch([fields], after_step)[0]
 
     def generate_batch(
         self, requests: Sequence[Mapping[str, Any]], after_step: StepObserver | None = None
     ) -> list[GeneratedImages]:
-        """Generate several requests step by step in shared batches."""
+        """Generate the images of several requests, step by step in shared batches."""
         checked = [check(fields, self.variant, self.limits) for fields in requests]
-        jobs = [self._start(request) for request in checked]
-        while live := [job for job in jobs if not job.done]:
+        started = [self._start(request) for request in checked]
+        while live := [request for request in started if not request.done]:
             self.denoiser.step(live)
-            failed = next((job.error for job in live if job.error), None)
+            failed = next((request.error for request in live if request.error), None)
             if failed:
                 raise EngineError(failed)
             if after_step is not None:
                 after_step(live)
-        return [GeneratedImages(self._decode(job), request.seed) for job, request in zip(jobs, checked, strict=True)]
+        return [
+            GeneratedImages(self._decode(live), request.seed) for live, request in zip(started, checked, strict=True)
+        ]
 
-    def _decode(self, job: LiveRequest) -> npt.NDArray[np.uint8]:
-        latents = job.image_latents().astype(numpy_type(self.manifest.compute), copy=False)
+    def _decode(self, live: LiveRequest) -> npt.NDArray[np.uint8]:
+        latents = live.image_latents().astype(numpy_type(self.manifest.compute), copy=False)
         return self.vae_decoder.run({"latents": latents})["image"].astype(np.uint8)
 
     def embed(self, text: str, field: str = "prompt") -> Array:

@@ -1,4 +1,4 @@
-"""The seeded noise that an image starts from: the very numbers that diffusers draws with a CPU generator."""
+"""The seeded noise that denoising starts from, number by number as diffusers draws it with a CPU generator."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def initial_latents(
 ) -> npt.NDArray[np.float32]:
     """Draw packed latents [images, tokens, channels] in the order of `Flux2Pipeline.prepare_latents`.
 
-    Noise is drawn in the compute type as diffusers does (bf16 and fp32 give different numbers for one seed), as
-    [images, channels, h, w], then packed row by row; returned as float32 values.
+    Like diffusers, noise is drawn in the compute type (bf16 and fp32 give different numbers for the same seed), with
+    shape [images, channels, h, w], then packed row by row and returned as float32.
     """
     dtype = torch_type(compute)
     rows, columns = height // variant.pixels_per_token, width // variant.pixels_per_token

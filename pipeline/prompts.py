@@ -1,4 +1,4 @@
-"""From a prompt to token ids, with the chat template and padding of the checkpoint's own tokenizer."""
+"""Tokenize prompts with the chat template and the padding of the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids and mask of one text, both [text_tokens]; padding stays, because the transformer attends to it."""
+    """Token ids and mask of one text, both [text_tokens]; padding is kept because the transformer attends to it."""
 
     input_ids: Int64
     attention_mask: Int64
 
 
 class PromptEncoder:
-    """Renders a prompt as diffusers does and tokenizes it to the fixed text length of the variant.
+    """Renders a prompt as diffusers does and tokenizes it to the variant's fixed text length.
 
-    klein: one user turn with thinking switched off, padded right. dev: a system message and one user turn, padded
-    left. diffusers cuts a text that is too long without a word; here it is refused.
+    klein: one user turn with thinking disabled, padded on the right. dev: a system message and one user turn, padded
+    on the left. Unlike diffusers, which truncates silently, it rejects a text that is too long.
     """
 
     def __init__(self, folder: Path, kind: Literal["qwen3", "mistral3"], text_tokens: int) -> None:
-        # the generic class: AutoTokenizer would bring torch along, two seconds of a server's start
+        # the generic class: AutoTokenizer imports torch, which adds two seconds to a server's start
         from transformers import PreTrainedTokenizerFast
 
         if not (folder / "tokenizer.json").is_file():
-            raise ArtifactError(f"{folder / 'tokenizer.json'}: missing; the checkpoint's tokenizer must have this form")
+            raise ArtifactError(
+                f"{folder / 'tokenizer.json'}: missing; the checkpoint needs a tokenizer in this format"
+            )
         self.kind = kind
         self.text_tokens = text_tokens
         self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -46,12 +48,9 @@ class PromptEncoder:
             self.system_message = path.read_text()
 
     def encode(self, text: str, field: str = "prompt") -> Tokens:
-        """Tokenize one text.
-
-        Raises RequestError, naming the field, when the text does not fit the variant's text length.
-        """
+        """Tokenize one text; raises RequestError, which names the field, if the text is too long."""
         rendered = self._render(text)
-        added = self.kind == "qwen3"  # the mistral template writes <s> itself, and so does its tokenizer
+        added = self.kind == "qwen3"  # the mistral template adds <s> itself; its tokenizer would add another
         length = len(self.tokenizer(rendered, add_special_tokens=added)["input_ids"])
         if length > self.text_tokens:
             raise RequestError(
@@ -76,7 +75,7 @@ class PromptEncoder:
             messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
             options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}
         else:
-            # diffusers strips the image token, which the processor would count as an image
+            # like diffusers, strip the image token: the processor would count it as an image
             text = text.replace("[IMG]", "")
             messages = [
                 {"role": role, "content": [{"type": "text", "text": content}]}

@@ -1,4 +1,4 @@
-"""What a request may ask for: the fields of the ensemble as data, and the rules that make a checked Request."""
+"""What a request may contain: the fields of the ensemble as data, and the rules that make a checked Request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 @dataclass(frozen=True)
 class Field:
-    """One input of the ensemble; every field holds one value, shape [1]."""
+    """One input of the ensemble; every field has one value, shape [1]."""
 
     name: str
     type: FieldType
@@ -30,22 +30,22 @@ class Field:
 FIELDS: tuple[Field, ...] = (
     Field("prompt", "TYPE_STRING", "what to generate, UTF-8"),
     Field("negative_prompt", "TYPE_STRING", "what to avoid; base variants only"),
-    Field("seed", "TYPE_INT64", "0 to 2^63-1; drawn at random when left out, and returned as seed_used"),
+    Field("seed", "TYPE_INT64", "0 to 2^63-1; random by default, and returned as seed_used"),
     Field("width", "TYPE_INT32", "pixels, a multiple of 16"),
     Field("height", "TYPE_INT32", "pixels, a multiple of 16"),
     Field("steps", "TYPE_INT32", "denoising steps"),
     Field("guidance", "TYPE_FP32", "guidance scale"),
-    Field("num_images", "TYPE_INT32", "images drawn from the one seed"),
+    Field("num_images", "TYPE_INT32", "images generated from one seed"),
     Field("output_format", "TYPE_STRING", "png, jpeg or webp"),
 )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a deployment allows; written into it by `serve repository`."""
+    """What a deployment accepts; `serve repository` writes it into the deployment."""
 
-    min_side: int = option(MIN_SIDE, "smallest side of an image, pixels")
-    max_side: int = option(MAX_SIDE, "largest side of an image, pixels")
+    min_side: int = option(MIN_SIDE, "smallest side of an image, in pixels")
+    max_side: int = option(MAX_SIDE, "largest side of an image, in pixels")
     max_pixels: int = option(MAX_PIXELS, "width x height of an image")
     max_steps: int = option(100, "denoising steps")
     max_images: int = option(4, "images of one request")
@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that holds to every rule, defaults filled in."""
+    """A request that passed every check, with defaults filled in."""
 
     prompt: str
     negative_prompt: str
@@ -75,9 +75,9 @@ class Request:
 
 
 def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Request:
-    """Turn raw fields (None or absent: use the default) into a Request.
+    """Check raw fields and return a Request; None or a missing field means the default.
 
-    Raises RequestError with one sentence that names the field, its value and the rule.
+    Raises RequestError, which names the field, its value and the rule.
     """
     known = {field.name for field in FIELDS}
     unknown = [name for name in fields if name not in known]
@@ -146,14 +146,14 @@ def _guidance(value: float, variant: Variant, limits: Limits) -> float:
         raise RequestError(f"guidance: {value} is not between 0 and {limits.max_guidance}")
     if variant.guidance == "none" and value != 1.0:
         raise RequestError(
-            f"guidance: {value:g} has no effect on {variant.name}, which is distilled to run without; leave it out "
+            f"guidance: {value:g} has no effect on {variant.name}, which is distilled to run without it; leave it out "
             "or send 1.0"
         )
     return value
 
 
 def check_format(value: object) -> ImageFormat:
-    """Return the format that a request names; raises RequestError for one that is not known."""
+    """Return the image format that a request names; raises RequestError for an unknown one."""
     name = _text({"output_format": value}, "output_format")
     for known in FORMATS:
         if name.lower() == known:

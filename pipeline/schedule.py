@@ -1,4 +1,4 @@
-"""Sigmas and timesteps of FLUX.2, exact to diffusers' FlowMatchEulerDiscreteScheduler and `compute_empirical_mu`."""
+"""Sigmas and timesteps of FLUX.2, equal to diffusers' FlowMatchEulerDiscreteScheduler and `compute_empirical_mu`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Float32 = npt.NDArray[np.float32]
 
 
 def empirical_mu(image_tokens: int, steps: int) -> float:
-    """Return the time shift mu: two lines fitted by Black Forest Labs at 10 and 200 steps, interpolated in steps.
+    """Return the time shift mu: two lines fitted by Black Forest Labs at 10 and 200 steps, interpolated by steps.
 
-    Above 4300 tokens the 200-step line is used whatever the number of steps, so mu jumps there. Only tokens of the
-    image that is generated count, not those of reference images.
+    Above 4300 tokens the 200-step line is used for any number of steps, so mu jumps there. Only the tokens of the
+    generated image count, not those of reference images.
     """
     at_200 = 0.00016927 * image_tokens + 0.45666666
     if image_tokens > 4300:
@@ -28,7 +28,7 @@ def empirical_mu(image_tokens: int, steps: int) -> float:
 
 
 def sigmas(image_tokens: int, steps: int) -> Float32:
-    """Return the `steps` + 1 noise levels from 1 down to 0, float32."""
+    """Return `steps` + 1 noise levels from 1 down to 0, float32."""
     exp_mu = math.exp(empirical_mu(image_tokens, steps))
     linear = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
     shifted = exp_mu / (exp_mu + (1 / linear - 1) ** 1.0)
@@ -36,10 +36,10 @@ def sigmas(image_tokens: int, steps: int) -> Float32:
 
 
 def timesteps(levels: Float32, compute: Compute) -> Float32:
-    """Return what the transformer's `timestep` port is fed at each step, [steps], float32 values.
+    """Return the values of the transformer's `timestep` port at each step, [steps], float32.
 
     diffusers multiplies sigma by 1000, rounds to the dtype of the latents, and divides by 1000 in that dtype. In bf16
-    the rounding moves timesteps by up to 2 in 1000 (907.49 becomes 908), so it is part of the image.
+    this moves timesteps by up to 2 in 1000 (907.49 becomes 908), which changes the image, so it is reproduced here.
     """
     scaled = levels[:-1] * np.float32(TRAIN_TIMESTEPS)
     if compute == "fp32":

@@ -1,1 +1,1 @@
-"""Serving: write a Triton model repository, run it, and ask it for images."""
+"""Write a Triton model repository, run it, and request images from it."""

@@ -1,8 +1,8 @@
 """Find a tritonserver and what it needs to start.
 
-Without a GPU or a container the binary inside the PyPI package nvidia-pytriton serves (Triton 24.10 with the python
-backend). Its python stub must match this interpreter's minor version, finds its packages through the `python3` on PATH
-alone, and passes empty arrays when numpy is 2 or newer.
+Without a GPU or a container, the binary in the PyPI package nvidia-pytriton is used (Triton 24.10 with the python
+backend). Its python stub must match this interpreter's minor version, finds its packages only through the `python3` on
+PATH, and passes empty arrays with numpy 2 or newer.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Binary:
 
 
 def find_server(explicit: Path | None, workspace: Path) -> Binary:
-    """Find tritonserver: the explicit path, then PATH, then the one of nvidia-pytriton (laid out in `workspace`).
+    """Find tritonserver: the explicit path, then PATH, then nvidia-pytriton, whose files are linked in `workspace`.
 
-    Raises UsageError that says what was looked for and how to get one.
+    Raises UsageError that lists where it was searched and how to get one.
     """
     if explicit is not None:
         if not os.access(explicit, os.X_OK) or explicit.is_dir():
@@ -45,7 +45,7 @@ def find_server(explicit: Path | None, workspace: Path) -> Binary:
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(
             "no tritonserver found: not on PATH, and the package nvidia-pytriton is not installed; install it, run "
-            "inside the tritonserver container, or name one with --tritonserver"
+            "inside the tritonserver container, or pass one with --tritonserver"
         )
     return _pytriton(Path(spec.submodule_search_locations[0]), workspace)
 

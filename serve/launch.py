@@ -1,4 +1,4 @@
-"""Run a deployment on a tritonserver, and leave nothing behind."""
+"""Run a deployment on tritonserver; nothing is left behind when it stops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHM = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class TcpPorts:
-    """Where a server listens; host is loopback unless the caller opens it."""
+    """The addresses a server listens on; the default host is loopback."""
 
     http: int = 8000
     grpc: int = 8001
@@ -36,7 +36,7 @@ class TcpPorts:
 
     @classmethod
     def free(cls) -> TcpPorts:
-        """Choose three ports that are free now."""
+        """Choose three ports that are currently free."""
         sockets = [socket.socket() for _ in range(3)]
         for s in sockets:
             s.bind(("127.0.0.1", 0))
@@ -46,7 +46,7 @@ class TcpPorts:
         return cls(*numbers)
 
     def check_free(self) -> None:
-        """Raise UsageError when something listens on one of the ports already."""
+        """Raise UsageError if one of the ports is in use."""
         for name in ("http", "grpc", "metrics"):
             number = getattr(self, name)
             with socket.socket() as s:
@@ -62,8 +62,9 @@ class TcpPorts:
 class Server:
     """A running tritonserver; leaving the `with` block stops it and removes its shared memory.
 
-    `log` takes the server's output (None: inherited). Entering waits until the known-answer request came back right.
-    Raises UsageError or ArtifactError before anything is started, CheckFailed when the server dies or generates wrong.
+    `log` receives the server's output (None: inherited). Entering waits until the known-answer request succeeds. It
+    raises UsageError or ArtifactError before anything is started, and CheckFailed if the server exits or its image is
+    wrong.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where gRPC clients connect."""
+        """The address for gRPC clients."""
         return f"{self.ports.host}:{self.ports.grpc}"
 
     @property
@@ -112,11 +113,11 @@ class Server:
         self.stop()
 
     def wait(self) -> int:
-        """Wait for the server to end by itself; returns its exit code."""
+        """Wait for the server to exit; returns its exit code."""
         return self._running().wait()
 
     def stop(self) -> int | None:
-        """Stop the server: a graceful SIGINT, then SIGKILL to its process group; returns its exit code."""
+        """Stop the server with SIGINT, then SIGKILL to its process group; returns its exit code."""
         code = None
         if self._process is not None:
             if self._process.poll() is None:
@@ -135,7 +136,7 @@ class Server:
         return code
 
     def _end_group(self) -> None:
-        """Kill what is left of the server's process group: python stubs outlive a server that died."""
+        """Kill the rest of the server's process group: python stubs outlive a server that crashed."""
         assert self._process is not None
         deadline = time.monotonic() + 3
         while time.monotonic() < deadline:
@@ -191,15 +192,15 @@ class Server:
         with Client(self.url) as client:
             while not client.ready():
                 if process.poll() is not None:
-                    raise CheckFailed(f"tritonserver ended with code {process.returncode}{self._last_words()}")
+                    raise CheckFailed(f"tritonserver exited with code {process.returncode}{self._log_tail()}")
                 if time.monotonic() - start > self._start_timeout:
-                    raise CheckFailed(f"tritonserver was not ready after {self._start_timeout:g} s{self._last_words()}")
+                    raise CheckFailed(f"tritonserver was not ready after {self._start_timeout:g} s{self._log_tail()}")
                 time.sleep(0.05)
             self.probe_seconds = probe(client, self.deployment)
         self.start_seconds = time.monotonic() - start
 
-    def _last_words(self, lines: int = 15) -> str:
-        """Return the tail of the log that names errors, to stand behind a message."""
+    def _log_tail(self, lines: int = 15) -> str:
+        """Return the last lines of the log, to append to a message."""
         if self._log is None:
             return ""
         text = self._log.read_text(errors="replace").splitlines()
@@ -207,7 +208,7 @@ class Server:
 
 
 def tensorrt_options(deployment: Path) -> list[str]:
-    """Return what Triton's TensorRT backend must be told of a deployment's plans; nothing for other deployments."""
+    """Return the options that Triton's TensorRT backend needs for a deployment's plans."""
     path = deployment / "denoiser" / "1" / RECORD
     if path.is_file() and read_record(path).version == "compatible":
         return ["--backend-config=tensorrt,version-compatible=true"]
@@ -215,7 +216,7 @@ def tensorrt_options(deployment: Path) -> list[str]:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to interrupt this process when its parent dies, so that a killed launcher leaves no server."""
+    """Ask Linux to interrupt this process when its parent dies, so that a killed launcher leaves no server running."""
     if sys.platform == "linux":
         set_pdeathsig = 1
         ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGINT)

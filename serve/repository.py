@@ -1,4 +1,4 @@
-"""Write a deployment: a Triton model repository made from an exported artifact."""
+"""Write a deployment: a Triton model repository, from an exported artifact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from serve.triton_config import ENSEMBLE, configs
 
 REVISION = 2  # raise when the same artifact and settings give another deployment, including its models' code
 
-# model -> the part it runs and where its graph stands below the version folder
+# model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {
     "text_encoder": ("text_encoder", "."),
     "denoiser": ("transformer", "transformer"),
@@ -44,11 +44,12 @@ _GRAPHS: Mapping[str, tuple[PartName, str]] = {
 def write_repository(
     artifact: Path, out: Path, limits: Limits, tuning: Tuning, known_answer: KnownAnswer = "generate"
 ) -> Manifest:
-    """Write a deployment of `artifact` at `out`; weights are hard links, nothing is copied twice.
+    """Write a deployment of `artifact` to `out`; weights are hard links.
 
-    The known answer that `serve run` asks for before it says ready is generated here, by the same engines in this
-    process; with "none" a deployment can be written where its engines do not load, and the server's first image is
-    only looked at. Raises UsageError or ArtifactError when the artifact is not a complete, verified one.
+    The known answer that `serve run` requests before it reports ready is generated here, by the same engines in this
+    process. With "none", a deployment can be written on a machine that cannot load the engines; `serve run` then checks
+    only the size of the image and that it has more than one color. Raises UsageError or ArtifactError if the artifact
+    is incomplete or does not verify.
     """
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
     record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
@@ -57,7 +58,7 @@ def write_repository(
     elif manifest.compute != "fp32":
         raise UsageError(
             f"{artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider does not run; export it "
-            "with --dtype fp32, or build engines of it"
+            "with --dtype fp32, or build engines from it"
         )
     needed = {part for part, _ in _GRAPHS.values()}
     settings = Settings(
@@ -107,21 +108,21 @@ def write_repository(
 
 
 def _check_engine(record: EngineRecord, limits: Limits, known_answer: KnownAnswer) -> None:
-    """Raise UsageError when requests could leave the profiles, or the answer is to be generated where nothing loads."""
+    """Raise UsageError if requests could exceed the profiles, or if the known answer cannot be generated here."""
     if why := tensorrt_deploy.limits_refusal(record, limits):
         raise UsageError(why)
     if known_answer == "generate" and (why := mismatch(record, this_machine())):
-        raise UsageError(f"the known answer cannot be generated here: {why}; or write it with --known-answer none")
+        raise UsageError(f"the known answer cannot be generated here: {why}; or pass --known-answer none")
 
 
 def _is_native(model: str, settings: Settings) -> bool:
-    """Tell whether Triton's own TensorRT backend runs a model, so that it has no code of the kit."""
+    """Return whether Triton's own TensorRT backend runs a model, which then needs no Python code."""
     part = _GRAPHS[model][0] if model in _GRAPHS else None
     return part in settings.tensorrt and settings.tensorrt[part].backend == "tensorrt_plan"
 
 
 def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> bool:
-    """Tell whether a deployment at `out` verifies and was made from this artifact, with these settings and this kit."""
+    """Return whether the deployment at `out` verifies and was made by this kit from this artifact and settings."""
     made = verified_or_none(out, ("deployment",))
     if made is None:
         return False

@@ -1,4 +1,4 @@
-"""What every model of a deployment needs to know, in one file beside its code."""
+"""The settings that every model of a deployment reads from a file next to its code."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from kit.variants import Variant
 from pipeline.request import Limits
 
 SETTINGS = "settings.json"
-KnownAnswer = Literal["generate", "none"]  # of a deployment: generated when it is written, or not known
+KnownAnswer = Literal["generate", "none"]  # whether the known answer is generated when the deployment is written
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a deployment uses its machine; the command line of `serve repository` reads its defaults here."""
+    """How a deployment uses its machine; the defaults of `serve repository`."""
 
-    live_requests: int = option(8, "requests that share the denoiser's executions; more wait in the queue")
-    max_rows: int = option(16, "rows of one transformer call")
-    text_batch: int = option(8, "texts of one text encoder call")
-    vae_batch: int = option(4, "images of one VAE call")
-    queue_size: int = option(256, "requests that wait; one more is refused with UNAVAILABLE")
+    live_requests: int = option(8, "requests that are denoised together; more wait in the queue")
+    max_rows: int = option(16, "maximum rows of a transformer call")
+    text_batch: int = option(8, "maximum texts of a text encoder call")
+    vae_batch: int = option(4, "maximum images of a VAE call")
+    queue_size: int = option(256, "length of the queue; further requests are rejected with UNAVAILABLE")
     threads: int = option(0, "threads of a CPU engine; 0: one per core")
-    idle_seconds: int = option(300, "must exceed one denoising step, or Triton drops the request while it is denoised")
+    idle_seconds: int = option(300, "idle time after which Triton drops a request; must exceed one denoising step")
 
 
 @dataclass(frozen=True)
 class TensorRtModel:
-    """How Triton runs a part of an engine artifact."""
+    """How Triton runs one part of an engine artifact."""
 
-    backend: Literal["tensorrt_plan", "python"]  # Triton's own; the kit's where weights are refitted or streamed
+    backend: Literal["tensorrt_plan", "python"]  # python: the kit's model, where weights are refitted or streamed
     profiles: int
-    max_batch: int  # that every profile takes
+    max_batch: int  # the largest batch that every profile accepts
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The part of a deployment's manifest that its models read when they load."""
+    """The settings of a deployment that its models read when they load."""
 
     variant: Variant
     compute: Compute
     limits: Limits
     tuning: Tuning
     ports: dict[PartName, Ports] = field(default_factory=dict)
-    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # empty: ONNX Runtime runs everything
+    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # empty if ONNX Runtime runs every part
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
-        """Read the settings that stand in a model's version folder; unknown keys are errors."""
+        """Read the settings from a model's version folder; unknown keys are errors."""
         path = folder / SETTINGS
         try:
             raw: dict[str, Any] = json.loads(path.read_text())

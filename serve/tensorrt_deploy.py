@@ -1,4 +1,4 @@
-"""How the parts of an engine artifact become Triton models, and whether requests stay inside their profiles."""
+"""How the parts of an engine artifact become Triton models, and whether the limits of requests fit their profiles."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from serve.settings import TensorRtModel
 
 
 def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
-    """Say for each part which backend runs it.
+    """Choose the backend of each part.
 
-    Triton's TensorRT backend loads one plan with its weights inside. The denoiser is the kit's own python model, which
-    holds the engine; so are parts whose weights are refitted or streamed, or that have a plan per profile.
+    Triton's TensorRT backend loads a single plan that contains its weights. The denoiser is a python model of the kit
+    that holds the engine, and so are parts whose weights are refitted or streamed, or that have a plan per profile.
     """
     return {part: _model(record, part) for part in SERVED_PARTS}
 
@@ -33,30 +33,30 @@ def _model(record: EngineRecord, part: PartName) -> TensorRtModel:
 
 
 def limits_refusal(record: EngineRecord, limits: Limits) -> str | None:
-    """Say which image the limits allow and no profile takes, and which limit to change; None when there is none."""
+    """Return which image size the limits allow but no profile accepts, and the limit to change; None if all fit."""
     most, least = limits.max_pixels // PIXELS**2, (limits.min_side // PIXELS) ** 2
     most = min(most, (limits.max_side // PIXELS) ** 2)
     tokens = [p.axes["image_tokens"] for p in _profiles(record, "transformer")]
     low, high = min(r.low for r in tokens), max(r.high for r in tokens)
     gap = next((n for n in range(max(least, low), min(most, high) + 1) if not any(n in r for r in tokens)), None)
     if gap is not None:
-        return f"no profile of the transformer takes {gap} image tokens, between those that do: build it without gaps"
+        return f"no profile of the transformer accepts {gap} image tokens: build it with profiles that leave no gap"
     if least < low:
         return (
-            f"--min-side {limits.min_side} is {least} image tokens, the engine takes {low} or more: "
+            f"--min-side {limits.min_side} is {least} image tokens, the engine accepts {low} or more: "
             f"--min-side {(math.isqrt(low - 1) + 1) * PIXELS}"
         )
     if most > high:
         return (
             f"--max-side {limits.max_side} and --max-pixels {limits.max_pixels} allow {most} image tokens, the engine "
-            f"takes {high} or fewer: --max-pixels {high * PIXELS**2}"
+            f"accepts {high} or fewer: --max-pixels {high * PIXELS**2}"
         )
     rows = [p.axes["latent_height"] for p in _profiles(record, "vae_decoder")]
     smallest, largest = min(r.low for r in rows) * PIXELS, max(r.high for r in rows) * PIXELS
     if limits.max_side > largest:
-        return f"--max-side {limits.max_side} is more than the VAE's engine takes: --max-side {largest}"
+        return f"--max-side {limits.max_side} is more than the VAE's engine accepts: --max-side {largest}"
     if limits.min_side < smallest:
-        return f"--min-side {limits.min_side} is less than the VAE's engine takes: --min-side {smallest}"
+        return f"--min-side {limits.min_side} is less than the VAE's engine accepts: --min-side {smallest}"
     return None
 
 

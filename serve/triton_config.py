@@ -1,7 +1,7 @@
 """config.pbtxt of every model, derived from the request fields, the ports and the tuning of a deployment.
 
-The ensemble has no batch axis: a request sends fields of shape [1] and gets [N] images. The text encoder, denoiser
-and VAE decoder have one, so Triton merges requests there; an image request is one row for them, or N rows of latents.
+The ensemble has no batch axis: a request sends fields of shape [1] and receives [N] images. The text encoder, the
+denoiser and the VAE decoder have one, so Triton batches requests there; a request is one row, or N rows of latents.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Wire:
     optional: bool = False
 
 
-# All optional, the prompt too: without it the tokenizer gives a reason, the ensemble alone "unexpected deadlock".
+# All are optional, even the prompt: the tokenizer reports that it is missing, the ensemble an "unexpected deadlock".
 _REQUEST = tuple(Wire(f.name, f.type, (1,), optional=True) for f in FIELDS)
-# An ensemble has one namespace: an output called "seed" would be the input of that name.
+# An ensemble has one namespace: an output named "seed" would collide with the input.
 _IMAGES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
 
 
 def wires(ports: Sequence[Port]) -> tuple[Wire, ...]:
-    """Turn the ports of a graph into Triton's view: the batch axis left out, dynamic axes as -1."""
+    """Convert the ports of a graph to Triton's form: no batch axis, dynamic axes as -1."""
     return tuple(
         Wire(p.name, triton_type(p.dtype), tuple(-1 if isinstance(d, str) else d for d in p.dims[1:])) for p in ports
     )
@@ -59,7 +59,7 @@ def configs(settings: Settings) -> dict[str, str]:
 
 
 def _batched(wire: Wire) -> Wire:
-    """Spell the batch axis out, for a model that Triton does not batch."""
+    """Add an explicit batch axis, for a model that Triton does not batch."""
     return Wire(wire.name, wire.type, (-1, *wire.dims), wire.optional)
 
 
@@ -105,7 +105,7 @@ def _text_encoder(settings: Settings) -> Any:
 
 
 def _part(settings: Settings, part: PartName, batch: int) -> Any:
-    """Describe a model of one part: in ONNX Runtime, in Triton's TensorRT backend, or in TensorRT from python."""
+    """Describe the model of a part: ONNX Runtime, Triton's TensorRT backend, or TensorRT from Python."""
     ports, engine = settings.ports[part], settings.tensorrt.get(part)
     config = _model(part, wires(ports.inputs), wires(ports.outputs), min(batch, engine.max_batch) if engine else batch)
     if engine is not None:
@@ -113,7 +113,7 @@ def _part(settings: Settings, part: PartName, batch: int) -> Any:
         if engine.backend == "tensorrt_plan":
             config.platform, config.backend = "tensorrt_plan", "tensorrt"
             config.instance_group[0].profile.extend(str(index) for index in range(engine.profiles))
-            # memory for the activations of the profile in use, not of the largest
+            # allocate activations for the profile in use, not for the largest
             config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
     return config
 
@@ -178,6 +178,6 @@ def _ensemble(settings: Settings) -> Any:
     for p in passes:
         step("text_encoder", {name: p + name for name in text_in}, {embeds: p + embeds})
     step("denoiser", same(*(p + embeds for p in passes), *(t.name for t in DENOISER)), same("latents"))
-    step("vae_decoder", same("latents"), {"image": "pixels"})  # "image" is the graph's own name for its output
+    step("vae_decoder", same("latents"), {"image": "pixels"})  # the graph names its output "image"
     step("image_encoder", same("pixels", *(t.name for t in IMAGE_ENCODER)), same("image", "seed_used"))
     return config

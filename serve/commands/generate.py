@@ -1,4 +1,4 @@
-"""The command `serve generate`: ask a running server for images and save them."""
+"""The command `serve generate`: request images from a running server and save them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pipeline.request import FIELDS, FORMATS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; those of a request are the ensemble's fields."""
+    """Add the options; one for each field of a request."""
     from serve.launch import TcpPorts
 
     parser.add_argument("prompt", help="what to generate")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="its suffix chooses the format")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the image to write; its suffix selects the format"
+    )
     parser.add_argument(
         "--url", default=f"127.0.0.1:{TcpPorts.grpc}", metavar="HOST:PORT", help="the server's gRPC port"
     )
@@ -26,11 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if field.name not in ("prompt", "output_format"):
             option = f"--{field.name.replace('_', '-')}"
             parser.add_argument(option, type=kinds[field.type], metavar="VALUE", help=field.about)
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this time; default: wait")
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: wait"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Ask, save and print; returns the files, the seed and the seconds."""
+    """Send the request, save the images and print the result; returns the files, the seed and the seconds."""
     from serve.client import Client
 
     suffix = args.out.suffix.lower().removeprefix(".")

@@ -1,4 +1,4 @@
-"""The command `serve repository`: an artifact to a Triton model repository."""
+"""The command `serve repository`: write a Triton model repository from an artifact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from serve.settings import KnownAnswer, Tuning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; limits and tuning have those of their dataclasses."""
+    """Add the options; limits and tuning follow their dataclasses."""
     parser.add_argument(
         "artifact", type=Path, metavar="DIR", help="what `export onnx`, `quantize apply` or `export engine` wrote"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the deployment to write")
-    for group, defaults in (("what requests may ask for", Limits()), ("how the machine is used", Tuning())):
+    for group, defaults in (("limits of a request", Limits()), ("use of the machine", Tuning())):
         section = parser.add_argument_group(group)
         for item in fields(defaults):
             value = getattr(defaults, item.name)
@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--known-answer",
         choices=get_args(KnownAnswer),
         default="generate",
-        help="the image that the server must generate before it is ready; none: write a deployment on a machine where "
-        "its engines do not load",
+        help="the image that a server must generate before it is ready; none: where engines do not load",
     )
 
 
@@ -47,7 +46,7 @@ def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the deployment; returns where it is and of what."""
+    """Write the deployment; returns its folder, variant and recipe."""
     from serve.repository import write_repository
 
     limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)

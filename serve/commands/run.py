@@ -1,4 +1,4 @@
-"""The command `serve run`: a deployment on a tritonserver until it is interrupted."""
+"""The command `serve run`: run a deployment on tritonserver until it is interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kit.errors import CheckFailed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; ports and host have the defaults of Triton."""
+    """Add the options; the default ports are those of Triton."""
     from serve.launch import TcpPorts
 
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
@@ -20,11 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("http", "grpc", "metrics"):
         about = f"port of {name}"
         parser.add_argument(f"--{name}-port", type=int, default=getattr(TcpPorts, name), metavar="PORT", help=about)
-    parser.add_argument("--tritonserver", type=Path, help="the binary to run; default: PATH, then nvidia-pytriton's")
+    parser.add_argument(
+        "--tritonserver", type=Path, help="the binary to run; default: the one on PATH, then that of nvidia-pytriton"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run until the server ends or is interrupted; with --json the facts are printed when it is ready."""
+    """Run until the server exits or is interrupted; with --json the facts are printed once it is ready."""
     from serve.launch import Server, TcpPorts
 
     def interrupt(*_: object) -> None:
@@ -50,10 +52,10 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}", flush=True
             )
-            print("Ctrl-C ends it", flush=True)
+            print("press Ctrl-C to stop", flush=True)
         try:
             code = server.wait()
         except KeyboardInterrupt:
             print("stopping", file=sys.stderr, flush=True)
             return
-    raise CheckFailed(f"tritonserver ended with code {code}")
+    raise CheckFailed(f"tritonserver exited with code {code}")

@@ -1,4 +1,4 @@
-"""The step loop with an engine made by hand: no model, no server."""
+"""The denoising loop with a simple engine: no model, no server."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pipeline.request import Limits, check
 
 
 def small(name: str) -> Variant:
-    """Shrink a variant's text so that a row is cheap."""
+    """Shrink a variant's text length and width so that rows are small."""
     variant = VARIANTS[name]
     return replace(variant, text_tokens=16, transformer=replace(variant.transformer, joint_dim=12))
 
 
 class Recorder:
-    """An engine whose velocity depends on every input of its row, and which records the shapes that it was given."""
+    """An engine whose velocity depends on every input of its row; it records its inputs."""
 
     def __init__(self, variant: Variant) -> None:
         self.ports = ports("transformer", variant, "fp32")
@@ -70,7 +70,7 @@ def run_alone(name: str, **changes: Any) -> LiveRequest:
 
 
 @pytest.mark.parametrize("name", ["klein-4b", "klein-base-4b", "dev"])
-def test_a_job_gives_the_same_latents_alone_and_among_others(name: str) -> None:
+def test_a_request_gives_the_same_latents_alone_and_in_shared_batches(name: str) -> None:
     wishes: list[dict[str, Any]] = [
         {"seed": 1, "steps": 4},
         {"seed": 2, "steps": 8, "num_images": 2},
@@ -79,16 +79,16 @@ def test_a_job_gives_the_same_latents_alone_and_among_others(name: str) -> None:
     ]
     denoiser = Denoiser(small(name), "fp32", Recorder(small(name)), max_rows=6)
     live: list[LiveRequest] = []
-    jobs: list[LiveRequest] = []
+    started: list[LiveRequest] = []
     for tick in range(40):
-        if tick % 2 == 0 and len(jobs) < len(wishes):  # arrivals are staggered
-            jobs.append(start(denoiser, **wishes[len(jobs)]))
-            live.append(jobs[-1])
+        if tick % 2 == 0 and len(started) < len(wishes):  # arrivals are staggered
+            started.append(start(denoiser, **wishes[len(started)]))
+            live.append(started[-1])
         denoiser.step(live)
         live = [job for job in live if not job.done]
     assert not live
     assert denoiser.occupancy.fullest >= 2
-    for job, wish in zip(jobs, wishes, strict=True):
+    for job, wish in zip(started, wishes, strict=True):
         assert np.array_equal(job.latents, run_alone(name, **wish).latents)
 
 
@@ -115,7 +115,7 @@ def test_guidance_is_an_input_of_dev() -> None:
     assert engine.inputs[0]["guidance"].tolist() == [2.5, 4.0]
 
 
-def test_jobs_of_one_size_share_a_call_up_to_max_rows() -> None:
+def test_requests_of_one_size_share_a_call_up_to_max_rows() -> None:
     engine = Recorder(small("klein-4b"))
     denoiser = Denoiser(small("klein-4b"), "fp32", engine, max_rows=4)
     denoiser.step([start(denoiser, num_images=n) for n in (2, 2, 1, 4)] + [start(denoiser, width=128)])
@@ -133,7 +133,7 @@ def test_a_landscape_and_a_portrait_with_equal_tokens_share_a_call() -> None:
     assert tall.max(axis=0).tolist() == [0, 7, 3, 0]
 
 
-def test_a_failed_call_harms_its_own_jobs_only() -> None:
+def test_a_failed_call_fails_only_its_own_requests() -> None:
     class Breaks(Recorder):
         def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
             if inputs["hidden_states"].shape[1] == 32:
@@ -148,7 +148,7 @@ def test_a_failed_call_harms_its_own_jobs_only() -> None:
 
 
 @pytest.mark.parametrize(("compute", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_noise_is_that_of_a_cpu_generator(compute: Compute, dtype: torch.dtype) -> None:
+def test_noise_equals_that_of_a_cpu_generator(compute: Compute, dtype: torch.dtype) -> None:
     noise = torch.randn((2, 128, 3, 5), generator=torch.Generator("cpu").manual_seed(9), dtype=dtype)
     packed = initial_latents(VARIANTS["klein-4b"], 9, 2, width=80, height=48, compute=compute)
     assert packed.shape == (2, 15, 128)

@@ -47,17 +47,17 @@ def generate_with_diffusers(pipe: Any, family: Family, prompt: str, seed: int, *
 
 
 def assert_same_images(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None:
-    """At least 99.9 % of the bytes equal, none off by more than 1."""
+    """Check that at least 99.9 % of the bytes are equal and none differs by more than 1."""
     assert ours.shape == theirs.shape
     off = np.abs(ours.astype(int) - theirs.astype(int))
-    assert off.max() <= 1, f"off by up to {off.max()} of 255, mean {off.mean():.5f}"
+    assert off.max() <= 1, f"max difference {off.max()} of 255, mean {off.mean():.5f}"
     assert (off == 0).mean() >= 0.999, f"{(off == 0).mean():.5%} of the bytes are equal"
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("family", STEPS)
-def test_a_image_is_that_of_diffusers(
+def test_an_image_equals_that_of_diffusers(
     family: Family, width: int, height: int, images: int, checkpoint_of: ByFamily, artifact_of: ByFamily
 ) -> None:
     prompt = f"a red fox number {images}, 35mm photo"
@@ -69,7 +69,7 @@ def test_a_image_is_that_of_diffusers(
 
 
 @pytest.mark.parametrize("family", STEPS)
-def test_images_that_share_batches_are_those_of_diffusers(
+def test_images_from_shared_batches_equal_those_of_diffusers(
     family: Family, checkpoint_of: ByFamily, artifact_of: ByFamily
 ) -> None:
     fields = {"steps": STEPS[family], "guidance": GUIDANCE[family]}
@@ -86,7 +86,7 @@ def test_images_that_share_batches_are_those_of_diffusers(
 
 @pytest.mark.parametrize("family", STEPS)
 def test_the_prompt_changes_the_image(family: Family, artifact_of: ByFamily) -> None:
-    """Otherwise the comparisons above would be blind to the text encoder."""
+    """Otherwise the comparisons above could not detect a broken text encoder."""
     fields = {"steps": STEPS[family], "guidance": GUIDANCE[family], "width": 64, "height": 64, "seed": 1}
     one, other = (ours(artifact_of(family)).generate(fields | {"prompt": p}).pixels for p in ("a cat", "two dogs"))
     assert np.abs(one.astype(int) - other.astype(int)).mean() > 1
@@ -102,7 +102,7 @@ def test_a_negative_prompt_steers_a_base_variant(artifact_of: ByFamily) -> None:
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize(("width", "height"), [(128, 128), *SIZES])
-def test_the_sample_generates_what_diffusers_generates_of_it(
+def test_the_sample_gives_the_same_images_in_diffusers(
     width: int, height: int, images: int, sample_artifact: Path
 ) -> None:
     prompt = "a red circle left of a blue square on a white background, with the word HELLO"

@@ -1,4 +1,4 @@
-"""Token ids against what diffusers' pipelines feed their text encoders."""
+"""Token ids compared with those that diffusers' pipelines pass to their text encoders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Captured(Exception):
 
 
 def ids_of_diffusers(checkpoint: Path, pipeline: Any, prompt: str) -> tuple[list[int], list[int]]:
-    """Run a pipeline's own prompt encoding up to the text encoder and take what it is called with."""
+    """Run a pipeline's own prompt encoding and capture the inputs of the text encoder."""
     pipe = pipeline.from_pretrained(checkpoint, dtype=torch.float32)
     seen: dict[str, Any] = {}
 
@@ -42,7 +42,7 @@ def ids_of_diffusers(checkpoint: Path, pipeline: Any, prompt: str) -> tuple[list
 @pytest.mark.parametrize(
     ("family", "pipeline"), [("klein", diffusers.Flux2KleinPipeline), ("dev", diffusers.Flux2Pipeline)]
 )
-def test_tokens_are_those_of_diffusers(
+def test_tokens_equal_those_of_diffusers(
     family: Family, pipeline: Any, prompt: str, checkpoint_of: ByFamily, artifact_of: ByFamily
 ) -> None:
     encoder = PromptEncoder(artifact_of(family) / "tokenizer", "mistral3" if family == "dev" else "qwen3", 512)
@@ -51,7 +51,7 @@ def test_tokens_are_those_of_diffusers(
     assert (tokens.input_ids.tolist(), tokens.attention_mask.tolist()) == (ids, mask)
 
 
-def test_a_text_that_is_too_long_is_refused_by_its_tokens(artifact_of: ByFamily) -> None:
+def test_a_text_with_too_many_tokens_is_rejected(artifact_of: ByFamily) -> None:
     encoder = PromptEncoder(artifact_of("klein") / "tokenizer", "qwen3", 512)
     room = 512 - len([i for i in encoder.encode("x").attention_mask if i]) + 1
     assert encoder.encode("x" * room).attention_mask.all()
@@ -66,12 +66,12 @@ def test_dev_needs_its_system_message(artifact_of: ByFamily) -> None:
         PromptEncoder(artifact_of("klein") / "tokenizer", "mistral3", 512)
 
 
-def test_a_tokenizer_in_another_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="tokenizer.json: missing"):
+def test_a_tokenizer_in_another_format_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="tokenizer.json: missing; the checkpoint needs a tokenizer in this format"):
         PromptEncoder(tmp_path, "qwen3", 512)
 
 
-def test_a_tokenizer_does_not_bring_torch(artifact_of: ByFamily) -> None:
+def test_a_tokenizer_does_not_import_torch(artifact_of: ByFamily) -> None:
     program = (
         "import sys; from pathlib import Path; from pipeline.prompts import PromptEncoder;"
         "PromptEncoder(Path(sys.argv[1]), 'qwen3', 512).encode('a fox'); print('torch' in sys.modules)"

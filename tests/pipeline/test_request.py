@@ -1,4 +1,4 @@
-"""The rules of a request, each with its sentence."""
+"""The rules of a request, each with its message."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_defaults_are_those_of_the_variant() -> None:
     assert check({"prompt": "a cat"}, BASE, Limits()).steps == 50
 
 
-def test_a_seed_is_drawn_when_none_is_given() -> None:
+def test_a_missing_seed_is_random() -> None:
     seeds = {check({"prompt": "a cat"}, KLEIN, Limits()).seed for _ in range(8)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_absent_fields_are_none() -> None:
+def test_fields_that_are_none_take_their_defaults() -> None:
     fields: dict[str, Any] = {field.name: None for field in FIELDS}
     assert check(fields | {"prompt": b"a cat", "seed": np.int64(5)}, KLEIN, Limits()).seed == 5
 
@@ -48,7 +48,10 @@ def test_absent_fields_are_none() -> None:
         ({"seed": -1}, "seed: -1 is not between 0 and"),
         ({"guidance": float("nan")}, "guidance: nan is not between 0 and 20"),
         ({"guidance": float("inf")}, "guidance: inf is not between"),
-        ({"guidance": 4.0}, "guidance: 4 has no effect on klein-4b, which is distilled"),
+        (
+            {"guidance": 4.0},
+            "guidance: 4 has no effect on klein-4b, which is distilled to run without it; leave it out or send 1.0",
+        ),
         ({"prompt": ""}, "prompt: '' is empty; say what to generate"),
         ({"prompt": "  \n"}, r"prompt: '  \\n' is empty"),
         ({"prompt": b"\xff"}, "prompt: byte 0 is not valid UTF-8"),
@@ -58,12 +61,12 @@ def test_absent_fields_are_none() -> None:
         ({"widht": 64}, "unknown field 'widht'; there are: prompt, negative_prompt"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_rule(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_value_is_named_with_its_rule(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         check({"prompt": "a cat"} | fields, KLEIN, Limits())
 
 
-def test_too_many_pixels_are_refused_though_each_side_fits() -> None:
+def test_too_many_pixels_are_rejected_even_if_each_side_fits() -> None:
     with pytest.raises(RequestError, match="2048 x 2048 is 4194304 pixels; this server generates at most 1048576"):
         check({"prompt": "a", "width": 2048, "height": 2048}, KLEIN, Limits(max_pixels=1024 * 1024))
 
@@ -79,6 +82,6 @@ def test_a_base_variant_takes_a_negative_prompt() -> None:
         ({"min_side": 4096}, "larger than max_side"),
     ],
 )
-def test_limits_that_cannot_hold_are_refused(limits: dict[str, int], message: str) -> None:
+def test_contradictory_limits_are_rejected(limits: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Limits(**limits)

@@ -1,4 +1,4 @@
-"""Sigmas and timesteps against diffusers' own scheduler, number by number."""
+"""Sigmas and timesteps compared with diffusers' own scheduler, number by number."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_family_config_is_accepted() -> None:
     ("key", "value"),
     [("_class_name", "DDIMScheduler"), ("use_dynamic_shifting", False), ("use_karras_sigmas", True)],
 )
-def test_another_schedule_is_refused_by_key(key: str, value: object) -> None:
+def test_another_schedule_is_rejected_with_its_key(key: str, value: object) -> None:
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", **CONFIG, key: value}
     with pytest.raises(CheckpointError, match=f"scheduler_config.json: {key} is {value!r}"):
         check_scheduler(config, "scheduler_config.json")

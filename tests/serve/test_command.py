@@ -1,4 +1,4 @@
-"""The command line of serve, and the client's own checks: exit codes, sentences, files."""
+"""The command line of serve: exit codes, messages, files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.server
-def test_generate_writes_the_image_and_tells_the_seed(
+def test_generate_writes_the_image_and_prints_the_seed(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fox.png"
@@ -44,7 +44,7 @@ def test_generate_numbers_several_images(server: Server, tmp_path: Path, capsys:
 
 
 @pytest.mark.server
-def test_generate_passes_on_what_the_server_says_of_a_wrong_request(
+def test_generate_prints_why_the_server_rejected_a_request(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--url", server.url, "--out", str(tmp_path / "fox.png"), "--width", "100"]
@@ -64,7 +64,7 @@ def test_generate_passes_on_what_the_server_says_of_a_wrong_request(
         (["run", "nowhere"], "nowhere does not exist"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_exit_code_2(
+def test_wrong_use_prints_one_sentence_and_exits_with_2(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_repository_writes_limits_and_tuning(
     assert min(links) > 1, "weights are hard links"
 
 
-def test_a_bf16_artifact_is_refused_for_onnx_runtime(
+def test_a_bf16_artifact_is_rejected_for_onnx_runtime(
     checkpoint_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), dtype="bf16"))
@@ -98,7 +98,7 @@ def test_a_bf16_artifact_is_refused_for_onnx_runtime(
     assert "computes in bf16, which ONNX Runtime's CPU provider does not run; export it with --dtype fp32" in err
 
 
-def test_an_artifact_without_a_part_is_refused(
+def test_an_artifact_without_a_part_is_rejected(
     checkpoint_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",)))

@@ -1,4 +1,4 @@
-"""Starting and ending a server: fast, clean, and with a reason when it cannot be."""
+"""Starting and stopping a server: fast, clean, and with a reason when it fails."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.server
 def test_the_server_starts_in_ten_seconds_and_leaves_nothing(deployment_of: ByFamily, tmp_path: Path) -> None:
-    """A start counts when one of three is quick: machines are shared, and another load is not the server's slowness."""
+    """One fast start of three is enough: the machine may be busy with other work."""
     before = shared_memory()
     seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=99) > 10:
@@ -68,12 +68,12 @@ def test_the_server_starts_in_ten_seconds_and_leaves_nothing(deployment_of: ByFa
 
 
 @pytest.mark.server
-def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily, tmp_path: Path) -> None:
+def test_a_killed_launcher_stops_its_server(deployment_of: ByFamily, tmp_path: Path) -> None:
     ports = TcpPorts.free()
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
     before = shared_memory()
-    scratch = os.environ | {"TMPDIR": str(tmp_path)}  # which it cannot remove any more
+    scratch = os.environ | {"TMPDIR": str(tmp_path)}  # a killed launcher leaves its temporary folder
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=scratch)
     assert launcher.stdout is not None
     assert b'"start_seconds"' in launcher.stdout.readline()
@@ -85,7 +85,7 @@ def test_a_killed_launcher_takes_its_server_along(deployment_of: ByFamily, tmp_p
     while any(alive(pid) for pid in processes) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in processes if alive(pid)]
-    for left in shared_memory() - before:  # a killed launcher cannot tidy up; Triton itself does when it can
+    for left in shared_memory() - before:  # a killed launcher cannot remove it; Triton usually does
         assert left.startswith("flux2_")
         Path("/dev/shm", left).unlink()
 
@@ -109,7 +109,7 @@ def test_serve_run_ends_cleanly_on_a_signal(sign: signal.Signals, deployment_of:
 
 
 @pytest.mark.server
-def test_a_server_that_generates_wrong_is_not_called_ready(deployment_of: ByFamily, tmp_path: Path) -> None:
+def test_a_server_that_generates_a_wrong_image_is_not_ready(deployment_of: ByFamily, tmp_path: Path) -> None:
     copy = tmp_path / "deployment"
     shutil.copytree(deployment_of("klein"), copy)
     pixels = decode((copy / ANSWER).read_bytes()).copy()
@@ -117,7 +117,7 @@ def test_a_server_that_generates_wrong_is_not_called_ready(deployment_of: ByFami
     (copy / ANSWER).write_bytes(encode(pixels, "png"))
     (copy / "manifest.json").write_text(resealed(copy))
     with (
-        pytest.raises(CheckFailed, match="known answer is off by up to 128 of 255"),
+        pytest.raises(CheckFailed, match="the server's image differs from the known answer by up to 128 of 255"),
         Server(copy, log=tmp_path / "log"),
     ):
         pass
@@ -138,14 +138,14 @@ def fake_server(folder: Path, script: str) -> Path:
     return path
 
 
-def test_a_server_that_dies_is_reported_with_its_last_words(deployment_of: ByFamily, tmp_path: Path) -> None:
+def test_a_server_that_exits_is_reported_with_the_end_of_its_log(deployment_of: ByFamily, tmp_path: Path) -> None:
     binary = fake_server(tmp_path, "echo no GPU today; exit 3")
     server = Server(deployment_of("klein"), tritonserver=binary, log=tmp_path / "log")
-    with pytest.raises(CheckFailed, match="(?s)tritonserver ended with code 3.*no GPU today"):
+    with pytest.raises(CheckFailed, match="(?s)tritonserver exited with code 3.*no GPU today"):
         server.__enter__()
 
 
-def test_a_server_that_never_answers_is_given_up(deployment_of: ByFamily, tmp_path: Path) -> None:
+def test_a_server_that_never_becomes_ready_is_stopped(deployment_of: ByFamily, tmp_path: Path) -> None:
     binary = fake_server(tmp_path, "exec sleep 60")
     server = Server(deployment_of("klein"), tritonserver=binary, log=tmp_path / "log", start_timeout=1)
     with pytest.raises(CheckFailed, match="tritonserver was not ready after 1 s"):
@@ -171,7 +171,7 @@ def test_a_deployment_that_does_not_verify_is_not_started(deployment_of: ByFamil
         Server(copy).__enter__()
 
 
-def test_an_exported_artifact_is_no_deployment(artifact_of: ByFamily) -> None:
+def test_an_exported_artifact_is_not_a_deployment(artifact_of: ByFamily) -> None:
     with pytest.raises(UsageError, match="of kind 'onnx'; needed: deployment"):
         Server(artifact_of("klein")).__enter__()
 
@@ -181,20 +181,20 @@ def test_an_explicit_server_must_exist(tmp_path: Path) -> None:
         find_server(tmp_path / "nowhere", tmp_path)
 
 
-def test_a_server_on_the_path_is_taken_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = fake_server(tmp_path, "")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert find_server(None, tmp_path / "work").path == binary
 
 
-def test_without_any_server_the_ways_to_one_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_the_message_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match="no tritonserver found: not on PATH, and the package nvidia-pytriton"):
         find_server(None, tmp_path)
 
 
-def test_numpy_2_is_refused_for_the_packaged_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_2_is_rejected_for_the_packaged_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.2.6")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match="numpy 2.2.6 is installed; the server of nvidia-pytriton returns empty"):

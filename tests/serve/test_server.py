@@ -1,4 +1,4 @@
-"""The real tritonserver: what one request gets, alone, in company, and when it is wrong."""
+"""The real tritonserver: requests alone, in shared batches, and invalid ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import ByFamily
 
 pytestmark = pytest.mark.server
 
-WISHES: list[dict[str, Any]] = [
+REQUESTS: list[dict[str, Any]] = [
     {"prompt": "a red fox", "seed": 1, "steps": 20, "width": 64, "height": 64},
     {"prompt": "two dogs", "seed": 2, "steps": 4, "width": 96, "height": 128},
     {"prompt": "a house", "seed": 3, "steps": 8, "width": 64, "height": 64},
@@ -46,40 +46,40 @@ def occupancy(server: Server, before: dict[str, float]) -> float:
     return (now[f"{name}_sum"] - before[f"{name}_sum"]) / (now[f"{name}_count"] - before[f"{name}_count"])
 
 
-def test_a_image_has_the_same_bytes_alone_and_among_requests_that_join_and_leave(server: Server) -> None:
-    with Client(server.url) as client, ThreadPoolExecutor(len(WISHES)) as pool:
-        alone = [client.generate(wish, timeout=60).images for wish in WISHES]
+def test_an_image_has_the_same_bytes_alone_and_in_shared_batches(server: Server) -> None:
+    with Client(server.url) as client, ThreadPoolExecutor(len(REQUESTS)) as pool:
+        alone = [client.generate(request, timeout=60).images for request in REQUESTS]
         before = metrics(server)
         waiting = []
-        for wish in WISHES:
-            waiting.append(pool.submit(client.generate, wish, 60))
-            time.sleep(0.03)  # arrivals are staggered, in the middle of the others' steps
+        for request in REQUESTS:
+            waiting.append(pool.submit(client.generate, request, 60))
+            time.sleep(0.03)  # requests arrive while others are denoised
         together = [future.result().images for future in waiting]
         assert occupancy(server, before) > 1
     assert [len(images) for images in alone] == [1, 1, 1, 2, 1, 1]
     assert together == alone
 
 
-def test_the_server_generates_what_the_local_pipeline_does(server: Server, artifact_of: ByFamily) -> None:
+def test_the_server_generates_the_same_images_as_the_local_pipeline(server: Server, artifact_of: ByFamily) -> None:
     local = LocalPipeline(artifact_of("klein"))
     with Client(server.url) as client:
-        for wish in WISHES[:4]:
-            served = [decode(image) for image in client.generate(wish, timeout=60).images]
-            assert np.array_equal(np.stack(served), local.generate(wish).pixels)
+        for request in REQUESTS[:4]:
+            served = [decode(image) for image in client.generate(request, timeout=60).images]
+            assert np.array_equal(np.stack(served), local.generate(request).pixels)
 
 
-def test_the_seed_that_was_used_generates_the_same_again(server: Server) -> None:
+def test_the_returned_seed_reproduces_the_image(server: Server) -> None:
     fields = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64}
     with Client(server.url) as client:
         first, second = (client.generate(fields, timeout=60) for _ in range(2))
-        assert first.images != second.images  # two seeds were drawn
+        assert first.images != second.images  # the seeds are random
         assert client.generate(fields | {"seed": first.seed}, timeout=60).images == first.images
 
 
 @pytest.mark.parametrize(("name", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")])
 def test_formats(name: str, magic: bytes, server: Server) -> None:
     with Client(server.url) as client:
-        (image,) = client.generate(WISHES[1] | {"output_format": name}, timeout=60).images
+        (image,) = client.generate(REQUESTS[1] | {"output_format": name}, timeout=60).images
     assert image.startswith(magic)
     assert decode(image).shape == (128, 96, 3)
 
@@ -100,11 +100,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_every_wrong_request_is_told_why_and_its_neighbours_are_unharmed(server: Server) -> None:
+def test_every_invalid_request_gets_its_reason_and_does_not_disturb_others(server: Server) -> None:
     with Client(server.url) as client, ThreadPoolExecutor(8) as pool:
-        expected = client.generate(WISHES[0], timeout=60).images
-        beside = pool.submit(client.generate, WISHES[0], 60)
-        wrong = [pool.submit(client.generate, WISHES[0] | fields, 60) for fields, _ in WRONG]
+        expected = client.generate(REQUESTS[0], timeout=60).images
+        beside = pool.submit(client.generate, REQUESTS[0], 60)
+        wrong = [pool.submit(client.generate, REQUESTS[0] | fields, 60) for fields, _ in WRONG]
         for future, (_, message) in zip(wrong, WRONG, strict=True):
             with pytest.raises(RequestError, match=message):
                 future.result()
@@ -137,7 +137,7 @@ def test_wrong_types_and_shapes_are_named(inputs: list[Any], words: tuple[str, .
         assert word in caught.value.message(), caught.value.message()
 
 
-def test_a_request_without_a_prompt_is_refused(server: Server) -> None:
+def test_a_request_without_a_prompt_is_rejected(server: Server) -> None:
     client = grpc.InferenceServerClient(server.url)
     with pytest.raises(InferenceServerException, match="prompt: '' is empty; say what to generate") as caught:
         client.infer("flux2", [raw("steps", [1], "INT32", np.array([4], np.int32))])
@@ -145,7 +145,7 @@ def test_a_request_without_a_prompt_is_refused(server: Server) -> None:
     assert "INVALID_ARGUMENT" in str(caught.value.status())
 
 
-def test_an_ensemble_speaks_http_too(server: Server) -> None:
+def test_the_ensemble_is_also_served_over_http(server: Server) -> None:
     url = f"http://{server.ports.host}:{server.ports.http}/v2/models/flux2"
     with urllib.request.urlopen(url, timeout=10) as response:
         assert b'"name":"prompt"' in response.read()

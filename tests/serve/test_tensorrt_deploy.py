@@ -1,4 +1,4 @@
-"""Deployments of engine artifacts: config.pbtxt compared whole, who loads which plan, limits that fit the profiles."""
+"""Deployments of engine artifacts: config.pbtxt compared whole, the backend of each plan, limits and profiles."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_configs_of_engines_are_the_expected_text() -> None:
     assert {path.stem for path in EXPECTED.iterdir()} == {"text_encoder", "denoiser", "vae_decoder"}
 
 
-def test_triton_itself_loads_a_plan_with_its_weights_and_python_all_others() -> None:
+def test_triton_loads_plans_that_contain_their_weights_and_python_loads_the_others() -> None:
     backends = {part: model.backend for part, model in tensorrt_deploy.models(record()).items()}
     assert backends == {"text_encoder": "tensorrt_plan", "transformer": "python", "vae_decoder": "tensorrt_plan"}
     for weights in ("refit", "stream"):
@@ -81,7 +81,7 @@ def test_triton_itself_loads_a_plan_with_its_weights_and_python_all_others() -> 
     assert tensorrt_deploy.models(replace(record(), plans=plans))["vae_decoder"] == TensorRtModel("python", 10, 1)
 
 
-def test_triton_never_merges_more_rows_than_every_profile_takes() -> None:
+def test_triton_never_batches_more_rows_than_every_profile_accepts() -> None:
     made = configs(settings(record(Sizing(max_batch=2))))
     parsed = {name: text_format.Parse(text, proto.ModelConfig()) for name, text in made.items()}
     assert parsed["text_encoder"].max_batch_size == 2
@@ -92,28 +92,30 @@ def test_triton_never_merges_more_rows_than_every_profile_takes() -> None:
     ("sizing", "limits", "words"),
     [
         (Sizing(), Limits(), None),
-        (Sizing(sides=(1024,)), Limits(), "allow 16384 image tokens, the engine takes 4096 or fewer: --max-pixels"),
-        (Sizing(sides=(1024,)), Limits(max_pixels=1024**2), "is more than the VAE's engine takes: --max-side 1024"),
+        (Sizing(sides=(1024,)), Limits(), "allow 16384 image tokens, the engine accepts 4096 or fewer: --max-pixels"),
+        (Sizing(sides=(1024,)), Limits(max_pixels=1024**2), "is more than the VAE's engine accepts: --max-side 1024"),
         (Sizing(sides=(1024,)), Limits(max_pixels=1024**2, max_side=1024), None),
-        (Sizing(min_side=128), Limits(), "is 16 image tokens, the engine takes 64 or more: --min-side 128"),
+        (Sizing(min_side=128), Limits(), "is 16 image tokens, the engine accepts 64 or more: --min-side 128"),
     ],
 )  # fmt: skip
-def test_limits_that_leave_the_profiles_are_refused_with_those_that_fit(
+def test_limits_beyond_the_profiles_are_rejected_with_those_that_fit(
     sizing: Sizing, limits: Limits, words: str | None
 ) -> None:
     found = tensorrt_deploy.limits_refusal(record(sizing), limits)
     assert found is None if words is None else words in (found or ""), found
 
 
-def test_a_gap_between_profiles_and_a_vae_that_starts_higher_are_refused() -> None:
+def test_a_gap_between_profiles_and_a_larger_minimum_of_the_vae_are_rejected() -> None:
     made = record()
     (plan,) = made.plans["transformer"]
     holed = replace(plan, profiles=(plan.profiles[0], plan.profiles[2], plan.profiles[4]))
     found = tensorrt_deploy.limits_refusal(replace(made, plans={**made.plans, "transformer": (holed,)}), Limits())
-    assert "no profile of the transformer takes 257 image tokens" in (found or "")
+    assert "no profile of the transformer accepts 257 image tokens: build it with profiles that leave no gap" in (
+        found or ""
+    )
     other = record(Sizing(min_side=128)).plans["vae_decoder"]
     found = tensorrt_deploy.limits_refusal(replace(made, plans={**made.plans, "vae_decoder": other}), Limits())
-    assert found == "--min-side 64 is less than the VAE's engine takes: --min-side 128"
+    assert found == "--min-side 64 is less than the VAE's engine accepts: --min-side 128"
 
 
 # --- a deployment on disk --------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ def build(plan: PlannedPlan, target: Path) -> PlanRecord:
 
 @pytest.fixture(scope="module")
 def engine_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Write an engine artifact of the tiny klein whose plans are empty words."""
+    """Write an engine artifact of the tiny klein with placeholder plans."""
 
     def make(**options: Any) -> Path:
         out = tmp_path_factory.mktemp("engines") / "engine"
@@ -139,7 +141,7 @@ def engine_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def stand_in(artifact_of: ByFamily, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Let ONNX Runtime run what TensorRT would; returns where engines were opened."""
+    """Replace TensorRT by ONNX Runtime; returns the folders in which engines were opened."""
     source, opened = artifact_of("klein"), []
     manifest = verify(source)
     module: Any = ModuleType("runtimes.trt.engine")
@@ -156,7 +158,7 @@ def stand_in(artifact_of: ByFamily, monkeypatch: pytest.MonkeyPatch) -> list[Pat
     return opened
 
 
-def test_an_engine_artifact_becomes_plans_for_triton_and_a_denoiser_with_its_engine(
+def test_an_engine_artifact_becomes_plans_for_triton_and_the_denoiser_with_its_engine(
     engine_of: Any, stand_in: list[Path], tmp_path: Path
 ) -> None:
     engine, out = engine_of(), tmp_path / "deploy"
@@ -168,14 +170,14 @@ def test_an_engine_artifact_becomes_plans_for_triton_and_a_denoiser_with_its_eng
     assert (version / "transformer" / "model.plan").samefile(engine / "transformer" / "model.plan")
     assert read_record(version / "engine.json") == EngineRecord.of(verify(engine))
     assert Settings.read(version).tensorrt["transformer"] == TensorRtModel("python", 5, 1)
-    assert (out / ANSWER).is_file(), "generated through the engines"
+    assert (out / ANSWER).is_file(), "generated by the engines"
     assert stand_in == [engine]
     assert is_current(out, engine, Limits(), Tuning())
     assert open_model(version, "transformer", Settings.read(version)).ports
     assert stand_in[-1] == version
 
 
-def test_engines_generate_what_the_graphs_generate(
+def test_engines_generate_the_same_image_as_the_graphs(
     engine_of: Any, stand_in: list[Path], artifact_of: ByFamily, tmp_path: Path
 ) -> None:
     asked = {"prompt": "a red circle", "seed": 7, "width": 64, "height": 64, "steps": 2}
@@ -194,13 +196,11 @@ def test_parts_that_triton_cannot_load_are_python_models_with_plans_and_weights(
     assert open_model(version, "vae_decoder", Settings.read(version)).ports
 
 
-def test_elsewhere_a_deployment_is_written_without_a_known_answer_or_refused(
+def test_on_another_machine_a_deployment_is_written_without_a_known_answer_or_rejected(
     engine_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(repository_module, "this_machine", lambda: Machine(None, None))
-    with pytest.raises(
-        UsageError, match=r"the known answer cannot be generated here: .* or write it with --known-answer n"
-    ):
+    with pytest.raises(UsageError, match=r"the known answer cannot be generated here: .* or pass --known-answer none"):
         write_repository(engine_of(), tmp_path / "deploy", Limits(), Tuning())
     write_repository(engine_of(), tmp_path / "deploy", Limits(), Tuning(), "none")
     assert not (tmp_path / "deploy" / ANSWER).exists()
@@ -212,7 +212,7 @@ def test_limits_are_checked_when_a_deployment_is_written(engine_of: Any, tmp_pat
         write_repository(engine_of(sizing=Sizing(sides=(512,))), tmp_path / "d", Limits(), Tuning(), "none")
 
 
-def test_triton_is_told_of_version_compatible_plans_alone(
+def test_only_version_compatible_plans_need_an_option_of_triton(
     engine_of: Any, deployment_of: ByFamily, tmp_path: Path
 ) -> None:
     write_repository(engine_of(version="compatible"), tmp_path / "new", Limits(), Tuning(), "none")
@@ -221,14 +221,14 @@ def test_triton_is_told_of_version_compatible_plans_alone(
     assert tensorrt_options(tmp_path / "exact") == tensorrt_options(deployment_of("klein")) == []
 
 
-def test_a_record_that_is_broken_is_named(tmp_path: Path) -> None:
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text("{")
     with pytest.raises(ArtifactError, match="engine.json: cannot be read .*write the deployment again"):
         read_record(tmp_path / "engine.json")
 
 
 class Generator:
-    """A client whose server generates one image for all."""
+    """A client whose server generates the same image for every request."""
 
     def __init__(self, pixels: Any) -> None:
         self.pixels = pixels
@@ -237,16 +237,16 @@ class Generator:
         return SimpleNamespace(images=[encode(self.pixels, "png")], seconds=0.5)
 
 
-def test_without_a_known_answer_a_image_must_have_its_size_and_more_than_one_colour(
+def test_without_a_known_answer_the_image_must_have_its_size_and_more_than_one_color(
     engine_of: Any, tmp_path: Path
 ) -> None:
     write_repository(engine_of(), tmp_path / "deploy", Limits(), Tuning(), "none")
     good = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     asked: Any = Generator(good)
     assert probe(asked, tmp_path / "deploy") == 0.5
-    with pytest.raises(CheckFailed, match="the image has one colour, 0 of 255: are the weights in the plans"):
+    with pytest.raises(CheckFailed, match="the image has a single color, 0 of 255; are the weights in the plans"):
         probe(Generator(np.zeros_like(good)), tmp_path / "deploy")  # type: ignore[arg-type]
-    with pytest.raises(CheckFailed, match=r"an image of shape \(64, 64, 3\) was asked for, the server generated \(32"):
+    with pytest.raises(CheckFailed, match=r"an image of shape \(64, 64, 3\) was requested, the server returned \(32"):
         probe(Generator(good[:32]), tmp_path / "deploy")  # type: ignore[arg-type]
 
 
@@ -254,7 +254,7 @@ def test_without_a_known_answer_a_image_must_have_its_size_and_more_than_one_col
 
 
 class Tensor:
-    """What the python backend hands out: numpy for most types, DLPack for all."""
+    """A tensor of the python backend: numpy for most types, DLPack for all."""
 
     def __init__(self, name: str, values: Any) -> None:
         self.name, self.values = name, values
@@ -272,7 +272,7 @@ class Tensor:
         return self.values
 
 
-def test_bf16_crosses_by_dlpack_and_all_else_as_numpy() -> None:
+def test_bf16_is_exchanged_by_dlpack_and_every_other_type_as_numpy() -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3).astype(ml_dtypes.bfloat16)
     pb: Any = SimpleNamespace(
         Tensor=Tensor,

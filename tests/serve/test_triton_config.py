@@ -1,4 +1,4 @@
-"""config.pbtxt, compared whole with what stands in tests/expected, and the wiring of the ensemble."""
+"""config.pbtxt, compared whole with tests/expected, and the wiring of the ensemble."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton model: run the text encoder in ONNX Runtime, several requests in one call."""
+"""Triton model: the text encoder as a python model, several requests in one engine call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton model: run the VAE decoder in ONNX Runtime, several requests in one call."""
+"""Triton model: the VAE decoder as a python model, several requests in one engine call."""
 
 from __future__ import annotations
 
