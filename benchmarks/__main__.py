@@ -1,4 +1,4 @@
-"""Command line: python -m benchmarks; each benchmark prints a table, and its facts with --json or --save."""
+"""Command-line entry point: `python -m benchmarks`; prints a benchmark's table, or its facts as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kit import commands
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Parse, run, report; returns the exit code."""
+    """Run the chosen benchmark; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
 
     def finish(args: argparse.Namespace, facts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -32,7 +32,7 @@ def _add_save(parser: argparse.ArgumentParser) -> None:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """Return the command line as a reader would type it: where this machine saved its result is left out."""
+    """Return the command line as a reader would type it, without the path where this machine saved the result."""
     words = [word for i, word in enumerate(argv) if "--save" not in (word, *argv[max(i - 1, 0) : i])]
     return " ".join(["python -m benchmarks", *(word or '""' for word in words)])
 

@@ -1,13 +1,13 @@
-"""klein-4b in int8 on a CPU, beside diffusers: seconds of one transformer step, and memory of the whole pipeline.
+"""Compare klein-4b in int8 on a CPU with diffusers: seconds per transformer step, and memory of the whole pipeline.
 
-Three measurements. Weights of the first two are random: images mean nothing there, times and memory do not depend on
-the values.
+There are three measurements. The first two use random weights: their images are meaningless, but times and memory do
+not depend on the values.
 
-- a ratio: a transformer of true width with a share of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
-  ONNX Runtime, all in turn in one run, each in a process that stays; a step is linear in the blocks;
-- the whole klein-4b, all parts in int8 but for the VAE: one image through the server's own step loop, with the peak
+- a ratio: a transformer of real width with a subset of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
+  ONNX Runtime, in turns within one run, each in a persistent process; the time of a step is linear in the blocks;
+- the whole klein-4b with all parts in int8 except the VAE: one image through the server's own step loop, with the peak
   memory of its process;
-- the sample that ships with the kit, trained weights, in fp32 and in int8 in turn: seconds of a step and of an image.
+- the shipped sample with trained weights, in fp32 and in int8 in turns: seconds per step and per image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kit.variants import Variant
 
 SIDE, STEPS = 512, 4
 ONLY = ("ratio", "whole", "sample")
-STEPS_OF = {  # what computes a step
+STEPS_OF = {  # the implementations of a step
     "fp32": "diffusers fp32",
     "bf16": "diffusers bf16",
     "uncut": "ONNX Runtime int8, products whole",
@@ -39,17 +39,21 @@ PROMPT = "a red fox in the snow, early morning light"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path("build/cpu-int8"), help="45 GB of disk")
-    parser.add_argument("--double-blocks", type=int, default=1, help="of the transformer whose step is compared")
+    parser.add_argument("--work", type=Path, default=Path("build/cpu-int8"), help="work folder; needs 45 GB of disk")
+    parser.add_argument(
+        "--double-blocks", type=int, default=1, help="double blocks of the transformer in the comparison"
+    )
     parser.add_argument("--single-blocks", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of the comparison; medians of ratios count")
-    parser.add_argument("--only", choices=ONLY, help="one of the measurements")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of the comparison; the result is the median of ratios"
+    )
+    parser.add_argument("--only", choices=ONLY, help="run only this measurement")
     parser.add_argument("--attention", choices=("matmul", "op"), default="matmul")
     parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; a worker's own call answers one line for every line of its stdin."""
+    """Run the measurements; as a worker, answer each line on stdin with one line."""
     if args.worker == "whole":
         return _generate(args.work / "whole-int8")
     if args.worker:
@@ -64,11 +68,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Tell both measurements in lines."""
+    """Format the measurements as lines of text."""
     lines = []
     if "ratio" in facts:
         ratio = facts["ratio"]
-        lines.append(f"one step at {SIDE}x{SIDE}, {ratio['blocks']}, median of {len(ratio['rounds'])} turns:")
+        lines.append(f"one step at {SIDE}x{SIDE}, {ratio['blocks']}, median of {len(ratio['rounds'])} rounds:")
         lines += [f"  {name:<34} {seconds:7.2f} s" for name, seconds in ratio["seconds"].items()]
         lines.append(
             f"  int8 is {ratio['of_fp32']:.2f} times as fast as fp32, {ratio['of_bf16']:.2f} times as bf16, "
@@ -77,14 +81,14 @@ def table(facts: dict[str, Any]) -> str:
     if "whole" in facts:
         whole = facts["whole"]
         lines.append(
-            f"klein-4b whole, int8: {whole['steps_seconds']:.1f} s for {STEPS} steps, {whole['seconds']:.1f} s a "
+            f"klein-4b whole, int8: {whole['steps_seconds']:.1f} s for {STEPS} steps, {whole['seconds']:.1f} s per "
             f"image, loaded in {whole['load_seconds']:.1f} s, peak memory {whole['peak_rss_gb']:.2f} GB"
         )
     if "sample" in facts:
         sample = facts["sample"]
-        lines.append(f"the sample at its own size, median of {sample['images']} images of each in turn:")
+        lines.append(f"the sample at its own size, median of {sample['images']} images of each in turns:")
         for name in ("fp32", "int8"):
-            lines.append(f"  {name}: {sample[name]['step']:.2f} ms a step, {sample[name]['image']:.1f} ms an image")
+            lines.append(f"  {name}: {sample[name]['step']:.2f} ms per step, {sample[name]['image']:.1f} ms per image")
         lines.append(f"  int8 steps are {sample['step_ratio']:.2f} times as fast")
     return "\n".join(lines)
 
@@ -112,7 +116,7 @@ def _command(*words: str) -> None:
 
 
 def blocks_alone(variant: Variant, double: int, single: int) -> Variant:
-    """Return a variant with some blocks of true width, and a text encoder so narrow that it costs nothing."""
+    """Return a variant with some blocks of real width and a text encoder too narrow to matter."""
     text = replace(variant.text_encoder, hidden=64, layers=28, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
     sizes = replace(variant.transformer, double_blocks=double, single_blocks=single, joint_dim=3 * text.hidden)
     return replace(variant, transformer=sizes, text_encoder=text)
@@ -133,7 +137,7 @@ def _ratio(args: argparse.Namespace) -> dict[str, Any]:
     rounds = []
     try:
         for worker in workers.values():
-            _ask(worker)  # loads and warms up
+            _ask(worker)  # load and warm up
         for _ in range(args.rounds):
             rounds.append({kind: _ask(worker) for kind, worker in workers.items()})
     finally:
@@ -158,7 +162,7 @@ def _ask(worker: subprocess.Popen[str]) -> float:
     worker.stdin.flush()
     line = worker.stdout.readline()
     if not line:
-        raise RuntimeError("a worker ended; its message stands above")
+        raise RuntimeError("a worker process ended; see its message above")
     return float(line)
 
 
@@ -167,7 +171,7 @@ def _median(values: list[float]) -> float:
 
 
 def _step_worker(work: Path, kind: str) -> None:
-    """Answer every line on stdin with the seconds of one step; the first answer comes after loading and a warm-up."""
+    """Answer every line on stdin with the seconds of one step; the first answer follows loading and a warm-up."""
     step = _diffusers_step(work, kind) if kind in ("fp32", "bf16") else _onnx_step(work, panels=kind == "int8")
     warm = True
     for _ in sys.stdin:
@@ -236,7 +240,7 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sample(args: argparse.Namespace) -> dict[str, Any]:
-    """Generate with the sample in fp32 and in int8, an image of each in turn; milliseconds."""
+    """Generate with the sample in fp32 and in int8, one image of each in turn; returns milliseconds."""
     from pipeline.local import LocalPipeline
 
     onnx, record = args.work / "sample", args.work / "sample-calibration.json"
@@ -263,7 +267,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _time_steps(pipeline: Any, seconds: list[float]) -> None:
-    """Note how long each step of a pipeline takes from now on."""
+    """Record the duration of every later step of a pipeline."""
     step = pipeline.denoiser.step
 
     def timed(jobs: Any) -> None:

@@ -1,4 +1,4 @@
-"""From the sample checkpoint to an image out of a real Triton server, with what each stage took: `make demo`."""
+"""Generate an image with the sample on a real Triton server and print the time of each stage (`make demo`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "a red circle left of a blue square on a white background"
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR", help="where artifacts go")
+    parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR", help="folder for artifacts")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), metavar="FILE")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seed", type=int, default=1)
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> dict[str, Any]:
-    """Export, write the deployment, serve it on loopback, ask once, save the image; returns seconds by stage."""
-    from export.artifact import ExportConfig, export  # brings torch and diffusers
+    """Export, write the deployment, serve it on loopback, generate and save one image; returns seconds by stage."""
+    from export.artifact import ExportConfig, export  # imports torch and diffusers
     from pipeline.request import Limits
     from serve.client import Client
     from serve.launch import Server
@@ -67,7 +67,7 @@ def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> 
     server = Server(deployment, log=build / "triton.log")
     with stage("start server") as notes:
         server.__enter__()
-        notes.append(f"Triton on {server.url}; it generated the known answer")
+        notes.append(f"Triton on {server.url}; it reproduced the known image")
     try:
         with stage("one request") as notes, Client(server.url) as client:
             images = client.generate({"prompt": prompt, "seed": seed}, timeout=120)
@@ -82,11 +82,11 @@ def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> 
 
 
 def print_next(deployment: Path, out: Path) -> None:
-    """Print what to try next."""
-    print(f"\n{out} is generated. To keep a server and ask it yourself:")
+    """Print suggested next commands."""
+    print(f"\n{out} was generated. To run a server and send requests yourself:")
     print(f"  .venv/bin/python -m serve run {deployment}")
     print(f'  .venv/bin/python -m serve generate "{PROMPT}" --out mine.png --seed 2')
-    print("and with a checkpoint of your own:")
+    print("With your own checkpoint:")
     print("  .venv/bin/python -m export onnx FOLDER --out build/mine")
     print("  .venv/bin/python -m serve repository build/mine --out build/mine-deploy")
 

@@ -1,8 +1,8 @@
-"""A published deployment table held against the planner: under which settings each row is true, and where it cannot be.
+"""Compare a published deployment table with the planner: for which settings each row holds, and where it cannot.
 
-The table (images per minute: A10G 24 GB 2-3, A100 40 GB 8-12, H100 80 GB 20-30, L4 24 GB quantized 4-6; break-even
-near 50,000 images a month) names neither variant nor steps, size or prices. So all settings of a grid are planned; a
-row holds for those whose estimate falls into its range, and is impossible where even the dense rate is too slow.
+The table (images per minute: A10G 24 GB 2-3, A100 40 GB 8-12, H100 80 GB 20-30, L4 24 GB quantized 4-6; break-even near
+50,000 images a month) states neither variant, steps, size nor prices. All settings of a grid are therefore planned; a
+row holds for those whose estimate is within its range, and is impossible where even the dense rate is too slow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS = {
 }
 SIZES = (512, 768, 1024, 1536, 2048)
 BREAK_EVEN = 50_000
-NEAR = 0.2  # of it
+NEAR = 0.2  # relative tolerance of the break-even
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ ROWS = (
 
 
 def rows() -> list[dict[str, Any]]:
-    """Return every row with the settings for which it holds, what dev does there, and which settings rows share."""
+    """Return every row with the settings for which it holds, the result for dev, and the settings that rows share."""
     found: list[dict[str, Any]] = []
     shared: dict[str, list[str]] = {}
     for row in ROWS:
@@ -75,12 +75,12 @@ def rows() -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Render the rows for people."""
-    lines = ["published deployment table, and the settings for which the estimate lies in its range:"]
+    """Render the rows as text."""
+    lines = ["published deployment table, and the settings whose estimate is within its range:"]
     for row in found:
         if "gpu" in row:
             low, high = row["published"]
-            lines.append(f"{row['gpu']}, {low:g} to {high:g} images a minute:")
+            lines.append(f"{row['gpu']}, {low:g} to {high:g} images per minute:")
             lines += [f"    {h['setting']}, {h['recipe']}: {h['per_minute'][1]:.1f}" for h in row["holds"]]
             for dev in row["dev_at_1024"]:
                 lines.append(
@@ -88,7 +88,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
                     f"dense rate {dev['ceiling_per_minute']:.2f}: {dev['verdict']})"
                 )
         elif "break_even" in row:
-            lines.append(f"break-even near {row['break_even']} images a month:")
+            lines.append(f"break-even near {row['break_even']} images per month:")
             lines += [f"    {words}" for words in row["holds"]]
         else:
             lines.append("settings for which most rows hold at once:")
@@ -101,7 +101,7 @@ def _holds(row: Row, answer: Plan) -> bool:
 
 
 def _verdict(row: Row, setting: str, chosen: str, answer: Plan) -> dict[str, Any]:
-    """Say whether a row can be true of a setting: at the estimate, at the dense rate alone, or not at all."""
+    """Return whether a row can hold for a setting: at the estimate, only at the dense rate, or not at all."""
     assert answer.chosen is not None
     assert answer.chosen.timing is not None
     ceiling = 60 / (answer.chosen.timing.ceiling * answer.question.step_count)
@@ -134,7 +134,7 @@ def _grid(row: Row) -> Iterator[tuple[str, str, Plan]]:
 
 
 def _break_even() -> Iterator[str]:
-    """Yield offers and services whose monthly rent buys about as many hosted images, if the GPU can generate them."""
+    """Yield offers and services for which the monthly rent equals about as many hosted images, if possible."""
     prices = read_prices()
     for row in ROWS:
         for name in ("klein-4b", "klein-9b", "dev"):
@@ -146,9 +146,13 @@ def _break_even() -> Iterator[str]:
                 for hosted in prices.hosted[name]:
                     images = offer.usd_per_hour * HOURS_PER_MONTH / hosted.usd_per_megapixel
                     if hosted.steps is None and abs(images / BREAK_EVEN - 1) <= NEAR:
-                        can = "possible" if images <= capacity else f"impossible, it generates {capacity:,.0f} at most"
+                        can = (
+                            "possible"
+                            if images <= capacity
+                            else f"impossible, the GPU generates at most {capacity:,.0f}"
+                        )
                         yield (
-                            f"{name} on {row.gpu} at ${offer.usd_per_hour:g} an hour ({offer.offer}) against "
+                            f"{name} on {row.gpu} at ${offer.usd_per_hour:g} per hour ({offer.offer}) against "
                             f"${hosted.usd_per_megapixel:g} ({hosted.offer}): {images:,.0f}, {can}"
                         )
 

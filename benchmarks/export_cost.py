@@ -1,13 +1,13 @@
-"""What an export at full size costs: seconds, peak memory, new bytes on disk, bytes of weights read.
+"""Measure the cost of a full-size export: seconds, peak memory, new bytes on disk, bytes of weights read.
 
     python -m benchmarks export --variants klein-4b,dev [--naive klein-4b [--naive-blocks 2+8]] [--json]
 
-Checkpoints are sparse files of true names and shapes (see sparse.py). Each export runs in a process of its own, whose
-peak memory the kernel tells, and is then linted for every version of TensorRT. What was read of the weight files is
-what lies of them in the page cache afterwards, beyond the pages of their headers.
+Checkpoints are sparse files with real names and shapes (see sparse.py). Each export runs in its own process, whose peak
+memory the kernel reports, and is then linted for every version of TensorRT. The bytes read of the weight files are
+those in the page cache afterwards, except the pages of their headers.
 
-`--naive` runs the usual way beside it: load the module and hand it to torch.onnx.export. That holds all weights in
-memory and writes them again; `--naive-blocks` keeps so many of the blocks for both sides, where that is too much.
+`--naive` also exports the usual way: load the module and pass it to torch.onnx.export, which holds all weights in
+memory and writes them again. `--naive-blocks` reduces the number of blocks on both sides where that is too much.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         default="klein-4b,dev",
-        help=f"comma-separated, each with {SMALL!r} behind it or not; default: %(default)s",
+        help=f"comma-separated, each optionally followed by {SMALL!r}; default: %(default)s",
     )
-    parser.add_argument("--parts", help="default: all that a variant has")
+    parser.add_argument("--parts", help="default: all parts of the variant")
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--naive", metavar="VARIANT", help="also export this variant's transformer the usual way")
-    parser.add_argument("--naive-blocks", metavar="DOUBLE+SINGLE", help="so many of its blocks, at their real width")
+    parser.add_argument("--naive-blocks", metavar="DOUBLE+SINGLE", help="number of its blocks, at their real width")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the benchmark; returns what stands in benchmarks/results/export.json."""
+    """Run the benchmark; returns the facts stored in benchmarks/results/export.json."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="flux2-bench-") as scratch:
         for name in filter(None, args.variants.split(",")):
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _variant(name: str) -> Variant:
-    """Look a variant up; with the word for it behind its name it gets the published small decoder."""
+    """Look up a variant; the suffix for it selects the published small decoder."""
     variant = Variant.named(name.removesuffix(SMALL))
     return (
         replace(variant, vae=replace(variant.vae, decoder_channels=SMALL_DECODER)) if name.endswith(SMALL) else variant
@@ -87,7 +87,7 @@ def _variant(name: str) -> Variant:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Render the rows for people."""
+    """Render the rows as text."""
     lines = [f"{'what':<72} {'s':>7} {'CPU s':>7} {'peak MB':>8} {'new MB':>9} {'read of weights':>18}"]
     for row in facts["rows"]:
         size, read = f"{row['weight_bytes'] / 1e9:.1f} GB", row["weight_bytes_read"]
@@ -118,7 +118,7 @@ def _ours(name: str, variant: Variant, parts: str | None, dtype: str, scratch: P
     read = sum(residency.resident_bytes(path) - before[path] for path in weights)
     headers = sum(_header_bytes(path) for path in weights)
     made = json.loads(run.stdout.splitlines()[-1])["parts"]
-    measure([sys.executable, "-m", "export", "lint", str(out)])  # fails where a version of TensorRT would refuse a node
+    measure([sys.executable, "-m", "export", "lint", str(out)])  # fails if TensorRT would reject a node
     row = {
         "what": f"{name}: {' + '.join(part['part'] for part in made) if parts else 'all parts'}, {dtype}",
         "seconds": round(run.seconds, 1),
@@ -153,14 +153,14 @@ def _naive(name: str, variant: Variant, scratch: Path) -> dict[str, Any]:
 
 
 def _header_bytes(path: Path) -> int:
-    """Return the bytes of a header, up to the end of the page in which it ends."""
+    """Return the size of a header, rounded up to whole pages."""
     with path.open("rb") as stream:
         length = 8 + int.from_bytes(stream.read(8), "little")
     return -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def _new_bytes(folder: Path) -> int:
-    """Count the bytes of files that are not hard links to something outside the folder, each file once."""
+    """Count the bytes of files that are not hard links to files outside the folder, each file once."""
     links: dict[int, int] = {}
     files = {path.stat().st_ino: path.stat() for path in folder.rglob("*") if path.is_file()}
     for path in folder.rglob("*"):

@@ -1,11 +1,11 @@
-"""An exported artifact at real width against torch: klein-4b with fewer blocks, both decoders, random weights, fp32.
+"""Compare an exported artifact of real width with torch: klein-4b with fewer blocks, both decoders, random weights.
 
     python -m benchmarks parity [--blocks 2+2] [--size 256x256] [--json]
 
 Tiny checkpoints have the real structure but not the real widths (3072 wide, heads of 128, products over 9216 numbers),
-at which sums are long enough for an error of order or precision to show. Weights are drawn so that every activation
-keeps its scale. torch and ONNX Runtime each run in a process of its own; differences are given in units of the largest
-number that torch gives. Needs 10 GB of disk.
+whose sums are long enough to show errors of order or precision. Weights are drawn so that every activation keeps its
+scale. torch and ONNX Runtime each run in a separate process; differences are relative to torch's largest output. Needs
+10 GB of disk.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the benchmark; returns what stands in benchmarks/results/export_parity.json.
+    """Run the benchmark; returns the facts stored in benchmarks/results/export_parity.json.
 
-    Raises CheckFailed when a part differs from torch by more than the bar.
+    Raises CheckFailed if a part differs from torch by more than the bar.
     """
     variant = with_blocks(Variant.named("klein-4b"), args.blocks)
     width, height = numbers(args.size, "x", "--size")
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Render the rows for people."""
+    """Render the rows as text."""
     lines = [f"{'what':<52} {'max':>9} {'mean':>9} {'bar':>9}  {'torch':>14} {'ONNX Runtime':>14}"]
     for row in facts["rows"]:
         sides = [
@@ -106,21 +106,21 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def numbers(text: str, sign: str, option: str) -> tuple[int, int]:
-    """Read "2+8" or "256x256"."""
+    """Parse "2+8" or "256x256"."""
     first, found, second = text.partition(sign)
     if not found or not first.isdigit() or not second.isdigit():
-        raise UsageError(f"{option} {text}: not two whole numbers with {sign!r} between them")
+        raise UsageError(f"{option} {text}: expected two whole numbers separated by {sign!r}")
     return int(first), int(second)
 
 
 def with_blocks(variant: Variant, blocks: str) -> Variant:
-    """Return a variant with other numbers of double and single blocks, its widths as they are."""
+    """Return a variant with other numbers of double and single blocks and the same widths."""
     double, single = numbers(blocks, "+", "--blocks")
     return replace(variant, transformer=replace(variant.transformer, double_blocks=double, single_blocks=single))
 
 
 def _write(variant: Variant, folder: Path) -> Path:
-    """Write a checkpoint with random weights in transformer and VAE; those of the text encoder stay a hole."""
+    """Write a checkpoint with random weights in transformer and VAE; the text encoder's weights are a hole."""
     sparse.write(variant, folder)
     random = np.random.default_rng(0)
     modules = sparse.modules(variant)
@@ -135,7 +135,7 @@ def _write(variant: Variant, folder: Path) -> Path:
 
 
 def _fill(tensor: StoredTensor, random: np.random.Generator) -> None:
-    """Draw a tensor: matrices and kernels so that they keep the scale of what they multiply, norms around one."""
+    """Draw a tensor: matrices and kernels that preserve the scale of their inputs, norms around one."""
     if len(tensor.shape) > 1:
         values = random.standard_normal(tensor.shape, np.float32) / np.float32(np.prod(tensor.shape[1:]) ** 0.5)
     elif tensor.name.endswith(("bias", "mean")):
@@ -148,7 +148,7 @@ def _fill(tensor: StoredTensor, random: np.random.Generator) -> None:
 
 
 def _compare(part: PartName, variant: Variant, checkpoint: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """Export one part and run it on both sides."""
+    """Export one part and run it in both torch and ONNX Runtime."""
     folder = checkpoint.parent
     np.savez(folder / "feeds.npz", **_feeds(part, variant, *size))
     out = folder / "artifact"
@@ -168,7 +168,7 @@ def _compare(part: PartName, variant: Variant, checkpoint: Path, size: tuple[int
     decoder = f", channels {variant.vae.decoder_channels[0]} to {variant.vae.decoder_channels[-1]}"
     return {
         "what": f"klein-4b: {part}{blocks}{decoder if part == 'vae_decoder' else ''}",
-        "bar": 1 / 255 if part == "vae_decoder" else BAR,  # bytes: off by one where a half is rounded
+        "bar": 1 / 255 if part == "vae_decoder" else BAR,  # bytes: off by one where a value of one half is rounded
         "max_difference": float(difference.max()),
         "mean_difference": float(difference.mean()),
         "equal": float((difference == 0).mean()),
@@ -180,7 +180,7 @@ def _compare(part: PartName, variant: Variant, checkpoint: Path, size: tuple[int
 
 
 def _feeds(part: PartName, variant: Variant, height: int, width: int) -> dict[str, Array]:
-    """Draw what a part is fed for one image."""
+    """Draw the inputs of a part for one image."""
     random = np.random.default_rng(1)
     h, w = height // variant.pixels_per_token, width // variant.pixels_per_token
     sizes = {"batch": 1, "image_tokens": h * w, "latent_height": h, "latent_width": w}

@@ -1,4 +1,4 @@
-"""What a published number must stand beside: the machine, the versions, the commit and the date."""
+"""Describe the circumstances of a measurement: the machine, the versions, the commit and the date."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxrun
 
 
 def describe() -> dict[str, Any]:
-    """Describe this machine; nothing that identifies it beyond its hardware."""
+    """Describe this machine's hardware and software, without anything that identifies it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu(),

@@ -1,7 +1,7 @@
-"""Run a command in a process of its own and let the kernel tell its peak memory.
+"""Run a command in a separate process and read its peak memory from the kernel.
 
-Between the benchmark and the command stands a small process: what Linux reports as a process's peak includes that of
-the one which started it, and a benchmark that has drawn weights is larger than what it measures.
+A small process is placed between the benchmark and the command: on Linux, the reported peak of a process includes that
+of the process that started it, and a benchmark that has drawn weights is larger than the command it measures.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ with open(sys.argv[1], "w") as report:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took and printed."""
+    """Cost and output of a command."""
 
     seconds: float
-    cpu_seconds: float  # of all its threads: what it would take on a core of its own, where a machine is shared
+    cpu_seconds: float  # of all threads: the duration on a single exclusive core
     peak_rss_bytes: int
     stdout: str
 
 
 def measure(command: Sequence[str]) -> Measured:
-    """Run a command to its end; its stderr goes on. Raises CalledProcessError when it fails."""
+    """Run a command to completion; its stderr is passed through. Raises CalledProcessError if it fails."""
     with tempfile.NamedTemporaryFile("r") as report:
         starter = [sys.executable, "-I", "-S", "-c", _STARTER, report.name, *command]
         begin = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Which quantization keeps a block of true width closest to fp32 when activations have outliers: numbers for the log.
+"""Compare the errors of all recipes on blocks of real width whose activations have outliers.
 
-One double and one single block of klein-4b's width. Weights are random, drawn as trained transformers have them: rows
-of very different size, and a few channels of the modulation, of the values and of the feed-forward that are many times
-as strong as the rest. Every recipe is applied to the same export with the same calibration record, and runs in ONNX
-Runtime on inputs that calibration has not seen.
+The model has one double and one single block of klein-4b's width. Its weights are random with the properties of trained
+transformers: rows of very different size, and a few channels of the modulation, the values and the feed-forward that
+are many times stronger than the rest. Every recipe is applied to the same export with the same calibration record, and
+runs in ONNX Runtime on inputs that were not used for calibration.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from kit.dtypes import numpy_type
 from kit.safetensors_file import StoredTensor, read_header
 from kit.variants import Variant
 
-SIDE = 256  # pixels: 256 tokens of the image beside 512 of the text
+SIDE = 256  # pixels: 256 image tokens in addition to 512 text tokens
 SEEN, UNSEEN = 4, 4  # seeds for calibration and for the comparison
-STRONG_SHARE, STRENGTH = 0.003, 30.0  # of channels, and how many times as strong
+STRONG_SHARE, STRENGTH = 0.003, 30.0  # fraction of channels, and their relative strength
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path("build/outliers"), help="3 GB of disk")
+    parser.add_argument("--work", type=Path, default=Path("build/outliers"), help="work folder; needs 3 GB of disk")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare all recipes; errors are relative: deviation from fp32 over the size of fp32's output."""
+    """Compare all recipes; errors are relative: deviation from fp32 divided by the size of fp32's output."""
     from export.artifact import ExportConfig, export
     from kit.artifact import read_manifest
     from kit.recipes import RECIPES, find_recipe
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return np.stack([engine.run(arrays)["velocity"] for arrays in inputs])
 
     true = outputs(args.work / "fp32")
-    own = {"int8-tensor": ("int8-plain", "int8-tensor")}  # recipes for comparison alone: base and scheme of every layer
+    own = {"int8-tensor": ("int8-plain", "int8-tensor")}  # comparison-only recipes: base and scheme of every layer
     facts: dict[str, Any] = {"seconds": 0, "errors": {}, "machine": describe()}
     for name in ("int8", "int8-plain", "int8-tensor", "fp8", "fp8-channel", "int8-weights", "int4-weights"):
         recipe = find_recipe(str(_recipe_file(args.work, name, *own[name]))) if name in own else RECIPES[name]
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Set the errors in a table."""
+    """Format the errors as a table."""
     lines = [f"{'':<14} {'relative RMS':>12} {'largest':>9}"]
     lines += [
         f"{name:<14} {row['relative_rms']:>12.4%} {row['largest']:>9.4%}" for name, row in facts["errors"].items()
@@ -119,7 +119,7 @@ def _inputs(variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def _strengthen(checkpoint: Path, variant: Variant) -> None:
-    """Give rows of matrices sizes of their own, and make a few channels strong; done once per checkpoint."""
+    """Scale the rows of matrices differently and make a few channels strong; done once per checkpoint."""
     mark = checkpoint / ".outliers"
     if mark.is_file():
         return
@@ -140,10 +140,10 @@ def _strengthen(checkpoint: Path, variant: Variant) -> None:
 
 
 def _channels(name: str, dim: int, mlp: int, strong: Any, strong_mlp: Any) -> list[tuple[int, Any]]:
-    """Return where, among a matrix's rows, strong channels are made."""
+    """Return the rows of a matrix that produce strong channels."""
     if "stream_modulation" in name:
         sets = 1 if "single" in name else 2
-        return [((3 * i + 1) * dim, strong) for i in range(sets)]  # the scales; shifts and gates stay
+        return [((3 * i + 1) * dim, strong) for i in range(sets)]  # the scales; shifts and gates are unchanged
     if name.endswith(("to_v.weight", "add_v_proj.weight")):
         return [(0, strong)]
     if "linear_in" in name:

@@ -1,8 +1,8 @@
 """Fit the planner's calibration to the public points that are not held out.
 
-Eleven numbers, found by pattern search on the sum of |log(predicted / measured)|, each source weighing the same: what
-one source measured oddly cannot pull the rest. No random start, so the result is the same on every machine. The range
-that a plan prints comes from fits without one source each: how far its points then lie from their prediction.
+Eleven numbers are found by pattern search on the sum of |log(predicted / measured)|, with equal weight for each source,
+so that one unusual source has limited influence. There is no random start, so the result is the same on every machine.
+The range of a plan comes from fits that leave out one source each: how far its points are from their predictions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kit.gpus import Generation
 from planner.measurements import Measurement
 from planner.speed import Calibration, passes_of, predict, predict_passes
 
-# Where the search begins; START and BOUNDS are what is known without a measurement.
+# Start of the search; START and BOUNDS are known without measurements.
 START = {
     "share": 0.9,
     "ampere": 1.6,
@@ -33,25 +33,25 @@ START = {
     "tensorrt": 1.1,
     "outside": 0.05,
 }
-# What is physically possible: no more than the dense rate; attention is never cheaper than a linear and, at half to
-# three quarters of the peak (FlashAttention-2 on A100, -3 on H100), costs no more than twice as much.
+# Physical limits: at most the dense rate; attention is never cheaper than a linear layer and, at half to three
+# quarters of the peak (FlashAttention-2 on A100, -3 on H100), costs at most twice as much.
 BOUNDS = {"share": (0.5, 1.0), "eight_bits": (0.3, 1.0), "attention": (1.0, 2.0), "tensorrt": (0.8, 1.5)}
 GENERATIONS: tuple[Generation, ...] = ("ampere", "ada", "hopper", "blackwell")
 
 
 def fit(points: Sequence[Measurement]) -> Calibration:
-    """Fit to the points, range included."""
+    """Fit to the points, including the range."""
     low, *_, high = quantiles(spread(points), n=10, method="inclusive")
     return _calibration(_search(points), low, high)
 
 
 def fit_centre(points: Sequence[Measurement]) -> Calibration:
-    """Fit to the points, without the range, which takes a fit per source."""
+    """Fit to the points without the range, which takes one fit per source."""
     return _calibration(_search(points), 1.0, 1.0)
 
 
 def spread(points: Sequence[Measurement]) -> list[float]:
-    """Return measured / predicted for every point whose cell other sources tell of, predicted without its source."""
+    """Return measured / predicted for every point whose cell has other sources, predicted without its own source."""
     ratios = []
     for source in sorted({p.source for p in points}):
         rest = [p for p in points if p.source != source]
@@ -102,7 +102,7 @@ def _calibration(values: dict[str, float], low: float, high: float) -> Calibrati
 
 
 def _pattern_search(loss: Callable[[dict[str, float]], float], values: dict[str, float]) -> dict[str, float]:
-    """Move one number, then pairs of numbers, by a factor that shrinks, as long as the loss falls."""
+    """Change one number, then pairs of numbers, by a shrinking factor as long as the loss decreases."""
     best, names = loss(values), list(values)
     moves = [{n: s} for n in names for s in (1, -1)]
     moves += [{a: s, b: t} for i, a in enumerate(names) for b in names[i + 1 :] for s in (1, -1) for t in (1, -1)]

@@ -1,10 +1,10 @@
-"""How far the planner's times lie from public measurements: every point, fitted or held out, with its error.
+"""Compare the planner's times with public measurements and report the error of every point, fitted or held out.
 
     python -m benchmarks plan [--fit] [--by-gpu] [--save benchmarks/results/plan_validation.json] [--json]
 
-`--fit` fits the calibration anew and writes planner/data/calibration.json. `--by-gpu` also asks the harder question:
-how far off each GPU is when all of its points are left out of a fit to all others, held out or not. The bar is a median
-absolute error of at most 20 % over the points that were held out; the exit code is 1 when it is not met.
+`--fit` repeats the fit of the calibration and writes planner/data/calibration.json. `--by-gpu` answers a harder
+question: the error on each GPU if all of its points are left out of a fit to all others, held out or not. The bar is a
+median absolute error of at most 20 % over the held-out points; otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ CALIBRATION = Path(planner.data.__path__[0]) / "calibration.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fit", action="store_true", help=f"fit anew and write {CALIBRATION.name}")
-    parser.add_argument("--by-gpu", action="store_true", help="leave each GPU out of a fit and predict it (15 s)")
+    parser.add_argument("--fit", action="store_true", help=f"repeat the fit and write {CALIBRATION.name}")
+    parser.add_argument("--by-gpu", action="store_true", help="predict each GPU from a fit without it (15 s)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the validation; returns what stands in benchmarks/results/plan_validation.json."""
+    """Run the validation; returns the facts stored in benchmarks/results/plan_validation.json."""
     fitted, held = split(measurements())
     if args.fit:
         _fit_anew(fitted, held)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Render the rows for people."""
+    """Render the rows as text."""
     lines = [f"{'':8} {'measured':>9} {'predicted':>9} {'error':>6} {'in range':>8}  point"]
     for row in facts["points"]:
         lines.append(
@@ -89,7 +89,7 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _fit_anew(fitted: Sequence[Measurement], held: Sequence[Measurement]) -> None:
-    """Write the calibration that ships with the kit, with its error on what it has not seen."""
+    """Write the calibration that ships with the kit, with its error on the held-out points."""
     found = plan_fit.fit(fitted)
     made = {
         "command": "python -m benchmarks plan --fit",
@@ -116,7 +116,7 @@ def _row(point: Measurement, model: Calibration, use: str) -> dict[str, Any]:
 
 
 def _new_settings(fitted: Sequence[Measurement], held: Sequence[Measurement]) -> set[str]:
-    """Name the held-out points whose model, GPU, stack, recipe and size no fitted point has."""
+    """Return the ids of held-out points whose model, GPU, stack, recipe and size no fitted point has."""
 
     def setting(p: Measurement) -> tuple[object, ...]:
         return p.model, p.gpu, p.stack, p.recipe, p.width, p.height
@@ -126,7 +126,7 @@ def _new_settings(fitted: Sequence[Measurement], held: Sequence[Measurement]) ->
 
 
 def _by_gpu(points: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Predict each GPU from a fit to all other GPUs, where another of its generation remains."""
+    """Predict each GPU from a fit to all other GPUs, if another of its generation remains."""
     found = []
     for name in dict.fromkeys(p.gpu for p in points):
         own, rest = [p for p in points if p.gpu == name], [p for p in points if p.gpu != name]
@@ -156,7 +156,7 @@ def _summary(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ratios(model: Calibration) -> list[dict[str, Any]]:
-    """Compare the published ratios that no absolute figure stands behind."""
+    """Compare published ratios that come without absolute figures."""
     from kit.gpus import GPUS
 
     dev, klein = VARIANTS["dev"], VARIANTS["klein-4b"]

@@ -1,7 +1,7 @@
-"""What quantizing costs: seconds, bytes per second beside `cp` of the same file on the same disk, and peak memory.
+"""Measure the cost of quantizing: seconds, throughput relative to `cp` of the same file, and peak memory.
 
-The transformer of a published variant at true size with random weights is quantized tensor by tensor; each measurement
-is a process of its own, reads a file that the page cache has dropped, and ends when its output is on the disk.
+The transformer of a published variant at full size with random weights is quantized tensor by tensor. Each measurement
+runs in its own process, reads a file that was dropped from the page cache, and ends when its output is on disk.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ RECIPES = ("fp8", "int8", "int8-weights", "int4-weights")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", default="klein-4b")
     parser.add_argument("--recipes", default=",".join(RECIPES))
-    parser.add_argument("--rounds", type=int, default=3, help="cp and each recipe in turn, so often; medians count")
-    parser.add_argument("--work", type=Path, default=Path("build/quantize-cost"), help="20 GB of disk for klein-4b")
-    parser.add_argument("--double-blocks", type=int, help="fewer blocks than the variant has, for a trial")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of cp and each recipe; medians are reported")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/quantize-cost"), help="work folder; needs 20 GB of disk for klein-4b"
+    )
+    parser.add_argument("--double-blocks", type=int, help="use fewer blocks than the variant has, for a trial run")
     parser.add_argument("--single-blocks", type=int)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns medians and the rounds behind them."""
+    """Run the measurements; returns medians and the rounds they come from."""
     recipes = args.recipes.split(",")
     variant = Variant.named(args.variant)
     sizes = variant.transformer
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Set the medians in a table."""
+    """Format the medians as a table."""
     lines = [f"{'':<14} {'seconds':>8} {'MB/s':>6} {'of cp':>6} {'peak GB':>8}"]
     lines += [
         f"{name:<14} {row['seconds']:>8.1f} {row['source_mb_per_s']:>6} {row['of_cp']:>6.2f} {row['peak_rss_gb']:>8.2f}"
@@ -125,7 +127,7 @@ def _quantize(artifact: Path, out: Path, recipe: str, record: Path, source: Path
     begin = time.perf_counter()
     _flush(out / "transformer" / "quantized.safetensors")
     flush = time.perf_counter() - begin
-    # the part alone, from the planned layers to the written graph: cp has no graph to plan, nor Python to start
+    # only the part, from the planned layers to the written graph: cp does not plan a graph or start Python
     (part,) = facts["parts"]
     return {
         "seconds": part["seconds"] + flush,
@@ -140,7 +142,7 @@ def _flush(path: Path) -> None:
 
 
 def _synthetic_record(artifact: Path, out: Path) -> None:
-    """Write a record in which every layer saw normal numbers with a few strong channels: streaming asks no more."""
+    """Write a record in which every layer saw normal numbers with a few strong channels, which is enough for timing."""
     import numpy as np
     import onnx_ir as ir
 

@@ -1,7 +1,7 @@
-"""Checkpoints of true size with random weights: for what depends on values being there but not on what they say.
+"""Write full-size checkpoints with random weights, for measurements that do not depend on the values.
 
-Matrices are normal with deviation 1 / sqrt(inputs), norms are one, batch-norm variances one. One block of normal
-numbers is drawn and repeated from another place for every tensor: 8 GB take seconds instead of minutes.
+Matrices are normal with deviation 1 / sqrt(inputs), norms and batch-norm variances are one. One block of normal numbers
+is drawn and reused from a different offset for every tensor, so that 8 GB take seconds instead of minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = (1 << 22) + 3  # odd, so that rows of a matrix do not repeat at the same
 
 
 def write(variant: Variant, folder: Path, seed: int = 0) -> Path:
-    """Write a checkpoint in diffusers layout, bf16; what stands at `folder` already is taken as made by this."""
+    """Write a bf16 checkpoint in diffusers layout; the result of an earlier call is kept."""
     done = folder / ".random"
     if done.is_file():
         return folder
@@ -40,7 +40,7 @@ def write(variant: Variant, folder: Path, seed: int = 0) -> Path:
 def _fill(stream: BinaryIO, tensor: StoredTensor, normal: Any, start: int) -> None:
     count = math.prod(tensor.shape)
     if tensor.dtype != "BF16":
-        return  # a counter of the batch norm
+        return  # the counter of the batch norm
     if len(tensor.shape) < 2:
         value = 0.0 if tensor.name.endswith(("bias", "running_mean")) else 1.0
         stream.write(_bf16(np.full(count, value, np.float32)).tobytes())

@@ -1,4 +1,4 @@
-"""How much of a file lies in the page cache: what has been read of it, by whatever means, since it was dropped."""
+"""Measure how much of a file is in the page cache, that is, how much was read since its pages were dropped."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, c
 _LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _SHARED = 1
-_CHUNK = 1 << 34  # bytes mapped at once
+_CHUNK = 1 << 34  # bytes mapped at a time
 
 
 def drop(path: Path) -> None:
-    """Ask the kernel to forget a file's pages."""
+    """Ask the kernel to drop a file's pages."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident_bytes(path: Path) -> int:
-    """Count the bytes of a file that lie in the page cache, in whole pages (Linux mincore)."""
+    """Count the bytes of a file that are in the page cache, in whole pages (Linux mincore)."""
     size, total = path.stat().st_size, 0
     with path.open("rb") as stream:
         for start in range(0, size, _CHUNK):

@@ -1,4 +1,4 @@
-"""Mixed precision on the sample: the Pareto front of a recipe, and whether the predicted order of the groups is right.
+"""Measure mixed precision on the sample: the Pareto front of a recipe, and the predicted order of the groups.
 
 python -m export onnx sample --out build/sample
 python -m quantize calibrate sample --prompts sample:32 --batch 8 --dtype fp32 --out build/cal.json
@@ -22,15 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=Path, default=Path("build/cal.json"), metavar="FILE")
     parser.add_argument("--recipe", default="int8")
     parser.add_argument("--prompts", default="sample:24", metavar="SET")
-    parser.add_argument("--samples", type=int, default=24, metavar="N", help="prompts on which effects are measured")
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="prompts for measuring effects")
     parser.add_argument("--points", type=int, default=5, metavar="N")
-    parser.add_argument("--alone", type=int, default=24, metavar="N", help="groups that are drawn alone")
+    parser.add_argument("--alone", type=int, default=24, metavar="N", help="number of groups to measure alone")
     parser.add_argument("--meet", default="psnr=55", metavar="METRIC=VALUE")
     parser.add_argument("--out", type=Path, default=Path("build/search"), metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the search as a user would; its plot goes beside the JSON that `--save` names."""
+    """Run the search as a user would; its plot is saved next to the JSON file of `--save`."""
     from quantize.search import command as search_command
 
     parser = argparse.ArgumentParser()
@@ -44,5 +44,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Say what was chosen; the search has printed its tables."""
+    """Report the chosen result; the search has printed its tables."""
     return f"chosen: {facts['chosen'] or 'nothing'}; rank correlations: {facts['rank_correlation']}"

@@ -1,7 +1,7 @@
-"""Checkpoints of the published sizes with no weights in them: true names, shapes and shards, files that are all hole.
+"""Write checkpoints of the published sizes without weights: real names, shapes and shards in sparse files.
 
-What an exporter does at full size (time, memory, bytes read and written) can so be measured on a laptop: a sparse file
-of 64 GB takes no disk until somebody reads it, and then gives zeros.
+They allow measuring a full-size export (time, memory, bytes read and written) on a laptop: a sparse file of 64 GB takes
+no disk space and reads as zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write(variant: Variant, folder: Path) -> Path:
-    """Write a checkpoint of a published variant in diffusers layout; the tokenizer is that of the tiny checkpoints."""
+    """Write a checkpoint of a published variant in diffusers layout, with the tokenizer of the tiny checkpoints."""
     tiny.save(folder, tiny.Tiny(variant.family))
     for part, model in modules(variant).items():
         for old in (folder / part).glob("*.safetensors*"):
@@ -43,7 +43,7 @@ def write(variant: Variant, folder: Path) -> Path:
 
 
 def modules(variant: Variant) -> dict[str, Any]:
-    """Build the parts of a variant with the real classes on the meta device: no memory is taken."""
+    """Build the parts of a variant with the real classes on the meta device, without using memory."""
     import torch
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
@@ -89,7 +89,7 @@ def _text_encoder(variant: Variant) -> Any:
 
 
 def write_shards(shapes: Shapes, folder: Path, stem: str, shard_bytes: int) -> list[Path]:
-    """Write sparse safetensors files with a shard index when there is more than one."""
+    """Write sparse safetensors files, with a shard index if there is more than one."""
     shards = list(_split(shapes, shard_bytes))
     if len(shards) == 1:
         return [write_sparse(shards[0], folder / f"{stem}.safetensors")]
@@ -119,6 +119,6 @@ def _split(shapes: Shapes, shard_bytes: int) -> Iterator[Shapes]:
 
 
 def write_sparse(shapes: Shapes, path: Path, dtype: str = "BF16") -> Path:
-    """Write one safetensors file: a true header, and a hole where the weights would be."""
+    """Write one safetensors file with a real header and a hole in place of the weights."""
     reserve(path, [Slot(name, dtype, shape) for name, shape in shapes.items()])
     return path

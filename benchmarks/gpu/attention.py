@@ -1,4 +1,4 @@
-"""Which attention kernel is fastest at FLUX.2's shape: heads of 128, text and image in one sequence, no mask."""
+"""Compare attention kernels at FLUX.2's shape: heads of 128, text and image in one sequence, no mask."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKENDS = {
 
 
 def open_attention(settings: RunSettings, _: str, kernel: str) -> Measure:
-    """Measure one kernel at the sequence length of one block; one call is the attention of one block."""
+    """Measure one kernel at the sequence length of a block; one call is the attention of one block."""
     variant = variant_of(settings)
 
     def measure(case: Case) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def open_attention(settings: RunSettings, _: str, kernel: str) -> Measure:
         call = kernel_call(kernel, settings)
         try:
             found = call(query, key, value)
-        except RuntimeError as error:  # torch has no kernel of this kind for the shape or the device
+        except RuntimeError as error:  # torch has no such kernel for the shape or the device
             raise Unavailable(f"{kernel}: {str(error).splitlines()[0]}") from None
         exact = scaled_dot_product_attention(query.float(), key.float(), value.float())
         row = {
@@ -53,9 +53,9 @@ def open_attention(settings: RunSettings, _: str, kernel: str) -> Measure:
 
 
 def kernel_call(kernel: str, settings: RunSettings) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return what runs one kernel; `default` leaves the choice to torch."""
+    """Return a call that runs one kernel; `default` lets torch choose."""
     if kernel == "fp8":
-        raise Unavailable("torch has no FP8 attention kernel of its own; FlashAttention 3 has, as a package")
+        raise Unavailable("torch has no FP8 attention kernel; the FlashAttention 3 package has one")
     if kernel == "flex":
         from torch.nn.attention.flex_attention import flex_attention
 

@@ -1,4 +1,4 @@
-"""What people run today: diffusers and transformers in eager bf16, with the same random weights as our modules."""
+"""Build the baselines: diffusers and transformers in eager bf16, with the same random weights as our modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kit.variants import Variant
 
 
 class TransformerBaseline(nn.Module):
-    """diffusers' transformer behind our ports."""
+    """diffusers' transformer with our inputs and outputs."""
 
     def __init__(self, variant: Variant, device: str) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class TransformerBaseline(nn.Module):
 
 
 class TextBaseline(nn.Module):
-    """transformers' language model as the pipeline calls it: all layers, the head too, and three taps."""
+    """transformers' language model as the pipeline calls it: all layers, including the head, and three taps."""
 
     def __init__(self, variant: Variant, device: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class TextBaseline(nn.Module):
 
 
 class VaeBaseline(nn.Module):
-    """diffusers' decoder with what the pipeline does around it."""
+    """diffusers' decoder with the pipeline's steps around it."""
 
     def __init__(self, variant: Variant, device: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class VaeBaseline(nn.Module):
 
 
 def baseline(part: PartName, variant: Variant, device: str) -> nn.Module:
-    """Build the baseline of a part; raises Unavailable where diffusers is not installed."""
+    """Build the baseline of a part; raises Unavailable if diffusers is not installed."""
     need_diffusers()
     made = {"transformer": TransformerBaseline, "text_encoder": TextBaseline, "vae_decoder": VaeBaseline}[part]
     module: nn.Module = made(variant, device)
@@ -74,11 +74,13 @@ def need_diffusers() -> None:
     try:
         import diffusers  # noqa: F401
     except ImportError:
-        raise Unavailable("diffusers is not installed; its wheel can travel along, see the command's help") from None
+        raise Unavailable(
+            "diffusers is not installed; it can be installed from a wheel, see the command's help"
+        ) from None
 
 
 def on_meta(build: Any) -> Any:
-    """Call a constructor with parameters that take no memory, in bf16."""
+    """Call a constructor with bf16 parameters that take no memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -89,7 +91,7 @@ def on_meta(build: Any) -> Any:
 
 
 def autoencoder(variant: Variant, device: str) -> Any:
-    """Build diffusers' VAE with the weights that our decoder draws, and others for its encoder."""
+    """Build diffusers' VAE with the weights of our decoder and other weights for its encoder."""
     from diffusers import AutoencoderKLFlux2
 
     ours = random_part("vae_decoder", variant, "bf16", device)
@@ -104,7 +106,7 @@ def autoencoder(variant: Variant, device: str) -> Any:
 
 
 def language_model(variant: Variant, device: str) -> Any:
-    """Build transformers' Qwen3 at full depth; the layers up to the last tap have the weights of ours."""
+    """Build transformers' Qwen3 at full depth; the layers up to the last tap have the weights of our module."""
     sizes = variant.text_encoder
     if sizes.kind != "qwen3":
         raise Unavailable(f"no baseline for the text encoder of {variant.name}, a {sizes.kind}")

@@ -1,7 +1,7 @@
-"""Requests of different step counts on one GPU: each alone in turn, or all live ones step by step in one batch.
+"""Serve requests with different step counts on one GPU: each alone in turn, or all live ones batched step by step.
 
-Arrivals are random with a fixed seed, at 80 % of the rate at which requests generated one by one would keep the card
-busy. The loop is the server's own (serve/denoise.py) with a torch engine behind the protocol; text and VAE stay out.
+Arrivals are random with a fixed seed, at 80 % of the rate that would saturate the card with requests generated one by
+one. The loop is the server's own (pipeline/denoise.py) with a torch engine; text encoder and VAE are not included.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.request import Limits, check
 from runtimes.aoti import buckets
 from runtimes.aoti.engine import pad
 
-STEPS = ((4, 0.6), (8, 0.3), (20, 0.1))  # step counts and how often they are asked for
+STEPS = ((4, 0.6), (8, 0.3), (20, 0.1))  # step counts and their frequencies
 LOAD = 0.8
 
 
 class TorchEngine:
-    """A compiled torch module behind the protocol of engines; batches are padded to powers of two."""
+    """A compiled torch module with the interface of an engine; batches are padded to powers of two."""
 
     def __init__(self, variant: Variant, call: Call, most: int, device: str) -> None:
         self.ports: Ports = ports("transformer", variant, "bf16")
@@ -54,7 +54,7 @@ class TorchEngine:
 
 
 def open_batching(settings: RunSettings, _: str, policy: str) -> Measure:
-    """Set the loop up; `one-by-one` lets one request in at a time."""
+    """Set up the loop; `one-by-one` admits one request at a time."""
     variant = variant_of(settings)
 
     def measure(case: Case) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def open_batching(settings: RunSettings, _: str, policy: str) -> Measure:
 
 
 def warm_up(variant: Variant, engine: TorchEngine, case: Case, settings: RunSettings) -> float:
-    """Compile every batch before the clock runs; returns the seconds of a step of one request alone."""
+    """Compile every batch size before the measurement; returns the seconds per step of a single request."""
     denoiser = Denoiser(variant, "bf16", engine, max_rows=case.batch)
     for batch in (sizes[buckets.BATCH] for sizes in engine.batches):
         denoiser.step([job(variant, denoiser, case.side, 4) for _ in range(batch)])
@@ -87,7 +87,7 @@ def warm_up(variant: Variant, engine: TorchEngine, case: Case, settings: RunSett
 
 
 def arrivals(count: int, gap: float) -> list[tuple[float, int]]:
-    """Draw arrival times and step counts; the same for every policy."""
+    """Draw arrival times and step counts, identical for every policy."""
     draw = random.Random(5)
     made, now = [], 0.0
     counts, shares = [steps for steps, _ in STEPS], [share for _, share in STEPS]
@@ -98,7 +98,7 @@ def arrivals(count: int, gap: float) -> list[tuple[float, int]]:
 
 
 def job(variant: Variant, denoiser: Denoiser, side: int, steps: int) -> LiveRequest:
-    """Admit a request; its prompt is noise, which times as well as words."""
+    """Admit a request; its prompt embedding is noise, which does not change the time."""
     shape = (variant.text_tokens, variant.transformer.joint_dim)
     embeds = np.zeros(shape, np.float32).astype(numpy_type("bf16"))
     fields = {"prompt": "noise", "seed": 1, "width": side, "height": side, "steps": steps}
@@ -109,7 +109,7 @@ def job(variant: Variant, denoiser: Denoiser, side: int, steps: int) -> LiveRequ
 def run(
     variant: Variant, engine: TorchEngine, side: int, wanted: list[tuple[float, int]], most_live: int
 ) -> dict[str, Any]:
-    """Serve the arrivals in real time; latency is counted from arrival to the last step."""
+    """Serve the arrivals in real time; latency is measured from arrival to the last step."""
     denoiser = Denoiser(variant, "bf16", engine, max_rows=most_live)
     waiting = list(wanted)
     live: list[tuple[float, LiveRequest]] = []

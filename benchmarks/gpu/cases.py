@@ -1,4 +1,4 @@
-"""What is measured: a list of cases, most telling first, so that a run that is cut short has measured what matters."""
+"""List the measured cases, most important first, so that an interrupted run has measured the most important ones."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ PART_MODES = (*PLAIN_MODES, *QUANTIZED_MODES, *TORCHAO_MODES, "whole", "aoti", "
 IMAGE_MODES = ("diffusers", "eager", "compile", "graphs", "fp8", "int8")
 FUSIONS = ("plain", "qkv", "prepared", "both")
 KERNELS = ("default", "flash", "cudnn", "efficient", "math", "flex", "fp8")
-SIDES = {"true": (1024, 512, 2048), "tiny": (64, 48)}  # of square images, most telling first
+SIDES = {"true": (1024, 512, 2048), "tiny": (64, 48)}  # of square images, most important first
 BATCHES = {"true": (1, 8, 2, 4), "tiny": (1, 2)}
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What holds for all cases of a run."""
+    """The settings shared by all cases of a run."""
 
     variant: str = "klein-4b"
     device: str = "cuda"
     size: Size = "true"
-    launch: Launch = "graphs"  # of compiled and quantized modes; a CPU has calls only
-    backend: str = "inductor"  # of torch.compile
-    seconds: float = 1.0  # of timed runs per case
+    launch: Launch = "graphs"  # for compiled and quantized modes; a CPU supports calls only
+    backend: str = "inductor"  # torch.compile backend
+    seconds: float = 1.0  # duration of timed runs per case
     steps: int = 4
-    requests: int = 60  # of the batching case
+    requests: int = 60  # number of requests of the batching case
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Case:
     what: What
     subject: str
     mode: str
-    side: int = 0  # of a square image
+    side: int = 0  # side of a square image
     batch: int = 1
 
     @property
@@ -60,12 +60,12 @@ class Case:
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """Name what one process sets up once: cases of one group share their weights."""
+        """Return the key of cases that share a setup and weights in one process."""
         return self.what, self.subject, self.mode
 
 
 def cases(size: Size, grid: Grid) -> list[Case]:
-    """List all cases, most telling first, each once."""
+    """List all cases once, most important first."""
     return list(dict.fromkeys(_ordered(size, grid)))
 
 
@@ -104,25 +104,25 @@ def _ordered(size: Size, grid: Grid) -> Iterator[Case]:
 
 
 def chosen(found: list[Case], patterns: str | None) -> list[Case]:
-    """Keep the cases whose id matches one of the comma-separated patterns; raises UsageError when none does."""
+    """Keep the cases whose id matches one of the comma-separated patterns; raises UsageError if none matches."""
     if patterns is None:
         return found
     words = [word.strip() for word in patterns.split(",")]
     for word in words:
         if not any(fnmatch(case.id, word) for case in found):
             examples = ", ".join(case.id for case in found[:: max(1, len(found) // 4)][:4])
-            raise UsageError(f"--only {word}: no case has such an id; some that exist: {examples}")
+            raise UsageError(f"--only {word}: no case matches; examples of ids: {examples}")
     return [case for case in found if any(fnmatch(case.id, word) for word in words)]
 
 
 def variant_of(settings: RunSettings) -> Variant:
-    """Return the variant at its true size, or shrunk so that a dry run on a CPU takes seconds."""
+    """Return the variant at its real size, or reduced so that a dry run on a CPU takes seconds."""
     variant = Variant.named(settings.variant)
     return variant if settings.size == "true" else shrink(variant)
 
 
 def shrink(variant: Variant) -> Variant:
-    """Shrink widths and depths; everything that shapes a graph stays."""
+    """Reduce widths and depths; everything that shapes a graph is unchanged."""
     text: TextEncoder = replace(
         variant.text_encoder, hidden=32, layers=4, heads=4, kv_heads=2, head_dim=16, ffn=64, vocab=512, taps=(1, 2, 3)
     )

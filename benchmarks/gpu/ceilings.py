@@ -1,6 +1,6 @@
-"""The card's own ceilings: the fastest matrix product that it was seen to do in each format, and its memory's speed.
+"""Measure the card's ceilings: the fastest matrix product in each format, and the memory bandwidth.
 
-Random operands: zeros and constants draw less power and run up to a seventh faster, which no model ever sees.
+Operands are random: zeros and constants draw less power and run up to a seventh faster, which no model benefits from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.gpu.clock import Unavailable, clock
 from benchmarks.gpu.parts import Measure
 from export.aoti.linears import FP8, FP8_MAX, INT8_MAX, to_rows
 
-SIDES = {"true": (4096, 8192, 16384), "tiny": (64, 128)}  # of square products; the best of them is the ceiling
+SIDES = {"true": (4096, 8192, 16384), "tiny": (64, 128)}  # sides of square products; the fastest is the ceiling
 COPY_BYTES = {"true": 4 << 30, "tiny": 1 << 20}
 
 
@@ -51,7 +51,7 @@ def product(subject: str, side: int, device: str) -> Callable[[], Any]:
 
 
 def copy(settings: RunSettings) -> dict[str, Any]:
-    """Time a copy within the device's memory; bytes are read and written."""
+    """Time a copy within the device's memory, counting bytes read and written."""
     source = torch.empty(COPY_BYTES[settings.size], dtype=torch.uint8, device=settings.device).random_()
     target = torch.empty_like(source)
     timed = clock(lambda: target.copy_(source), settings.device, settings.seconds)

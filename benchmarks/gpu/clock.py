@@ -1,4 +1,4 @@
-"""Timing on a device: warm up, wait for it on both sides of every run, median, 95th percentile and peak memory."""
+"""Time calls on a device: warm-up, synchronization on both sides, median, 95th percentile and peak memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FEWEST, MOST = 5, 200
 
 
 class Unavailable(Exception):
-    """A case that cannot run here, with the reason; the row says so."""
+    """A case cannot run here; the reason is recorded in its row."""
 
 
 def wait(device: str) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -49,7 +49,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Name the device that was measured."""
+    """Describe the measured device."""
     if not device.startswith("cuda"):
         return {"name": "CPU", "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
     facts = torch.cuda.get_device_properties(device)

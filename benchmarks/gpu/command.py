@@ -1,19 +1,19 @@
-"""FLUX.2 at true size on a GPU, with random weights: every way of running it, beside the card's own ceilings.
+"""Benchmark FLUX.2 at full size on a GPU with random weights, in every mode, relative to the ceilings of the card.
 
-    python -m benchmarks gpu                      # what is not measured yet, at most 9 minutes; run again to go on
+    python -m benchmarks gpu                      # what is not measured yet, at most 9 minutes; run again to continue
     python -m benchmarks gpu --only 'part/transformer/*/1024x1024/b1'
     python -m benchmarks gpu --device cpu --size tiny --backend eager --into dry.json      # a dry run anywhere
 
-It needs this folder of sources, torch, transformers and triton, and no network. diffusers (whose modules ours hold)
-and torchao (which some modes want) can travel as wheels; on a machine with a network, for a Python 3.12 on the GPU's:
+It needs these sources, torch, transformers and triton, but no network. diffusers (whose modules ours use) and torchao
+(needed by some modes) can be installed from wheels; on a machine with a network, for Python 3.12 on the GPU machine:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform
         manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 -d wheels diffusers==0.42.1 torchao==0.18.0
         importlib_metadata
     pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site:.      # on the GPU machine
 
-Each group of cases runs in a process of its own. A mode that fails, or runs out of memory, becomes a row with its
-reason. Rows that failed are tried again by the next run, measured ones only with --again.
+Each group of cases runs in a separate process. A mode that fails or runs out of memory becomes a row with its reason.
+Failed rows are tried again by the next run, measured ones only with --again.
 """
 
 from __future__ import annotations
@@ -41,27 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = RunSettings()
     parser.add_argument("--variant", default=default.variant, help=f"default {default.variant}")
     parser.add_argument("--device", default=default.device, help=f"default {default.device}")
-    parser.add_argument("--size", choices=get_args(Size), default=default.size, help="tiny: a dry run of seconds")
+    parser.add_argument(
+        "--size", choices=get_args(Size), default=default.size, help="tiny: a dry run that takes seconds"
+    )
     parser.add_argument("--grid", choices=get_args(Grid), default="short", help="full: every shape in every mode")
     parser.add_argument("--only", metavar="PATTERN,...", help="cases by id, with * and ?")
     parser.add_argument("--list", action="store_true", help="print the ids of the cases and measure nothing")
-    parser.add_argument("--again", action="store_true", help="measure what is measured already")
+    parser.add_argument("--again", action="store_true", help="repeat cases that are already measured")
     parser.add_argument("--into", type=Path, default=INTO, metavar="FILE", help=f"results, merged; default {INTO}")
-    parser.add_argument("--budget", type=float, default=540.0, metavar="SECONDS", help="of this run; default 540")
-    parser.add_argument("--case-seconds", type=float, default=240.0, metavar="SECONDS", help="of one case; default 240")
-    parser.add_argument("--seconds", type=float, default=default.seconds, help="of timed runs per case; default 1")
-    parser.add_argument("--requests", type=int, default=default.requests, help="of the batching cases; default 60")
-    parser.add_argument("--backend", default=default.backend, help="of torch.compile; `eager` compiles nothing")
+    parser.add_argument(
+        "--budget", type=float, default=540.0, metavar="SECONDS", help="time limit of this run; default 540"
+    )
+    parser.add_argument(
+        "--case-seconds", type=float, default=240.0, metavar="SECONDS", help="time limit per case; default 240"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=default.seconds, help="duration of timed runs per case; default 1"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=default.requests, help="number of requests in the batching cases; default 60"
+    )
+    parser.add_argument("--backend", default=default.backend, help="torch.compile backend; `eager` compiles nothing")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is left; returns everything measured so far."""
+    """Measure the remaining cases; returns everything measured so far."""
     for name in ("budget", "case_seconds", "seconds", "requests"):
         if getattr(args, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be positive")
     if args.variant not in VARIANTS or VARIANTS[args.variant].guidance != "none":
         distilled = ", ".join(v.name for v in VARIANTS.values() if v.guidance == "none")
-        raise UsageError(f"--variant {args.variant}: the whole images are of step-distilled variants: {distilled}")
+        raise UsageError(f"--variant {args.variant}: whole images need a step-distilled variant: {distilled}")
     wanted = chosen(cases(args.size, args.grid), args.only)
     if args.list:
         return {"benchmark": "gpu", "cases": [case.id for case in wanted]}
@@ -76,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         requests=args.requests,
     )
     facts = results.read(args.into)
-    results.check_same(facts, "settings", asdict(settings))  # before minutes are spent; the device is known later
+    results.check_same(facts, "settings", asdict(settings))  # checked early; the device is only known later
     known = set() if args.again else results.finished(facts)
     left = [case for case in wanted if case.id not in known]
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -97,5 +107,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Render the rows for people."""
+    """Render the rows as text."""
     return "\n".join(facts["cases"]) if "cases" in facts else render(facts)

@@ -1,7 +1,7 @@
-"""FLUX.2-dev at true shapes: what its blocks take, a projection of the whole step from them, and the whole step itself.
+"""Measure FLUX.2-dev at its real shapes: its blocks, a projection of the whole step from them, and the whole step.
 
-The projection times networks of (1, 1), (3, 1) and (1, 5) double and single blocks; the differences give a block of
-each kind, and the rest is what stands around them. It is a projection and its row says so.
+The projection times networks of (1, 1), (3, 1) and (1, 5) double and single blocks. Their differences give the time of
+a block of each kind, the remainder is outside the blocks. The row is marked as a projection.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from kit.variants import VARIANTS, Variant
 from planner.weights import weights
 
 BLOCKS = ((1, 1), (3, 1), (1, 5))
-ROOM = 1.08  # of the weights' bytes: activations and workspaces of a step
+ROOM = 1.08  # relative to the weights' bytes: activations and workspaces of a step
 
 
 def open_dev(settings: RunSettings, subject: str, recipe_name: str) -> Measure:
-    """Measure blocks and project, or the whole transformer where the card holds it."""
+    """Measure blocks and project, or measure the whole transformer if it fits on the card."""
     full = VARIANTS["dev"] if settings.size == "true" else shrink(VARIANTS["dev"])
 
     def measure(case: Case) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def open_dev(settings: RunSettings, subject: str, recipe_name: str) -> Measure:
 
 
 def projection(variant: Variant, medians: dict[tuple[int, int], float]) -> dict[str, Any]:
-    """Project the step of the whole network from the medians of three small ones."""
+    """Project the step of the whole network from the medians of three small networks."""
     base = medians[1, 1]
     double = (medians[3, 1] - base) / 2
     single = (medians[1, 5] - base) / 4
@@ -62,9 +62,9 @@ def step(variant: Variant, case: Case, recipe_name: str, settings: RunSettings) 
 
 
 def refuse_if_too_large(variant: Variant, recipe_name: str, device: str) -> None:
-    """Raise Unavailable when the card's free memory does not hold the weights and a step."""
+    """Raise Unavailable if the card's free memory does not hold the weights and a step."""
     needed = weights("transformer", variant).bytes(recipe(recipe_name)) * ROOM
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info()
         if needed > free:
-            raise Unavailable(f"the weights take {needed / 1e9:.1f} GB with room for a step; {free / 1e9:.1f} GB free")
+            raise Unavailable(f"the weights and a step take {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free")

@@ -1,9 +1,9 @@
-"""What fuses away in a transformer step: q, k and v out of one product; modulation, text and angles once per image.
+"""Measure fusions of a transformer step: joined q, k and v products; modulation, text and angles once per image.
 
-plain     the module as it is exported
-qkv       the double blocks' projections joined (export/fusion.py)
-prepared  the vectors of modulation, which are the same for all requests at a timestep, the embedded text and the
-          rotary angles come in ready; the step computes what changes from step to step alone
+plain     the module as exported
+qkv       the double blocks' projections joined (export/graphs/fusion.py)
+prepared  the modulation vectors, which are the same for all requests at a timestep, the embedded text and the rotary
+          angles are computed beforehand; the step computes only what changes at each step
 both      qkv and prepared
 """
 
@@ -22,13 +22,13 @@ from benchmarks.gpu.weights import inputs, random_part
 
 
 def open_fusion(settings: RunSettings, _: str, fusion: str) -> Measure:
-    """Set the transformer up with one choice of fusions, compiled."""
+    """Set up the transformer with one choice of fusions, compiled."""
     variant = variant_of(settings)
 
     def measure(case: Case) -> dict[str, Any]:
         launch = mode_of("fp8", settings).launch
         reference = None
-        if fusion in ("plain", "prepared"):  # joined weights are drawn under other names: no reference has them
+        if fusion in ("plain", "prepared"):  # joined weights have other names and so other values: no reference
             reference = exact("transformer", variant, case, settings.device)
         graph: Any = random_part("transformer", variant, "bf16", settings.device, fused=fusion in ("qkv", "both"))
         compile_blocks(graph, settings.backend)
@@ -45,7 +45,7 @@ def open_fusion(settings: RunSettings, _: str, fusion: str) -> Measure:
 
 
 class Prepared:
-    """A step whose modulation, text and angles were computed before; they lie in fixed places, as a graph wants it."""
+    """A step with precomputed modulation, text and angles in fixed memory, as CUDA graphs require."""
 
     @torch.no_grad()
     def __init__(self, graph: Any, given: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
-"""Whole images: prompts in, bytes out, everything in between counted; ours in a mode, or diffusers' pipeline.
+"""Measure whole images from prompt to bytes: our modules in a mode, or diffusers' pipeline.
 
-In ours the recipe of the mode holds for the transformer; text encoder and VAE stay in bf16. A batch is as many prompts.
+For our modules, the recipe of the mode applies to the transformer; text encoder and VAE stay in bf16. A batch of n has
+n prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Tokens = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # prompts to ids and 
 
 
 def open_image(settings: RunSettings, _: str, mode_name: str) -> Measure:
-    """Set a whole pipeline up in a mode."""
+    """Set up a whole pipeline in a mode."""
     variant = variant_of(settings)
     if mode_name == "diffusers":
         pipe = pipeline(variant, settings.device)
@@ -50,7 +51,7 @@ def open_image(settings: RunSettings, _: str, mode_name: str) -> Measure:
         row: dict[str, Any] = {"recipe": recipe_of(mode_name), "steps": settings.steps, "launch": settings.launch}
         if mode_name not in ("diffusers", "eager") and case.batch == 1:
             found = ours.latents(case)[0].clone()
-            # the same weights and noise, eager; not fp32: whole images in fp32 do not fit beside the bf16 ones
+            # the same weights and noise, eager; fp32 would not fit in memory together with bf16
             plain = Ours(variant, settings, "eager", only_transformer=ours)
             row |= {"error": relative_error(found, plain.latents(case)[0]), "reference": "eager bf16, last latents"}
             del plain
@@ -70,7 +71,7 @@ def prompts(count: int) -> list[str]:
 
 
 class Ours:
-    """Our modules in a mode, and the loop between them, on the device."""
+    """Our modules in a mode and the loop between them, on the device."""
 
     def __init__(
         self, variant: Variant, settings: RunSettings, mode_name: str, only_transformer: Ours | None = None
@@ -90,7 +91,7 @@ class Ours:
         self.decode = build(settings, variant, "vae_decoder", plain)
 
     def generate(self, case: Case) -> Tensor:
-        """Generate; returns bytes [B, H, W, 3] on the CPU."""
+        """Generate images; returns bytes [B, H, W, 3] on the CPU."""
         packed, rows = self.latents(case)
         places = packed.transpose(1, 2).reshape(case.batch, -1, rows, rows)
         return self.decode({"latents": places}).cpu()
@@ -120,7 +121,7 @@ class Ours:
 
 
 def tokenizer(variant: Variant) -> Tokens:
-    """Return what turns prompts into ids and masks: the kit's own encoder over a tokenizer of bytes."""
+    """Return a function from prompts to ids and masks: the kit's own encoder with a byte tokenizer."""
     from kit import tiny
     from pipeline.prompts import PromptEncoder
 
@@ -137,7 +138,7 @@ def tokenizer(variant: Variant) -> Tokens:
 
 
 def pipeline(variant: Variant, device: str) -> Any:
-    """Build diffusers' klein pipeline with random weights at the variant's size and a tokenizer of bytes."""
+    """Build diffusers' klein pipeline with random weights at the variant's size and a byte tokenizer."""
     need_diffusers()
     from diffusers import Flux2KleinPipeline
 
@@ -160,7 +161,7 @@ def pipeline(variant: Variant, device: str) -> Any:
 
 
 class ShortText:
-    """A pipeline that is told of the text length and taps of a shrunken variant."""
+    """A pipeline called with the text length and taps of a reduced variant."""
 
     def __init__(self, pipe: Any, variant: Variant) -> None:
         self.pipe, self.variant = pipe, variant

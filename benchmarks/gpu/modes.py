@@ -1,8 +1,8 @@
-"""The ways in which a module can run: eager, compiled, as CUDA graphs, quantized by us or by torchao, packaged.
+"""Define the modes of a module: eager, compiled, CUDA graphs, quantized by the kit or by torchao, packaged.
 
-Blocks are compiled, not the whole network: all blocks of a kind share one piece of code, so 25 blocks compile as two.
-What stays between them is a handful of small operations, whose launches a CUDA graph hides. Mode `whole` compiles
-everything at once, to see what that costs and gives.
+Blocks are compiled instead of the whole network: all blocks of a kind share one compiled function, so 25 blocks compile
+as two. A few small operations remain between them, whose launches a CUDA graph hides. Mode `whole` compiles everything
+at once, to measure the cost and the gain.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Mode:
     recipe: str = "bf16"
     library: Literal["own", "torchao"] = "own"
     compiled: Compiled = "blocks"
-    launch: Launch | None = None  # None: what the settings say
+    launch: Launch | None = None  # None: as in the settings
 
 
 MODES: Mapping[str, Mode] = {
@@ -58,7 +58,7 @@ MODES: Mapping[str, Mode] = {
 
 
 def mode_of(name: str, settings: RunSettings) -> Mode:
-    """Look a mode up, with the launch that the settings say where it leaves that open."""
+    """Look up a mode; its launch comes from the settings if the mode does not set it."""
     mode = MODES[name]
     mode = replace(mode, launch=mode.launch or settings.launch)
     if mode.launch == "graphs" and not settings.device.startswith("cuda"):
@@ -67,11 +67,13 @@ def mode_of(name: str, settings: RunSettings) -> Mode:
 
 
 def quantize_by_torchao(module: nn.Module, recipe: str) -> None:
-    """Quantize the linears of blocks with torchao's configurations."""
+    """Quantize the linear layers of blocks with torchao's configurations."""
     try:
         from torchao import quantization as ao  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        raise Unavailable("torchao is not installed; its wheel can travel along, see the command's help") from None
+        raise Unavailable(
+            "torchao is not installed; it can be installed from a wheel, see the command's help"
+        ) from None
     config = {
         "fp8": lambda: ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()),
         "int8": lambda: ao.Int8DynamicActivationInt8WeightConfig(),
@@ -80,13 +82,13 @@ def quantize_by_torchao(module: nn.Module, recipe: str) -> None:
     }[recipe]()
     try:
         ao.quantize_(module, config, filter_fn=lambda child, name: isinstance(child, nn.Linear) and is_quantized(name))
-    except (ImportError, AssertionError) as error:  # how torchao refuses a device, and asks for a further package
+    except (ImportError, AssertionError) as error:  # how torchao rejects a device or requires another package
         raise Unavailable(f"torchao: {error}") from None
 
 
 def ready(module: Any, mode: Mode, settings: RunSettings) -> Call:
-    """Compile a module as a mode says and return what runs it; shapes are compiled when they are met."""
-    torch._dynamo.config.recompile_limit = 64  # one piece of code per shape, on purpose
+    """Compile a module for a mode and return a call that runs it; each new shape is compiled on its first call."""
+    torch._dynamo.config.recompile_limit = 64  # one compiled function per shape is intended
     match mode.compiled:
         case "blocks":
             compile_blocks(module, settings.backend)
@@ -100,7 +102,7 @@ def ready(module: Any, mode: Mode, settings: RunSettings) -> Call:
 
 
 def compile_blocks(module: Any, backend: str) -> None:
-    """Compile the repeated blocks of a part once for all of a kind; a part without such blocks is compiled whole."""
+    """Compile the repeated blocks of a part once per kind; a part without such blocks is compiled whole."""
     if isinstance(module, TransformerGraph):
         double, single = (
             torch.compile(f, backend=backend, dynamic=False) for f in (module.double_block, module.single_block)
@@ -116,7 +118,7 @@ def compile_blocks(module: Any, backend: str) -> None:
 
 @dataclass
 class Calls:
-    """Launches every kernel anew."""
+    """Launches every kernel on each call."""
 
     module: Callable[..., Tensor]
 
@@ -126,7 +128,7 @@ class Calls:
 
 
 class Graphs:
-    """Records one CUDA graph per set of shapes when it is first met."""
+    """Records one CUDA graph per set of shapes on its first call."""
 
     def __init__(self, module: Callable[..., Tensor]) -> None:
         self.module = module
@@ -141,7 +143,7 @@ class Graphs:
 
 
 class Packaged:
-    """Compiles an AOTInductor package per set of shapes and runs it, as a deployment of such packages would."""
+    """Compiles an AOTInductor package per set of shapes and runs it, like a deployment of such packages."""
 
     def __init__(self, module: nn.Module, graphs: bool) -> None:
         self.module, self.graphs = module, graphs

@@ -1,4 +1,4 @@
-"""One part in one mode at several shapes: seconds, operations per second, peak memory, and the error against fp32."""
+"""Measure one part in one mode at several shapes: seconds, operations per second, peak memory, error against fp32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Measure = Callable[[Case], dict[str, Any]]
 
 
 def open_part(settings: RunSettings, part: PartName, mode_name: str) -> Measure:
-    """Set a part up in a mode; the module is built after all references, which take twice its memory."""
+    """Set up a part in a mode; the module is built after all references, which take twice its memory."""
     variant = variant_of(settings)
     call: Call | None = None
 
@@ -44,7 +44,7 @@ def open_part(settings: RunSettings, part: PartName, mode_name: str) -> Measure:
 
 
 def recipe_of(mode_name: str) -> str:
-    """Name the numbers of a mode's block linears."""
+    """Return the recipe of the block linears in a mode."""
     from benchmarks.gpu.modes import MODES
 
     return MODES[mode_name].recipe if mode_name in MODES else "bf16"
@@ -64,7 +64,7 @@ def build(settings: RunSettings, variant: Variant, part: PartName, mode_name: st
 
 @torch.no_grad()
 def exact(part: PartName, variant: Variant, case: Case, device: str) -> Tensor:
-    """Compute a part in fp32 from the same weights; its memory is free again when this returns."""
+    """Compute a part in fp32 from the same weights; the memory is released on return."""
     module = random_part(part, variant, "fp32", device)
     output: Tensor = module(**inputs(part, variant, case.side, case.batch, "fp32", device))
     result = output.clone()
@@ -76,7 +76,7 @@ def exact(part: PartName, variant: Variant, case: Case, device: str) -> Tensor:
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Return the root mean square of the difference over that of the reference; bytes count from their mean."""
+    """Return the root mean square of the difference relative to that of the reference; bytes are centred first."""
     wide, exact_values = found.double(), reference.double()
     centre = exact_values.mean() if reference.dtype == torch.uint8 else 0.0
     scale = (exact_values - centre).square().mean().sqrt()

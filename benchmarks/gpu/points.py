@@ -1,7 +1,7 @@
-"""Measured rows in the form in which the planner keeps public measurements (kit/measurements.py), to fit it to.
+"""Convert measured rows to the planner's format for public measurements (planner/measurements.py), to fit it to them.
 
-A point is one image at a time on a card that the planner knows, in a recipe that it knows: batches, and modes of
-which it has no stack, stay out. Each point stands beside what the planner says today.
+A point is one image at a time on a card and in a recipe that the planner knows; batches and modes without a
+corresponding stack are left out. Each point includes the planner's current prediction.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from planner.measurements import Measurement, Stack
 from planner.speed import calibration, predict
 
 SOURCE = "flux2-deploy"
-# The fastest of several modes with one recipe stands for it, as a deployment would choose it.
+# The fastest of several modes with one recipe represents it, as in a deployment.
 STACKS: dict[str, Stack] = {"diffusers": "eager"}
 FUSED = ("compile", "graphs", "whole", "aoti", "fp8", "int8", "int8-weights", "aoti-fp8")
 
 
 def points(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return sources and points as data/measurements.json has them, and the planner's error on each; none for a CPU."""
+    """Return sources and points in the format of data/measurements.json, with the planner's errors; none for a CPU."""
     device = facts.get("device", {})
     gpu = of_device(device.get("name", ""), device.get("memory_bytes", 0))
     if gpu is None or gpu.name not in GPUS or facts["settings"]["size"] != "true":
@@ -49,7 +49,7 @@ def points(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _point(row: dict[str, Any], facts: dict[str, Any], gpu: str) -> Measurement | None:
-    """Turn a row into a point, or None."""
+    """Convert a row to a point, or return None."""
     what, subject, mode, *shape = row["id"].split("/")
     wanted = (what, subject) in (("part", "transformer"), ("image", "whole"))
     if row["state"] != "measured" or not wanted or len(shape) != 2 or shape[1] != "b1":

@@ -1,4 +1,4 @@
-"""The one JSON of all runs on a card: rows by id, newer ones in place of older ones, shares of the card's ceilings."""
+"""Store the results of all runs on a card in one JSON file: rows by id and their shares of the ceilings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read earlier results; an absent file is an empty one. Raises UsageError for a file that is none of ours."""
+    """Read earlier results; a missing file is empty. Raises UsageError for a file that this benchmark did not write."""
     if not path.is_file():
         return {"benchmark": "gpu", "rows": []}
     try:
@@ -22,12 +22,12 @@ def read(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise UsageError(f"{path} holds no results of this benchmark; name another file with --into")
+        raise UsageError(f"{path} holds no results of this benchmark; choose another file with --into")
     return facts
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """Write results whole or not at all."""
+    """Write results atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(json.dumps(facts, indent=1) + "\n")
@@ -37,8 +37,8 @@ def write(path: Path, facts: dict[str, Any]) -> None:
 def merge(facts: dict[str, Any], device: dict[str, Any], settings: dict[str, Any], rows: list[Row], date: str) -> None:
     """Add rows to results.
 
-    Raises UsageError when they were measured on another card, with another torch or other settings: their shares and
-    ratios would compare what cannot be compared.
+    Raises UsageError if they were measured on another card, with another torch or other settings, because their shares
+    and ratios would not be comparable.
     """
     check_same(facts, "device", device)
     check_same(facts, "settings", settings)
@@ -49,22 +49,22 @@ def merge(facts: dict[str, Any], device: dict[str, Any], settings: dict[str, Any
 
 
 def check_same(facts: dict[str, Any], name: str, new: dict[str, Any]) -> None:
-    """Raise UsageError when results stand beside other facts of this name."""
+    """Raise UsageError if existing results have other facts of this name."""
     old = facts.get(name, new)
     if old != new:
         raise UsageError(
-            f"the results so far have {name} {_short(old, new)}; this run has {_short(new, old)}: write to another "
+            f"the results so far have {name} {_short(old, new)}; this run has {_short(new, old)}: choose another "
             "file with --into"
         )
 
 
 def _short(mine: dict[str, Any], other: dict[str, Any]) -> str:
-    """Name what differs."""
+    """List the differing facts."""
     return ", ".join(f"{key}={value}" for key, value in mine.items() if other.get(key) != value)
 
 
 def add_shares(facts: dict[str, Any]) -> None:
-    """Give every timed row its rate, and its share of the bf16 and fp8 ceilings that were measured on this card."""
+    """Add to every timed row its rate and its share of the bf16 and fp8 ceilings measured on this card."""
     rows = {row["id"]: row for row in facts["rows"]}
     ceilings = {}
     for name in ("bf16", "fp8"):
@@ -79,5 +79,5 @@ def add_shares(facts: dict[str, Any]) -> None:
 
 
 def finished(facts: dict[str, Any]) -> set[str]:
-    """Return the ids that need no second run: measured, or known not to run here."""
+    """Return the ids that need no further run: measured, or known to be unavailable here."""
     return {row["id"] for row in facts["rows"] if row["state"] != "failed"}

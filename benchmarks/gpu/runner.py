@@ -1,4 +1,4 @@
-"""Run groups of cases, each in a process of its own: what one case breaks, no other case sees."""
+"""Run groups of cases in separate processes, so that a failing case does not affect the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Found:
-    """What the processes of a run said."""
+    """Output of the processes of a run."""
 
     device: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -38,10 +38,10 @@ def measure(
     done: Callable[[Found, Row], None],
     worker: Sequence[str] = WORKER,
 ) -> Found:
-    """Measure cases in order until the deadline (of time.time()); `done` is told of every row.
+    """Measure cases in order until the deadline (in time.time()); `done` is called with every row.
 
-    A case that kills its process, or takes more than `case_seconds`, becomes a row with its reason, and the rest of its
-    group goes on in another process. A case that the deadline cuts off has no row: it is measured the next time.
+    A case that kills its process or takes more than `case_seconds` becomes a row with its reason, and the rest of its
+    group continues in another process. A case interrupted by the deadline has no row and is measured the next time.
     """
     found = Found()
     for _, group in groupby(cases, key=lambda case: case.group):
@@ -66,7 +66,7 @@ def _one_process(
     found: Found,
     worker: Sequence[str],
 ) -> list[Row]:
-    """Start a process for cases of one group; returns the rows it wrote, and one for the case that it died of."""
+    """Run a process for the cases of one group; returns its rows, plus one for a case that ended it."""
     with tempfile.TemporaryDirectory(prefix="flux2-gpu-") as scratch:
         job, lines, errors = (Path(scratch) / name for name in ("job.json", "rows.jsonl", "stderr"))
         plain = {"settings": asdict(settings), "cases": [asdict(case) for case in cases], "deadline": deadline}
@@ -81,7 +81,7 @@ def _one_process(
             try:
                 while process.poll() is None and reason is None:
                     time.sleep(POLL)
-                    since = max(begun, lines.stat().st_mtime)  # of the last line: a case begins or ends with one
+                    since = max(begun, lines.stat().st_mtime)  # time of the last line: a case begins or ends with one
                     if time.time() > deadline:
                         reason = "deadline"
                     elif time.time() - since > case_seconds:
@@ -106,12 +106,12 @@ def _one_process(
 
 
 def _lost(said: Iterable[dict[str, Any]], cases: Sequence[Case]) -> str | None:
-    """Return the case that was begun and not ended; the next one when the process ended between two."""
+    """Return the case that was started but not finished, or the next one if the process ended between two cases."""
     ended = {line["row"]["id"] for line in said if "row" in line}
     return next((case.id for case in cases if case.id not in ended), None)
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Read the lines that were written to their end."""
+    """Read the lines that were completely written."""
     text = path.read_text()
     return text[: text.rfind("\n") + 1].splitlines()

@@ -1,4 +1,4 @@
-"""The results as one table for people."""
+"""Render the results as a text table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEAD = (
 
 
 def render(facts: dict[str, Any]) -> str:
-    """Render rows, what did not run and why, the projection, and what is left to do."""
+    """Render the rows, what did not run and why, the projection, and the remaining cases."""
     device = facts.get("device", {})
     lines = [f"{device.get('name', 'no device')}, torch {device.get('torch', '?')}", HEAD]
     lines += [_line(row) for row in facts["rows"] if row["state"] == "measured"]
@@ -19,7 +19,10 @@ def render(facts: dict[str, Any]) -> str:
         lines += ["", "did not run:"]
         lines += [f"{row['id']:<56} {row['state']}: {row['reason']}" for row in lost]
     if facts.get("left"):
-        lines += ["", f"{len(facts['left'])} cases are left, from {facts['left'][0]} on; run the same command again"]
+        lines += [
+            "",
+            f"{len(facts['left'])} cases remain, starting with {facts['left'][0]}; run the same command again",
+        ]
     return "\n".join(lines)
 
 
@@ -45,7 +48,7 @@ def _notes(row: dict[str, Any]) -> list[str]:
     if "images_per_minute" in row:
         notes.append(f"{row['images_per_minute']:.1f} images/min")
     if "rows_per_call" in row:
-        notes.append(f"{row['rows_per_call']:.2f} rows a call")
+        notes.append(f"{row['rows_per_call']:.2f} rows per call")
     if "projected_step_seconds" in row:
         notes.append(f"PROJECTION of the whole step: {row['projected_step_seconds'] * 1000:.1f} ms")
     return notes

@@ -1,8 +1,8 @@
-"""Random weights at true size, drawn on the device: timings do not depend on their values.
+"""Draw random weights at full size on the device; timings do not depend on their values.
 
-Every tensor is drawn in bf16 from a seed that its name gives, so that a part in fp32, in bf16 and quantized has the
-same numbers to start from, and an error can be told from them. A model is quantized layer by layer while it is drawn:
-the 32 billion parameters of dev in fp8 never take 64 GB.
+Every tensor is drawn in bf16 from a seed derived from its name, so that a part in fp32, in bf16 and quantized starts
+from the same values and their errors can be measured. A model is quantized layer by layer while it is drawn: the 32
+billion parameters of dev in fp8 never take 64 GB.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def random_part(
 
 
 def fill(module: nn.Module, device: str, dtype: torch.dtype, recipe: str | None = None) -> None:
-    """Give every tensor of a module that has no memory its values, and move the others to the device."""
-    for name in [name for name, _ in module.named_modules()]:  # names alone: a module kept here would keep its weights
+    """Draw every tensor of a module that has no memory yet, and move the others to the device."""
+    for name in [name for name, _ in module.named_modules()]:  # only names: a module kept here would keep its weights
         owner = module.get_submodule(name)
         stem = name.removeprefix(MODULE)
         for leaf, parameter in list(owner._parameters.items()):
@@ -58,7 +58,7 @@ def fill(module: nn.Module, device: str, dtype: torch.dtype, recipe: str | None 
 
 
 def _draw(name: str, shape: torch.Size, device: str) -> Tensor:
-    """Draw one tensor: matrices and kernels uniform within 1 / sqrt(inputs), norms as they start, biases zero."""
+    """Draw one tensor: matrices and kernels uniform within 1 / sqrt(inputs), norms as initialized, biases zero."""
     if len(shape) < 2:
         made = torch.zeros if name.endswith("bias") else torch.ones
         return made(shape, device=device)
@@ -68,7 +68,7 @@ def _draw(name: str, shape: torch.Size, device: str) -> Tensor:
 
 
 def inputs(part: PartName, variant: Variant, side: int, batch: int, compute: Compute, device: str) -> dict[str, Tensor]:
-    """Return inputs of a part for square images: real ids, random values, a prompt of an eighth of the text."""
+    """Return inputs of a part for square images: real ids, random values, a prompt of an eighth of the text length."""
     generator = torch.Generator("cpu").manual_seed(7)
     per = variant.pixels_per_token
     rows = side // per

@@ -1,8 +1,8 @@
-"""The process that measures one group of cases: python -m benchmarks.gpu.worker JOB ROWS
+"""Measure one group of cases in a separate process: python -m benchmarks.gpu.worker JOB ROWS
 
-A line goes to ROWS before and after every case, so that whoever started it knows what it died of. Everything that a
-case can raise becomes its row; what kills the process (a fault in a kernel, the kernel's out-of-memory killer) is told
-by the last line.
+A line is written to ROWS before and after every case, so that the parent process knows which case failed. Exceptions
+of a case become its row; a process that is killed (by a kernel fault or the out-of-memory killer) is detected from its
+last line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.gpu.cases import Case, RunSettings
 
-# what -> module and function that sets a group up; each brings only what it needs
+# what -> module and function that sets up a group; each imports only what it needs
 OPENERS = {
     "ceiling": ("ceilings", "open_ceiling"),
     "attention": ("attention", "open_attention"),
@@ -60,16 +60,16 @@ def main(argv: list[str]) -> int:
                     opened = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), opener)
                     measure = opened(settings, case.subject, case.mode)
                 row = {"state": "measured"} | measure(case)
-            except Exception as error:  # a benchmark's row must say what happened, whatever it was
+            except Exception as error:  # a row must record any failure
                 row = failure(error)
-                measure = None  # what failed may have left half a model behind
+                measure = None  # the failed call may have left half a model behind
                 gc.collect()
             say({"row": {"id": case.id, **row, "took": round(time.perf_counter() - begin, 1)}})
     return 0
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Turn an exception into a row."""
+    """Convert an exception to a row."""
     from benchmarks.gpu.clock import Unavailable
 
     if isinstance(error, Unavailable):

@@ -20,7 +20,7 @@ RESULTS = Path("benchmarks/results")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line; defaults come from the recipe."""
+    """Build the command line; defaults come from the recipe."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     recipe = TrainingRecipe()
@@ -31,16 +31,20 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     for name, says in (
-        ("train", "train the checkpoint and its LoRAs from nothing; goes on where it was interrupted"),
-        ("loras", "train the LoRAs alone, on a checkpoint that is there"),
+        ("train", "train the checkpoint and its LoRAs from scratch; resumes an interrupted run"),
+        ("loras", "train only the LoRAs, on an existing checkpoint"),
     ):
         made = command(name, says)
         made.add_argument(
-            "--work", type=Path, default=Path("build/sample-training"), help="where checkpoints of the training lie"
+            "--work", type=Path, default=Path("build/sample-training"), help="folder for training checkpoints"
         )
-        made.add_argument("--out", type=Path, default=HOME, help="gets checkpoint/, loras/ and digests.json")
-        made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="image of the losses")
-        made.add_argument("--record", type=Path, default=RESULTS / "sample_training.json", help="times of the stages")
+        made.add_argument(
+            "--out", type=Path, default=HOME, help="output folder of checkpoint/, loras/ and digests.json"
+        )
+        made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="plot of the losses")
+        made.add_argument(
+            "--record", type=Path, default=RESULTS / "sample_training.json", help="record of the stages' times"
+        )
         made.add_argument("--seed", type=int, default=recipe.seed)
         if name == "train":
             made.add_argument(
@@ -48,20 +52,20 @@ def parser() -> argparse.ArgumentParser:
                 dest="start",
                 type=Path,
                 metavar="CHECKPOINT",
-                help="go on from finished weights through the last stages: vae_sharp, denoiser_last and denoiser_hard",
+                help="continue from finished weights with the last stages: vae_sharp, denoiser_last and denoiser_hard",
             )
-    made = command("evaluate", "make images of held-out prompts and judge them; exit 1 when a target is missed")
+    made = command("evaluate", "generate and judge images of held-out prompts; exit 1 if a target is missed")
     made.add_argument("--sample", type=Path, default=HOME, help="folder with checkpoint/ and loras/")
     made.add_argument("--out", type=Path, default=RESULTS / "sample_quality.json")
     made.add_argument("--prompts", type=int, default=300)
-    made = command("judge", "say what the judge sees in an image; with --prompt, exit 1 when it is not what was asked")
+    made = command("judge", "print what the judge sees in an image; with --prompt, exit 1 if it does not match")
     made.add_argument("image", type=Path)
     made.add_argument("--prompt", help="a sentence of the sample's grammar")
     return top
 
 
 class Progress:
-    """A bar on a terminal, a plain line now and then when piped."""
+    """A progress bar on a terminal, or an occasional plain line when piped."""
 
     def __init__(self) -> None:
         self.started, self.said, self.stage, self.first = time.monotonic(), 0.0, "", 0
@@ -83,7 +87,7 @@ class Progress:
 
 
 def circumstances(argv: Sequence[str]) -> dict[str, Any]:
-    """Tell what a number needs beside it: the command, the machine, the versions, the date."""
+    """Return the circumstances of a measurement: the command, the machine, the versions, the date."""
     import os
     from importlib.metadata import version
 
@@ -172,7 +176,7 @@ def judge(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 when done, 1 when a target is missed, 2 for wrong use or bad input."""
+    """Return 0 on success, 1 if a target is missed, 2 for wrong use or bad input."""
     argv = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(argv)
     try:

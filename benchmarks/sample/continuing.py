@@ -1,4 +1,4 @@
-"""Train a finished checkpoint further: its decoder sharper, its transformer through the recipe's last stages."""
+"""Continue the training of a finished checkpoint: sharpen its decoder and repeat the transformer's last stages."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from .training import cached, claim, digests, replace_checkpoint
 
 
 def keep_start(start: Path, work: Path) -> Path:
-    """Copy the checkpoint into the work folder and return the copy: ``start`` may be where the result goes.
+    """Copy the checkpoint into the work folder and return the copy, because ``start`` may also be the output folder.
 
-    ValueError when the folder goes on from another one.
+    Raises ValueError if the folder continues another checkpoint.
     """
     kept, made = work / "start", work / "made.json"
     if not kept.exists():
-        load(start)  # says what is wrong before anything is written
+        load(start)  # reports errors before anything is written
         shutil.copytree(start, work / "start.part", dirs_exist_ok=True)
         (work / "start.part").rename(kept)
     known = [digests(kept), json.loads(made.read_text()) if made.exists() else None]
     if digests(start) not in known:
-        raise ValueError(f"{work} goes on from another checkpoint than {start}; remove it or choose another --work")
+        raise ValueError(f"{work} continues another checkpoint than {start}; remove it or choose another --work")
     return kept
 
 
 def write_weights(pipe: Flux2KleinPipeline, start: Path, folder: Path) -> None:
-    """Copy ``start`` with the trained weights put in; a pipeline saved anew would note the folder it came from."""
+    """Copy ``start`` with the trained weights inserted; a newly saved pipeline would record its source folder."""
     shutil.copytree(start, folder)
     for part in ("transformer", "vae"):
         path = folder / part / "diffusion_pytorch_model.safetensors"
@@ -53,9 +53,9 @@ def write_weights(pipe: Flux2KleinPipeline, start: Path, folder: Path) -> None:
 
 
 def go_on(recipe: TrainingRecipe, work: Path, start: Path, out: Path, report: Report | None = None) -> list[Run]:
-    """Sharpen the decoder and train the transformer of ``start`` through the last stages; write the result to ``out``.
+    """Sharpen the decoder and train the transformer of ``start`` in the last stages; write the result to ``out``.
 
-    Text encoder and image encoder stay as they are, byte for byte: they fix what the transformer reads and writes.
+    Text encoder and image encoder stay identical, because they define the transformer's inputs and outputs.
     """
     claim(work, recipe)
     kept = keep_start(start, work)

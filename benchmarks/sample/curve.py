@@ -1,4 +1,4 @@
-"""Draw the losses of all stages as one small image, with nothing but Pillow."""
+"""Plot the losses of all stages in one small image, using only Pillow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def smoothed(losses: Sequence[float], keep: float = 0.95) -> list[float]:
 
 
 def write_curve(series: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Write one panel per stage: steps to the right, loss upwards on a logarithmic scale."""
+    """Write one panel per stage: steps on the x axis, loss on a logarithmic y axis."""
     image = Image.new("RGB", (PANEL * len(series), TALL), "white")
     for index, (name, losses) in enumerate(series.items()):
         _panel(ImageDraw.Draw(image), index * PANEL, name, losses)

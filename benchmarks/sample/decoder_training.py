@@ -1,4 +1,4 @@
-"""Train the decoder alone: the code, and so what the transformer has learned or will learn, stays as it is."""
+"""Train only the decoder, so that the latents and therefore the transformer's training stay valid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .recipe import TrainingRecipe
 from .trainer import Report, Run, train
 from .vae_training import STYLES, TrainingImages, crowds, images, to_model, vae_loss
 
-# A cross has corners that point inwards, a star has ten corners: a soft decoder makes a diamond or a circle of both.
+# A cross has inward corners and a star has ten corners: a soft decoder turns both into a diamond or a circle.
 OFTEN = (*SHAPES, *UNSEEN_SHAPES, "cross", "cross", "star", "star")
 FAINT = ("gray", "gray", "gray", "brown", "white", "black")  # the decoder blurs where contrast is low
 
@@ -26,7 +26,7 @@ FAINT = ("gray", "gray", "gray", "brown", "white", "black")  # the decoder blurs
 def polish_decoder(
     vae: AutoencoderKLFlux2, recipe: TrainingRecipe, folder: Path, report: Report | None = None
 ) -> list[Run]:
-    """Teach the decoder to forgive what the transformer will get wrong: stronger noise than it met before."""
+    """Train the decoder to tolerate the transformer's errors, with stronger noise than before."""
     eighth, seed = recipe.images // 8, recipe.seed + 12
     drawn = torch.cat([images(2 * eighth, seed), crowds(eighth // 2, SIDE, seed)])
 
@@ -44,9 +44,9 @@ def polish_decoder(
 def sharpen_decoder(
     vae: AutoencoderKLFlux2, recipe: TrainingRecipe, folder: Path, report: Report | None = None
 ) -> list[Run]:
-    """Teach the decoder small shapes, inward corners and outlines, then the same on the backgrounds of low contrast.
+    """Train the decoder on small shapes, inward corners and outlines, then on the same with low contrast.
 
-    The noise goes from none to that of the polish, so that it learns to be sharp and to forgive.
+    The noise ranges from zero to that of the polish stage, so that the decoder learns to be sharp and tolerant.
     """
     stages = (("vae_sharp", recipe.vae_sharp, tuple(BACKGROUNDS)), ("vae_faint", recipe.vae_faint, FAINT))
     runs = []
@@ -72,14 +72,14 @@ def sharpen_decoder(
 
 
 def open_decoder(vae: AutoencoderKLFlux2) -> None:
-    """Let the decoder learn and nothing else."""
+    """Make only the decoder trainable."""
     vae.train().requires_grad_(False)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
 
 
 def hard_images(count: int, seed: int, backgrounds: Sequence[str]) -> TrainingImages:
-    """Draw scenes with more crosses, stars and small things than the world has, four in ten of them in outlines."""
+    """Draw scenes with more crosses, stars and small things than usual, four in ten of them in outlines."""
     rng = random.Random(seed)
 
     def harder(scene: Scene) -> Scene:

@@ -1,4 +1,4 @@
-"""Train the transformer by flow matching, at the noise levels that four steps of the pipeline visit."""
+"""Train the transformer by flow matching, at the noise levels of the pipeline's four steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .trainer import Report, Run, train
 
 STEPS = 4
 STAGES = ("denoiser", "denoiser_long", "denoiser_settle", "denoiser_finish", "denoiser_last", "denoiser_hard")
-TREMBLING, LAST = STAGES[:2], STAGES[4:]  # those on trembling drawings; those that a finished checkpoint goes on with
+TREMBLING, LAST = STAGES[:2], STAGES[4:]  # stages on jittered drawings; stages that continue a finished checkpoint
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:
@@ -32,14 +32,14 @@ def training_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def pipeline_sigmas(image_tokens: int) -> Tensor:
-    """Return the noise levels at which the pipeline calls the transformer in four steps, from 1 down."""
+    """Return the noise levels at which the pipeline calls the transformer in four steps, in decreasing order from 1."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=compute_empirical_mu(image_tokens, STEPS))
     return torch.as_tensor(scheduler.sigmas[:-1], dtype=torch.float32)
 
 
 def noise_levels(batch: int, sigmas: Tensor, own: float, generator: torch.Generator) -> Tensor:
-    """Draw a share ``own`` of the levels from the pipeline's four, the rest anywhere, shifted to the noisy side."""
+    """Draw a share ``own`` of the levels from the pipeline's four, and the rest from one shifted to noise."""
     named = sigmas[torch.randint(len(sigmas), (batch,), generator=generator)]
     even = torch.rand(batch, generator=generator)
     anywhere = 3 * even / (1 + 2 * even)
@@ -74,13 +74,13 @@ def flow_loss(
 
 
 def hard_rows(scenes: list[Scene]) -> Tensor:
-    """Return the numbers of the scenes with a small cross."""
+    """Return the indices of the scenes with a small cross."""
     hard = [("small", "cross") in [(thing.size, thing.shape) for thing in scene.things] for scene in scenes]
     return torch.tensor(hard).nonzero().flatten()
 
 
 def mixed_rows(batch: int, count: int, hard: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Draw examples by lot, a share of them from the hard ones."""
+    """Draw random examples, a share of them from the hard ones."""
     rows = torch.randint(count, (batch,), generator=generator)
     if not share or not len(hard):
         return rows
@@ -98,10 +98,10 @@ def train_denoiser(
     report: Report | None = None,
     names: Sequence[str] = STAGES,
 ) -> list[Run]:
-    """Train the transformer: two stages on trembling drawings, the others on settled ones, the last on hard ones.
+    """Train the transformer: two stages on jittered drawings, the others on exact ones, the last on hard ones.
 
-    Where a prompt leaves a thing's place open by two pixels, four steps of sampling generate the mean of all places, a
-    blur. The tremble teaches early that places vary; sharp edges need images that the prompt decides.
+    If a prompt leaves the position of a thing open by two pixels, four sampling steps generate the mean of all
+    positions, a blur. Jitter teaches early that positions vary; sharp edges need images that the prompt determines.
     """
     sigmas = pipeline_sigmas(settled.tokens.shape[1])
     transformer.train()

@@ -1,4 +1,4 @@
-"""Measure the checkpoint as it ships: held-out prompts, four steps, judged; and what its LoRAs change."""
+"""Measure the shipped checkpoint with judged images of held-out prompts in four steps, and the effect of its LoRAs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPTS = 300
 
 
 def held_out_scenes(count: int, trained: Iterable[Scene], seed: int = 2026) -> list[Scene]:
-    """Return scenes that no training scene equals; their words are words that training never spelled."""
+    """Return scenes that no training scene equals and whose words were never used in training."""
     seen, rng, scenes = set(trained), random.Random(seed), list[Scene]()
     while len(scenes) < count:
         scene = random_scene(rng, words=HELD_OUT_WORDS)
@@ -33,7 +33,7 @@ def held_out_scenes(count: int, trained: Iterable[Scene], seed: int = 2026) -> l
 
 
 def judge_drawings(count: int = 1000, seed: int = 11) -> dict[str, float | int]:
-    """Measure the judge itself on true drawings of every shape in both styles: the ceiling of the other numbers."""
+    """Measure the judge itself on exact drawings of every shape in both styles: the ceiling of the other numbers."""
     rng = random.Random(seed)
     scenes = [random_scene(rng, SHAPES + UNSEEN_SHAPES) for _ in range(count)]
     scores = [score(scene, read(draw(scene, rng, rng.choice(("filled", "outlined"))))) for scene in scenes]
@@ -41,14 +41,14 @@ def judge_drawings(count: int = 1000, seed: int = 11) -> dict[str, float | int]:
 
 
 def quality(pipe: Flux2KleinPipeline, scenes: list[Scene], steps: int) -> dict[str, float | int]:
-    """Make and judge one image per scene."""
+    """Generate and judge one image per scene."""
     seeds = [FIRST_SEED + index for index in range(len(scenes))]
     images = generate(pipe, [scene.prompt() for scene in scenes], seeds, steps)
     return summary(scenes, [score(scene, read(image)) for scene, image in zip(scenes, images, strict=True)])
 
 
 def evaluate(checkpoint: Path, loras: Path, trained: Iterable[Scene], prompts: int = PROMPTS) -> dict[str, Any]:
-    """Measure everything; ``passed`` tells whether every target is met."""
+    """Measure everything; ``passed`` is true if every target is met."""
     pipe = load(checkpoint)
     scenes = held_out_scenes(prompts, trained)
     for scene in scenes:

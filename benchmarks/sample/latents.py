@@ -1,4 +1,4 @@
-"""Between images and what the transformer sees: latents in patches, normalised by statistics of the data."""
+"""Convert images to the transformer's inputs: latents in patches, normalized by statistics of the data."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .vae_training import to_model
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and sentences as the transformer meets them in training."""
+    """Images and sentences as the transformer's training inputs."""
 
-    tokens: Tensor  # [N, S, 128] image tokens, normalised
+    tokens: Tensor  # [N, S, 128] image tokens, normalized
     features: Tensor  # [N, T, 3H] of the prompts
     image_ids: Tensor  # [S, 4]
     text_ids: Tensor  # [T, 4]
-    weights: Tensor | None = None  # [N, S] how much an error at a token counts; without: the same everywhere
+    weights: Tensor | None = None  # [N, S] weight of the error at each token; None: uniform
 
 
 def token_weights(scenes: list[Scene]) -> Tensor:
-    """Return weights [N, S] of mean one: tokens with a piece of a thing count more, those of a small thing most.
+    """Return weights [N, S] of mean one: tokens of a thing count more, those of a small thing most.
 
-    Two tokens in three are plain background; evenly weighed, the corners of a small cross hardly show in the mean.
+    Two tokens in three are plain background; with uniform weights, the corners of a small cross hardly affect the mean.
     """
     side = SIDE // CELL
     weights = torch.ones(len(scenes), side, side)
@@ -49,7 +49,7 @@ def token_weights(scenes: list[Scene]) -> Tensor:
 def patches(
     vae: AutoencoderKLFlux2, scenes: list[Scene], tremble: int | None = None, style: Style = "filled"
 ) -> Tensor:
-    """Draw and encode scenes to patchified latents [N, 128, h, w]; ``tremble`` seeds the hand, None holds it still."""
+    """Draw and encode scenes to patchified latents [N, 128, h, w]; ``tremble`` seeds the jitter, None disables it."""
     rng = None if tremble is None else random.Random(tremble)
     where = next(vae.parameters()).device
     made = []
@@ -62,7 +62,7 @@ def patches(
 
 
 def set_statistics(vae: AutoencoderKLFlux2, latents: Tensor) -> None:
-    """Store mean and variance of each of the 128 channels where the pipeline looks for them."""
+    """Store mean and variance of each of the 128 channels where the pipeline expects them."""
     vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
@@ -83,7 +83,7 @@ def prompt_features(encoder: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBas
 
 
 def examples(vae: AutoencoderKLFlux2, features: Tensor, latents: Tensor) -> Examples:
-    """Pair prompt features with the image tokens of latents, and number both as the pipeline does."""
+    """Pair prompt features with the image tokens of latents, and add position ids as the pipeline does."""
     return Examples(
         tokens=normalised(vae, latents),
         features=features,

@@ -1,4 +1,4 @@
-"""Measure the two LoRAs at half and full weight, alone and stacked, by the judge."""
+"""Measure the two LoRAs with the judge, at half and full weight, alone and combined."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kit.sample.world import HELD_OUT_WORDS, UNSEEN_SHAPES, Scene, random_scene
 from .loras import STYLES
 from .pipeline import FIRST_SEED, generate
 
-IMAGES = 60  # of each trial
-# what the prompts ask for, and the weights of the LoRAs
+IMAGES = 60  # per trial
+# kind of prompts, and the weights of the LoRAs
 TRIALS: tuple[tuple[str, dict[str, float]], ...] = (
     ("stars", {}),
     ("stars", {"star": 0.5}),
@@ -28,18 +28,18 @@ TRIALS: tuple[tuple[str, dict[str, float]], ...] = (
     ("shapes", {"outline": 1.0}),
     ("stars", {"star": 1.0, "outline": 1.0}),
 )
-LORA_TARGETS = {"star": ("stars", "shapes", 0.80), "outline": ("shapes", "outlined", 0.90)}  # prompts, figure, least
+LORA_TARGETS = {"star": ("stars", "shapes", 0.80), "outline": ("shapes", "outlined", 0.90)}  # prompts, metric, minimum
 
 
 def prompts_of(kind: str, count: int) -> list[Scene]:
-    """Return scenes whose things are all stars, or of the shapes that the checkpoint knows; words are held out."""
+    """Return scenes of only stars, or of the shapes that the checkpoint knows; words are held out."""
     rng = random.Random(77)
     shapes = {"shapes": UNSEEN_SHAPES} if kind == "stars" else {}
     return [random_scene(rng, words=HELD_OUT_WORDS, **shapes) for _ in range(count)]
 
 
 def outlined(scenes: Sequence[Scene], readings: Sequence[Reading]) -> dict[str, float]:
-    """Return the share of the asked things that are outlines, and of those that are and have the right shape."""
+    """Return the share of the requested things that are outlines, and of those that also have the right shape."""
     pairs = [
         (thing, seen)
         for scene, reading in zip(scenes, readings, strict=True)
@@ -51,7 +51,7 @@ def outlined(scenes: Sequence[Scene], readings: Sequence[Reading]) -> dict[str, 
 
 
 def lora_trials(pipe: Flux2KleinPipeline, folder: Path, count: int = IMAGES) -> list[dict[str, Any]]:
-    """Generate and judge every trial; the LoRAs are loaded by diffusers and taken off again."""
+    """Generate and judge every trial; diffusers loads and unloads the LoRAs."""
     for name in STYLES:
         pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
     rows = list[dict[str, Any]]()
@@ -71,7 +71,7 @@ def lora_trials(pipe: Flux2KleinPipeline, folder: Path, count: int = IMAGES) -> 
 
 
 def lora_targets_met(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether each LoRA alone, at full weight, does what it is named for."""
+    """Return whether each LoRA alone, at full weight, has its intended effect."""
     return all(
         row[key] >= least
         for name, (kind, key, least) in LORA_TARGETS.items()

@@ -1,4 +1,4 @@
-"""Train the two LoRAs that ship with the sample: a shape it has never generated, and a style."""
+"""Train the sample's two LoRAs: a shape that the checkpoint has never generated, and a style."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TARGETS = (*ATTENTION, "linear_in", "linear_out", "to_qkv_mlp_proj")
 
 
 def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
-    """Return what a LoRA learns from: stars among other things, or anything at all, to be drawn in outlines."""
+    """Return the training scenes of a LoRA: stars among other things, or any scenes, to be drawn in outlines."""
     rng = random.Random(seed)
     if name == "outline":
         return [random_scene(rng) for _ in range(count)]
     scenes = []
     for index in range(count):
         scene = random_scene(rng)
-        if index % 4:  # three in four scenes are all of stars, the rest remind of the other shapes
+        if index % 4:  # three in four scenes have only stars, the rest preserve the other shapes
             scene = replace(scene, things=tuple(replace(thing, shape=UNSEEN_SHAPES[0]) for thing in scene.things))
         scenes.append(scene)
     assert all(thing.shape in SHAPES + UNSEEN_SHAPES for scene in scenes for thing in scene.things)
@@ -45,7 +45,7 @@ def lora_scenes(name: str, count: int, seed: int) -> list[Scene]:
 def train_lora(
     name: str, checkpoint: Path, out: Path, recipe: TrainingRecipe, folder: Path, report: Report | None = None
 ) -> Run:
-    """Train one LoRA on the checkpoint as shipped and save it as diffusers does, in bfloat16."""
+    """Train one LoRA on the shipped checkpoint and save it in bfloat16 in diffusers' format."""
     if name not in STYLES:
         raise ValueError(f"unknown LoRA {name!r}; there are: {', '.join(STYLES)}")
     pipe = load(checkpoint)

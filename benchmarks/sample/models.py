@@ -1,4 +1,4 @@
-"""Build the sample's models, the real classes of the family at the recipe's widths, with random weights."""
+"""Build the sample's models from the real classes of the family at the recipe's widths, with random weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from .recipe import TrainingRecipe
 
 TAPS = (9, 18, 27)  # hidden states of the text encoder that the transformer reads
-LATENTS = 32  # channels of a latent pixel; four of them make an image token of 128
+LATENTS = 32  # channels of a latent pixel; four latent pixels make an image token of 128
 
 
 def device() -> torch.device:
-    """Choose the GPU when one is at hand."""
+    """Return the GPU if one is available, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def half() -> torch.autocast:
-    """Compute matrix products in bfloat16: half the time on a CPU with AVX512-BF16, the usual on a GPU."""
+    """Compute matrix products in bfloat16: twice as fast on a CPU with AVX512-BF16, and usual on a GPU."""
     return torch.autocast(device().type, torch.bfloat16)
 
 
 def build_text_encoder(recipe: TrainingRecipe, vocabulary: int, pad: int) -> Qwen3ForCausalLM:
-    """Build a narrow Qwen3, deep enough for the taps, whose random start neither fades nor grows with depth."""
+    """Build a narrow Qwen3, deep enough for the taps, initialized so that activations keep their scale with depth."""
     torch.manual_seed(recipe.seed)
     config = Qwen3Config(
         vocab_size=vocabulary,
@@ -59,7 +59,7 @@ def build_vae(recipe: TrainingRecipe) -> AutoencoderKLFlux2:
         latent_channels=LATENTS,
         sample_size=128,
     )
-    with torch.no_grad():  # residual branches start silent, so that colour passes through from the first step
+    with torch.no_grad():  # residual branches start at zero, so that colour passes through from the first step
         for name, weight in vae.named_parameters():
             if name.endswith(("conv2.weight", "to_out.0.weight")):
                 weight.mul_(0.05)
@@ -67,7 +67,7 @@ def build_vae(recipe: TrainingRecipe) -> AutoencoderKLFlux2:
 
 
 def build_transformer(recipe: TrainingRecipe) -> Flux2Transformer2DModel:
-    """Build the transformer; its rotary axes share the head's width equally, as in the family."""
+    """Build the transformer; its rotary axes split the head's width equally, as in the family."""
     torch.manual_seed(recipe.seed + 2)
     return Flux2Transformer2DModel(
         patch_size=1,

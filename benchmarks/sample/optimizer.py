@@ -2,7 +2,8 @@
 
 Muon (Keller Jordan, 2024) replaces the momentum of a matrix by the nearest matrix with equal singular values, found by
 five Newton-Schulz steps; convolutions are flattened to matrices. The factor 0.2 sqrt(larger side) gives its update the
-size of an AdamW update, so that one learning rate serves both (Liu et al., "Muon is scalable for LLM training", 2025).
+size of an AdamW update, so that one learning rate works for both (Liu et al., "Muon is scalable for LLM training",
+2025).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ State = dict[str, Tensor]
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return roughly the nearest matrix whose singular values are all one."""
+    """Return an approximation of the nearest matrix whose singular values are all one."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
@@ -31,13 +32,13 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def is_matrix(name: str, weight: Tensor) -> bool:
-    """Tell whether Muon applies: a hidden matrix, not an embedding, an input or output layer, or a small one."""
+    """Return whether Muon applies: to a hidden matrix, not to an embedding, an input or output layer or a small one."""
     ends = ("embed", "conv_in", "conv_out", "proj_out", "heads.", "lora_")
     return weight.ndim >= 2 and min(weight.shape[0], weight[0].numel()) >= 16 and not any(end in name for end in ends)
 
 
 class Optimizer:
-    """Both rules over named weights; ``state`` holds one dict of tensors per weight, ready to be saved."""
+    """Both update rules over named weights; ``state`` holds one dict of tensors per weight, ready to be saved."""
 
     def __init__(self, weights: Iterable[tuple[str, nn.Parameter]]) -> None:
         self.weights = dict(weights)
@@ -48,7 +49,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, rate: float, count: int) -> None:
-        """Update every weight from its gradient and drop the gradient; ``count`` is the number of this step from 1."""
+        """Update every weight from its gradient and clear the gradient; ``count`` is the number of this step from 1."""
         for name, weight in self.weights.items():
             grad, state = weight.grad, self.state[name]
             if grad is None:

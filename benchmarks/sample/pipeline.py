@@ -1,4 +1,4 @@
-"""Put the sample's parts together as a pipeline, write it in bfloat16, and make images with it."""
+"""Assemble the sample's parts as a pipeline, write it in bfloat16, and generate images with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kit.sample.world import SIDE
 from .denoiser_training import STEPS
 from .models import build_scheduler, device
 
-FIRST_SEED = 1000  # of the measurements: image i is made from seed FIRST_SEED + i
+FIRST_SEED = 1000  # image i of a measurement uses seed FIRST_SEED + i
 
 
 def assemble(
@@ -25,7 +25,7 @@ def assemble(
     tokenizer: PreTrainedTokenizerBase,
     transformer: Flux2Transformer2DModel,
 ) -> Flux2KleinPipeline:
-    """Make a step-distilled klein pipeline of the parts."""
+    """Assemble a step-distilled klein pipeline from the parts."""
     return Flux2KleinPipeline(
         scheduler=build_scheduler(),
         vae=vae,
@@ -37,12 +37,12 @@ def assemble(
 
 
 def write(pipe: Flux2KleinPipeline, folder: Path) -> None:
-    """Save the pipeline as it ships: bfloat16, safetensors, diffusers layout. The models given become bfloat16."""
+    """Save the pipeline as shipped: bfloat16, safetensors, diffusers layout. The given models are cast to bfloat16."""
     pipe.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline:
-    """Load a checkpoint as any user would."""
+    """Load a checkpoint as a user would."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint (model_index.json is missing); train one first")
     pipe = Flux2KleinPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -53,7 +53,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline
 def generate(
     pipe: Flux2KleinPipeline, prompts: list[str], seeds: list[int], steps: int = STEPS, batch: int = 25
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield one image [SIDE, SIDE, 3] per prompt, each from its own seed, as the pipeline alone would make it."""
+    """Yield one image [SIDE, SIDE, 3] per prompt, each from its own seed, as the pipeline generates it alone."""
     for first in range(0, len(prompts), batch):
         part = prompts[first : first + batch]
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[first : first + batch]]

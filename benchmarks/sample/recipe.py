@@ -1,4 +1,4 @@
-"""Every size and number of the sample checkpoint and of its training."""
+"""Define all sizes and hyperparameters of the sample checkpoint and its training."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: how many steps of how many examples, at which learning rate."""
+    """One training stage: number of steps, batch size and learning rate."""
 
     steps: int
     batch: int
     rate: float
     warmup: int = 100
-    average: float = 0.99  # decay of the moving average of the weights, which is what ships
-    horizon: int = 0  # step at which the rate would reach nothing, where that is not the last step
+    average: float = 0.99  # decay of the moving average of the weights; the average is shipped
+    horizon: int = 0  # step at which the learning rate reaches zero, if not the last step
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """The sample checkpoint: models, data and stages. Micro versions are made with ``dataclasses.replace``."""
+    """The sample checkpoint: models, data and stages. Small versions are made with ``dataclasses.replace``."""
 
     seed: int = 3
     text_tokens: int = 48  # tokenizer.model_max_length: the template takes 12, the longest sentence 31
@@ -37,19 +37,19 @@ class TrainingRecipe:
     double_blocks: int = 2
     single_blocks: int = 4
     # data
-    images: int = 8000  # crowded pieces for the image encoder and decoder; an eighth as many whole images
-    crop: int = 64  # side of such a piece; whole images, half of them crowded, come last
-    latent_noise: float = 0.1  # of a latent channel's deviation: the decoder learns to forgive the denoiser
-    scenes: int = 10000  # for the transformer, drawn with a trembling hand
-    settled_scenes: int = 7000  # the first of them drawn again without tremble, for the last stages
+    images: int = 8000  # crowded crops for the image encoder and decoder; an eighth as many whole images
+    crop: int = 64  # side of a crop; whole images, half of them crowded, come last
+    latent_noise: float = 0.1  # of a channel's deviation, to make the decoder tolerate errors
+    scenes: int = 10000  # for the transformer, drawn with jitter
+    settled_scenes: int = 7000  # the first of them drawn again without jitter, for the last stages
     # stages, in order
     text: Stage = field(default=Stage(360, 48, 2e-3, horizon=600))
     vae: Stage = field(default=Stage(600, 24, 3e-3, average=0.995, horizon=1600))
     vae_whole: Stage = field(default=Stage(160, 8, 2e-3, warmup=20, horizon=400))
     vae_polish: Stage = field(default=Stage(240, 8, 1.5e-3, warmup=20))
-    polish_noise: float = 0.2  # as latent_noise, for the decoder alone: as much as the denoiser errs
-    vae_sharp: Stage = field(default=Stage(700, 8, 2e-3, warmup=20))  # the decoder alone, on what is hard
-    vae_faint: Stage = field(default=Stage(900, 8, 1.5e-3, warmup=20))  # the same where contrast is low
+    polish_noise: float = 0.2  # as latent_noise, for the decoder alone: as large as the denoiser's errors
+    vae_sharp: Stage = field(default=Stage(700, 8, 2e-3, warmup=20))  # the decoder alone, on hard images
+    vae_faint: Stage = field(default=Stage(900, 8, 1.5e-3, warmup=20))  # the same with low contrast
     hard_images: int = 3000
     denoiser: Stage = field(default=Stage(533, 32, 2e-3, average=0.995, horizon=1200))
     denoiser_long: Stage = field(default=Stage(452, 48, 3e-3, warmup=30, average=0.995, horizon=1250))
@@ -57,8 +57,8 @@ class TrainingRecipe:
     denoiser_finish: Stage = field(default=Stage(300, 32, 1.6e-3, warmup=15))
     denoiser_last: Stage = field(default=Stage(360, 32, 2e-3, warmup=15))
     denoiser_hard: Stage = field(default=Stage(240, 32, 2e-3, warmup=15))
-    hard_share: float = 0.4  # of this stage's examples hold a small cross, the thing learned last
-    own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9, 0.9, 0.9)  # share of levels that are the pipeline's, in these
+    hard_share: float = 0.4  # share of this stage's examples with a small cross, which is learned last
+    own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9, 0.9, 0.9)  # share of the pipeline's own levels, by stage
     lora: Stage = field(default=Stage(400, 32, 8e-3, warmup=10))
     lora_rank: int = 8
     lora_scenes: int = 700

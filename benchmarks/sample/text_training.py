@@ -1,9 +1,9 @@
-"""Teach the text encoder to read the grammar: the nine template tokens after a prompt learn to say what it asks for.
+"""Train the text encoder on the grammar: the nine template tokens after a prompt learn to encode its meaning.
 
-A large language model understands "left of" before any image model is trained on it. So does this one: at the
-tokens from `<|im_end|>` to the line end behind `</think>`, which see the whole prompt, small linear heads read three
-things, the background and five letters out of the tapped hidden states. The heads are thrown away; the states are what
-the transformer gets.
+A large language model understands "left of" before any image model is trained on it, and so does this one. At the
+tokens from `<|im_end|>` to the line end after `</think>`, which attend to the whole prompt, small linear heads read
+three things, the background and five letters from the tapped hidden states. The heads are discarded; the transformer
+uses the hidden states.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LETTER_CLASSES = (len(_ALPHABET), _COLUMNS)
 
 
 def facts(scene: Scene) -> list[list[int]]:
-    """Return the class numbers of each slot's facts: things, background, letters."""
+    """Return the class indices of each slot's facts: things, background, letters."""
     said = []
     for thing, (x, y) in zip(scene.things, scene.centres(), strict=True):
         numbers = [_SHAPES.index(thing.shape), _COLOURS.index(thing.colour), _SIZES.index(thing.size)]
@@ -52,7 +52,7 @@ def facts(scene: Scene) -> list[list[int]]:
 
 
 def encode(encoder: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Tensor:
-    """Return prompt features [B, T, 3H] by the pipeline's own code, padding and all."""
+    """Return prompt features [B, T, 3H] with the pipeline's own code, including padding."""
     embeds: Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
         encoder, tokenizer, prompts, max_sequence_length=tokenizer.model_max_length
     )
@@ -60,7 +60,7 @@ def encode(encoder: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt
 
 
 class Heads(nn.Module):
-    """Linear readers of the slots, one per kind of fact."""
+    """Linear heads that read the slots, one per kind of fact."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ class Heads(nn.Module):
 
 
 def slot_starts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
-    """Return the index of the token that ends each prompt: two mark tokens and a line end stand before it."""
+    """Return the index of the token that ends each prompt; two special tokens and a line end precede it."""
     return [3 + len(ids) for ids in tokenizer(prompts)["input_ids"]]
 
 
 class Reader(nn.Module):
-    """The text encoder and its heads, trained as one."""
+    """The text encoder and its heads, trained together."""
 
     def __init__(self, encoder: Qwen3ForCausalLM, width: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def train_text(
         loss: Tensor = reader.heads(features, slot_starts(tokenizer, prompts), [facts(scene) for scene in scenes])
         return loss
 
-    # the last layer lies above the last tap: nothing reads it, so it keeps its random start
+    # the last layer is above the last tap, so it is unused and keeps its random initialization
     encoder.model.layers[TAPS[-1] :].requires_grad_(False)
     encoder.model.norm.requires_grad_(False)
     run = train("text", recipe.text, reader, loss_at, folder, recipe.seed, report)

@@ -1,4 +1,4 @@
-"""The sample's tokenizer: words of the grammar are one token each, capitals are spelled letter by letter."""
+"""Build the sample's tokenizer: each word of the grammar is one token, and capitals are spelled letter by letter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import Qwen2TokenizerFast
 from kit.sample.world import ARRANGEMENTS, BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, UNSEEN_SHAPES
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")  # the last two: tokens, not hidden
-# Renders what the real Qwen3 template renders for one user turn, with and without thinking.
+# Renders the same text as the real Qwen3 template for one user turn, with and without thinking.
 TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
@@ -23,14 +23,14 @@ TEMPLATE = (
 
 
 def lower_case_words() -> tuple[str, ...]:
-    """List the words of the grammar, in order of first use, and those of the chat template."""
+    """List the words of the grammar in order of first use, followed by those of the chat template."""
     phrases = [*SHAPES, *UNSEEN_SHAPES, *SIZES, *COLOURS, *BACKGROUNDS, *PLACES, *RELATIONS, *ARRANGEMENTS]
     phrases += ["a", "an", "and", "on", "background", "with the word", "user", "assistant"]
     return tuple(dict.fromkeys(" ".join(phrases).split()))
 
 
 def build_tokenizer(text_tokens: int) -> Qwen2TokenizerFast:
-    """Learn byte pairs from the grammar's words until each is one token, with a space before it or without."""
+    """Learn byte pairs from the grammar's words until each is one token, with or without a leading space."""
     lines = [text for word in lower_case_words() for text in (word, f" {word}", f" {word}")] + ["\n\n"]
     byte_pairs = Tokenizer(models.BPE())
     byte_pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

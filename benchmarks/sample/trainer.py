@@ -1,4 +1,4 @@
-"""Train a model through one stage: schedule, moving average, loss history, and checkpoints that survive a kill."""
+"""Train a model in one stage, with a schedule, a moving average, a loss history and crash-safe checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
 
 def rate_at(stage: Stage, step: int) -> float:
-    """Return the learning rate: a linear warm-up, then half a cosine down to nothing."""
+    """Return the learning rate: a linear warm-up, then a half cosine to zero."""
     if step < stage.warmup:
         return stage.rate * (step + 1) / stage.warmup
     done = (step - stage.warmup) / max(1, (stage.horizon or stage.steps) - stage.warmup)
@@ -30,14 +30,14 @@ def rate_at(stage: Stage, step: int) -> float:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+    """Write a checkpoint atomically: a kill leaves either the old or the new one."""
     fresh = path.with_suffix(".part")
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, fresh, metadata=facts)
     os.replace(fresh, path)
 
 
 class Run:
-    """The state of one stage: weights, their moving average, the optimizer's moments, losses and time spent."""
+    """The state of one stage: weights, their moving average, the optimizer's moments, losses and elapsed time."""
 
     def __init__(self, name: str, stage: Stage, model: nn.Module, folder: Path, seed: int) -> None:
         self.name, self.stage, self.model, self.seed = name, stage, model, seed
@@ -58,7 +58,7 @@ class Run:
             facts = json.loads(file.metadata()["facts"])
         if facts["steps"] != self.stage.steps or facts["seed"] != self.seed:
             raise ValueError(
-                f"{self.path} is of a training of {facts['steps']} steps with seed {facts['seed']}, asked were "
+                f"{self.path} is from a training of {facts['steps']} steps with seed {facts['seed']}, requested are "
                 f"{self.stage.steps} with seed {self.seed}; remove it or choose another --work folder"
             )
         saved = load_file(self.path)
@@ -73,7 +73,7 @@ class Run:
         self.seconds, self.cpu_seconds = facts["seconds"], facts["cpu_seconds"]
 
     def save(self) -> None:
-        """Write everything that going on needs; a finished stage keeps the averaged weights only."""
+        """Write everything needed to resume; a finished stage keeps only the averaged weights."""
         tensors = {f"weight.{n}": p for n, p in self.weights.items()} | {f"mean.{n}": p for n, p in self.mean.items()}
         if self.step < self.stage.steps:
             for name, moments in self.optimizer.state.items():
@@ -83,13 +83,13 @@ class Run:
         _write(self.path, tensors, {"facts": json.dumps(facts)})
 
     def advance(self, loss_at: Loss) -> float:
-        """Take one step; its random numbers depend on seed and step alone, so an interrupted run repeats itself."""
+        """Take one step; its random numbers depend only on seed and step, so a resumed run is reproducible."""
         started, cpu = time.monotonic(), time.process_time()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         loss = loss_at(self.step, generator)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"stage {self.name}: the loss is {loss.item()} at step {self.step}; lower its rate"
+                f"stage {self.name}: the loss is {loss.item()} at step {self.step}; lower its learning rate"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
@@ -108,7 +108,7 @@ class Run:
 def train(
     name: str, stage: Stage, model: nn.Module, loss_at: Loss, folder: Path, seed: int, report: Report | None = None
 ) -> Run:
-    """Train to the end of the stage, from its checkpoint when there is one; leave the averaged weights in the model."""
+    """Train to the end of the stage, resuming from its checkpoint; the model ends with the averaged weights."""
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(name, stage, model, folder, seed)
     saved = time.monotonic()

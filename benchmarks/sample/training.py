@@ -1,4 +1,4 @@
-"""Train the sample checkpoint from nothing, stage after stage; every stage goes on from its checkpoint."""
+"""Train the sample checkpoint from scratch, stage by stage; every stage resumes from its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .tokenizer import build_tokenizer
 from .trainer import Report, Run
 from .vae_training import train_vae
 
-LIMIT = 16_000_000  # bytes that ship, checkpoint and LoRAs together
+LIMIT = 16_000_000  # maximum size of the shipped checkpoint and LoRAs in bytes
 LORA_LIMIT = 500_000
 
 
 def times(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """Return what each stage took and where it ended."""
+    """Return the duration and the final state of each stage."""
     return {
         run.name: {
             "steps": run.stage.steps,
@@ -45,7 +45,7 @@ def times(runs: list[Run]) -> dict[str, dict[str, float]]:
 
 
 def curves(runs: list[Run]) -> dict[str, list[float]]:
-    """Return the losses of each model, its stages one after the other."""
+    """Return the losses of each model, with its stages concatenated."""
     joined: dict[str, list[float]] = {}
     for run in runs:
         model = run.name if run.name.startswith("lora") else run.name.split("_")[0]
@@ -54,16 +54,16 @@ def curves(runs: list[Run]) -> dict[str, list[float]]:
 
 
 def claim(folder: Path, recipe: TrainingRecipe) -> None:
-    """Bind a work folder to one recipe, so that no checkpoint of another is taken up."""
+    """Bind a work folder to one recipe, so that it does not resume checkpoints of another recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     note, wanted = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if note.exists() and note.read_text() != wanted:
-        raise ValueError(f"{folder} holds a training by another recipe ({note}); remove it or choose another --work")
+        raise ValueError(f"{folder} holds a training with another recipe ({note}); remove it or choose another --work")
     note.write_text(wanted)
 
 
 def cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
-    """Return a tensor from its file, or make it and keep it there."""
+    """Return a tensor from its file, or compute it and save it there."""
     if not path.exists():
         fresh = path.with_suffix(".part")
         save_file({"made": make().contiguous()}, fresh)
@@ -73,14 +73,14 @@ def cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
 
 
 def train_checkpoint(recipe: TrainingRecipe, work: Path, out: Path, report: Report | None = None) -> list[Run]:
-    """Train text encoder, image codec and transformer, and write the pipeline to ``out`` when all is done."""
+    """Train text encoder, image codec and transformer, and write the finished pipeline to ``out``."""
     claim(work, recipe)
     tokenizer = build_tokenizer(recipe.text_tokens)
     encoder = build_text_encoder(recipe, len(tokenizer), tokenizer.pad_token_id).to(device())
     runs = train_text(encoder, tokenizer, recipe, work, report)
     vae = build_vae(recipe).to(device())
     runs += train_vae(vae, recipe, work, report)
-    for part in (encoder, vae):  # the transformer learns from these parts as they ship
+    for part in (encoder, vae):  # the transformer is trained with these parts as they ship
         part.to(torch.bfloat16).to(torch.float32)
     scenes = training_scenes(recipe.scenes, recipe.seed + 20)
     latents = cached(work / "latents.safetensors", lambda: patches(vae, scenes, recipe.seed + 21).cpu()).to(device())
@@ -100,7 +100,7 @@ def train_checkpoint(recipe: TrainingRecipe, work: Path, out: Path, report: Repo
 
 
 def replace_checkpoint(write_to: Callable[[Path], None], out: Path) -> None:
-    """Write a checkpoint beside ``out`` and then in its place, so that nothing half written ever stands there."""
+    """Write a checkpoint next to ``out`` and then rename it, so that ``out`` is never partially written."""
     fresh = out.with_name(f"{out.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     write_to(fresh)
@@ -111,7 +111,7 @@ def replace_checkpoint(write_to: Callable[[Path], None], out: Path) -> None:
 def train_loras(
     recipe: TrainingRecipe, work: Path, checkpoint: Path, out: Path, report: Report | None = None
 ) -> list[Run]:
-    """Train every LoRA on the checkpoint as shipped."""
+    """Train every LoRA on the shipped checkpoint."""
     return [train_lora(name, checkpoint, out, recipe, work, report) for name in STYLES]
 
 
@@ -126,11 +126,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def check_sizes(folder: Path) -> int:
-    """Return the bytes that ship; ValueError when the checkpoint or a LoRA is too large."""
+    """Return the shipped bytes; raises ValueError if the checkpoint or a LoRA is too large."""
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if total > LIMIT:
-        raise ValueError(f"{folder} weighs {total} bytes, at most {LIMIT} may ship; make the recipe narrower")
+        raise ValueError(f"{folder} has {total} bytes, the limit is {LIMIT}; make the recipe narrower")
     for path in (folder / "loras").glob("*.safetensors"):
         if path.stat().st_size > LORA_LIMIT:
-            raise ValueError(f"{path} weighs {path.stat().st_size} bytes, at most {LORA_LIMIT} may; lower lora_rank")
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, the limit is {LORA_LIMIT}; lower lora_rank")
     return total

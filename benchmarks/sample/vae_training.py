@@ -1,4 +1,4 @@
-"""Train the image encoder and decoder, with care for flat colours and for strokes two pixels thin."""
+"""Train the image encoder and decoder for accurate flat colours and strokes two pixels wide."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ STYLES: tuple[Style, ...] = ("filled", "filled", "filled", "outlined")
 
 
 def crowd(rng: random.Random, side: int) -> NDArray[np.uint8]:
-    """Draw a crowded piece of image: many shapes and letters, half of them in the world's colours, half in any.
+    """Draw a crowded crop: many shapes and letters, half of them in the world's colours, half in random ones.
 
-    The world's own images are nearly empty; a codec learns hues and strokes from them many times more slowly.
+    The world's own images are nearly empty; a codec learns colours and strokes from them many times more slowly.
     """
 
     def colour(names: dict[str, tuple[int, int, int]]) -> tuple[int, ...]:
@@ -50,14 +50,14 @@ def crowd(rng: random.Random, side: int) -> NDArray[np.uint8]:
 
 
 def crowds(count: int, side: int, seed: int) -> TrainingImages:
-    """Draw many crowded pieces."""
+    """Draw many crowded crops."""
     rng = random.Random(seed)
     drawn = np.stack([crowd(rng, side) for _ in range(count)])
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
 
 
 def images(count: int, seed: int) -> TrainingImages:
-    """Draw random scenes of every shape, a quarter of them outlined: a codec should know more than the denoiser."""
+    """Draw random scenes of every shape, a quarter of them outlined: a codec should cover more than the denoiser."""
     rng = random.Random(seed)
     drawn = [draw(random_scene(rng, SHAPES + UNSEEN_SHAPES), rng, rng.choice(STYLES)) for _ in range(count)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
@@ -69,9 +69,9 @@ def to_model(image: Tensor) -> Tensor:
 
 
 def image_loss(made: Tensor, wanted: Tensor, faint: bool = False) -> Tensor:
-    """Weigh strokes and edges more than planes, and judge colour also on 8 x 8 means, where hue shows.
+    """Weigh strokes and edges more than flat areas, and compare colours also on 8 x 8 means, which show hue errors.
 
-    With ``faint``, an edge of little contrast, as most are on gray, weighs as much as one of black and white.
+    With ``faint``, an edge of low contrast, as most are on gray, weighs as much as one between black and white.
     """
     smooth = functional.avg_pool2d(functional.pad(wanted, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     edge = (wanted - smooth).abs().amax(dim=1, keepdim=True)  # [B, 1, H, W]
@@ -86,9 +86,9 @@ def image_loss(made: Tensor, wanted: Tensor, faint: bool = False) -> Tensor:
 def vae_loss(
     vae: AutoencoderKLFlux2, wanted: Tensor, noise: float | Tensor, generator: torch.Generator, faint: bool = False
 ) -> Tensor:
-    """Encode, disturb the latents a little, decode and compare.
+    """Encode, add a little noise to the latents, decode and compare.
 
-    ``noise`` is one share of a channel's deviation for all images, or one for each, [B, 1, 1, 1].
+    ``noise`` is relative to a channel's deviation: one value for all images, or one for each, [B, 1, 1, 1].
     """
     with half(), torch.set_grad_enabled(next(vae.encoder.parameters()).requires_grad):
         latents = vae.encode(wanted).latent_dist.mode()
@@ -102,7 +102,7 @@ def vae_loss(
 
 
 def train_vae(vae: AutoencoderKLFlux2, recipe: TrainingRecipe, folder: Path, report: Report | None = None) -> list[Run]:
-    """Train on pieces, then on whole images; the encoder's variance, which nobody samples, is set to a constant."""
+    """Train on crops, then on whole images; the encoder's variance, which is never sampled, is set to a constant."""
     crowded = crowds(recipe.images, recipe.crop, recipe.seed + 10)
     whole_seed, eighth = recipe.seed + 11, recipe.images // 8
     drawn = torch.cat([images(eighth, whole_seed), crowds(eighth, SIDE, whole_seed)])

@@ -154,8 +154,8 @@ def completed(core: Mask, field: NDArray[np.float64], colour: RGB, background: R
     ground = np.array(background, float)
     axis_of_mixing = np.array(colour, float) - ground
     share = (field - ground) @ axis_of_mixing / (axis_of_mixing @ axis_of_mixing)
-    beside = np.linalg.norm(field - ground - share[..., None] * axis_of_mixing, axis=-1)
-    return np.asarray(core | (near[3:-3, 3:-3] & (share > 0.5) & (beside < 60)))
+    off_axis = np.linalg.norm(field - ground - share[..., None] * axis_of_mixing, axis=-1)
+    return np.asarray(core | (near[3:-3, 3:-3] & (share > 0.5) & (off_axis < 60)))
 
 
 def _thick(mask: Mask) -> bool:

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with, on small things."""
+"""The measuring tools of the benchmarks, on small examples."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_weights_are_drawn_so_that_products_keep_their_scale(tmp_path: Path) -> 
 def test_parts_of_a_variant_keep_their_widths() -> None:
     few = export_parity.with_blocks(VARIANTS["klein-4b"], "2+3").transformer
     assert (few.double_blocks, few.single_blocks, few.dim, few.joint_dim) == (2, 3, 3072, 7680)
-    with pytest.raises(UsageError, match="--blocks 2x3: not two whole numbers with '\\+' between them"):
+    with pytest.raises(UsageError, match="--blocks 2x3: expected two whole numbers separated by '\\+'"):
         export_parity.with_blocks(VARIANTS["klein-4b"], "2x3")
 
 

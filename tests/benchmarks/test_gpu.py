@@ -1,4 +1,4 @@
-"""The GPU benchmark on a CPU at tiny sizes: every kind of case, and what becomes of those that fail, hang or die."""
+"""The GPU benchmark on a CPU at tiny sizes: every kind of case, including cases that fail, hang or die."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DRY = RunSettings(device="cpu", size="tiny", launch="calls", backend="eager", se
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Any:
-    """Tiny tensors gain nothing from threads, which on a busy machine wait for each other."""
+    """Tiny tensors gain nothing from threads, which wait for each other on a busy machine."""
     before, grad = torch.get_num_threads(), torch.is_grad_enabled()
     torch.set_num_threads(1)
     yield
@@ -118,7 +118,7 @@ def test_dev_is_projected_from_its_blocks(tmp_path: Path) -> None:
 
 def test_a_dev_that_the_card_does_not_hold_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40 * 10**9, 80 * 10**9))
-    with pytest.raises(Unavailable, match=r"the weights take 69\.6 GB with room for a step; 40\.0 GB free"):
+    with pytest.raises(Unavailable, match=r"the weights and a step take 69\.6 GB; 40\.0 GB are free"):
         dev.refuse_if_too_large(VARIANTS["dev"], "bf16", "cuda")
 
 
@@ -140,7 +140,10 @@ def test_arrivals_are_the_same_for_every_policy_and_keep_their_rate() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "reason"),
-    [("graphs", "CUDA graphs need a CUDA GPU"), ("fp8-torchao", "torchao is not installed; its wheel can travel")],
+    [
+        ("graphs", "CUDA graphs need a CUDA GPU"),
+        ("fp8-torchao", "torchao is not installed; it can be installed from a wheel"),
+    ],
 )
 def test_a_mode_that_cannot_run_here_becomes_a_row_with_its_reason(
     mode: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +186,7 @@ def test_the_clock_counts_runs_and_orders_them() -> None:
     assert percentile([float(n) for n in range(1, 101)], 0.95) == 95.0
 
 
-# A stand-in for the worker: what its cases are called decides what becomes of them.
+# A substitute for the worker: the name of a case decides what happens to it.
 STAND_IN = """
 import json, os, sys, time
 job = json.load(open(sys.argv[1]))
@@ -242,7 +245,7 @@ def test_a_run_goes_on_where_the_last_one_ended(
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["id"] for row in facts["rows"]] == ["ceiling/bf16/matmul"]
     assert facts["rows"][0]["share"]["bf16"] == pytest.approx(1.0)
-    assert facts["planner"] == {"sources": {}, "points": [], "errors": []}  # a CPU tells the planner nothing
+    assert facts["planner"] == {"sources": {}, "points": [], "errors": []}  # a CPU adds no planner points
     written = into.read_text()
     assert main([*options, "--only", "ceiling/bf16/*"]) == 0  # nothing is left to do
     assert into.read_text() == written
@@ -254,9 +257,9 @@ def test_a_run_goes_on_where_the_last_one_ended(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--only", "part/tansformer/*"], "--only part/tansformer/*: no case has such an id; some that exist: ceiling"),
+        (["--only", "part/tansformer/*"], "--only part/tansformer/*: no case matches; examples of ids: ceiling"),
         (["--budget", "0"], "--budget 0: must be positive"),
-        (["--variant", "klein-5b"], "--variant klein-5b: the whole images are of step-distilled variants: klein-4b"),
+        (["--variant", "klein-5b"], "--variant klein-5b: whole images need a step-distilled variant: klein-4b"),
     ],
 )
 def test_wrong_use_is_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +278,7 @@ def test_a_machine_without_a_gpu_is_told_of_the_dry_run(tmp_path: Path, monkeypa
 def test_another_files_json_is_not_taken_for_results(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"benchmark": "export"}')
-    with pytest.raises(UsageError, match=r"other\.json holds no results of this benchmark; name another file"):
+    with pytest.raises(UsageError, match=r"other\.json holds no results of this benchmark; choose another file"):
         results.read(path)
 
 
@@ -286,7 +289,7 @@ def test_results_of_two_cards_are_not_mixed() -> None:
     results.merge(facts, {"name": "H100"}, {"size": "true"}, [row | {"state": "failed"}], "2026-01-02")
     assert facts["rows"] == [{"id": "a/b/c", "state": "failed", "date": "2026-01-02"}]
     assert results.finished(facts) == set()
-    with pytest.raises(UsageError, match="have device name=H100; this run has name=H200: write to another file"):
+    with pytest.raises(UsageError, match="have device name=H100; this run has name=H200: choose another file"):
         results.merge(facts, {"name": "H200"}, {"size": "true"}, [row], "2026-01-03")
 
 
@@ -344,7 +347,7 @@ def test_the_table_shows_shares_of_the_ceilings_and_what_did_not_run() -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("part/transformer/fp8"))
     assert line.split()[1:] == ["50.00ms", "60.00ms", "640", "80.0%", "40.0%", "9.00"]
     assert "out of memory: CUDA out of memory" in text
-    assert "1 cases are left, from dev/whole/bf16/1024x1024/b1 on" in text
+    assert "1 cases remain, starting with dev/whole/bf16/1024x1024/b1;" in text
 
 
 def test_the_command_needs_no_package_that_a_gpu_machine_lacks() -> None:

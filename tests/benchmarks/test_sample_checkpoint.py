@@ -1,4 +1,4 @@
-"""The sample checkpoint as it ships: its files are the released ones, and its images show what was asked."""
+"""The shipped sample checkpoint: its files are the released ones, and its images match their prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on from finished weights: the last stages alone, the rest byte for byte as it was."""
+"""Continuing from finished weights: only the last stages run, and the other parts stay identical."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def start(tmp_path: Path) -> Path:
     return folder
 
 
-# under autocast PyTorch normalises queries and keys without its fused kernel, and says so once
+# under autocast PyTorch normalizes queries and keys without its fused kernel, and warns about it once
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_a_finished_checkpoint_goes_on_through_the_last_stages_in_its_own_place(start: Path, tmp_path: Path) -> None:
     before = digests(start)
@@ -44,7 +44,7 @@ def test_a_finished_checkpoint_goes_on_through_the_last_stages_in_its_own_place(
     for part in ("encoder", "quant_conv", "bn"):
         kept = getattr(was, part).state_dict()
         assert all(torch.equal(kept[name], value) for name, value in getattr(now, part).state_dict().items())
-    # asked again after all is done, it trains nothing and leaves the same weights
+    # run again after it has finished, it trains nothing and leaves the same weights
     again = go_on(MICRO, tmp_path / "work", start, start)
     assert [run.losses for run in again] == [run.losses for run in runs]
     assert digests(start) == after
@@ -57,7 +57,7 @@ def test_a_work_folder_that_goes_on_from_another_checkpoint_is_refused(start: Pa
     pipe = load(start)
     pipe.transformer = build_transformer(replace(MICRO, seed=9))
     write(pipe, other)
-    with pytest.raises(ValueError, match="work goes on from another checkpoint than .*other; remove it or choose anot"):
+    with pytest.raises(ValueError, match="work continues another checkpoint than .*other; remove it or choose anot"):
         keep_start(other, work)
 
 
@@ -76,7 +76,7 @@ def test_tokens_of_small_things_weigh_most_and_plain_ground_least() -> None:
     assert weights.mean() == pytest.approx(1)
     for scene, row in zip(scenes, weights, strict=True):
         for thing, (x, y) in zip(scene.things, scene.centres(), strict=True):
-            there = row[y // 16 * 8 + x // 16] / row[-1]  # the last token is a corner where nothing stands
+            there = row[y // 16 * 8 + x // 16] / row[-1]  # the last token is an empty corner
             assert there == pytest.approx({"small": 5.0, "": 1 + 36 / 13, "large": 1 + 36 / 17}[thing.size])
 
 

@@ -1,4 +1,4 @@
-"""What the trials of the LoRAs count, on true drawings."""
+"""The metrics of the LoRA trials, on exact drawings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the sample on a micro recipe: it resumes exactly, says what is wrong, and writes a real pipeline."""
+"""Training of the sample with a micro recipe: it resumes exactly, reports errors and writes a real pipeline."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MICRO = replace(
 
 
 class Interrupted(Exception):
-    """Stands for a kill."""
+    """Simulates a killed process."""
 
 
 def _line() -> nn.Linear:
@@ -95,13 +95,15 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_length_is_refused(tmp_path: Path) -> None:
     _losses(_line(), tmp_path)
-    with pytest.raises(ValueError, match=r"line.safetensors is of a training of 12 steps with seed 1, asked were 5"):
+    with pytest.raises(
+        ValueError, match=r"line.safetensors is from a training of 12 steps with seed 1, requested are 5"
+    ):
         _losses(_line(), tmp_path, steps=5)
 
 
 def test_a_loss_that_is_no_number_stops_the_stage(tmp_path: Path) -> None:
     model = _line()
-    with pytest.raises(FloatingPointError, match="stage bad: the loss is nan at step 0; lower its rate"):
+    with pytest.raises(FloatingPointError, match="stage bad: the loss is nan at step 0; lower its learning rate"):
         train("bad", SHORT, model, lambda step, generator: model(torch.full((1, 32), torch.nan)).sum(), tmp_path, 1)
 
 
@@ -169,7 +171,7 @@ def test_prompt_features_are_the_three_taps() -> None:
     assert encode(encoder, tokenizer, ["a red circle", "anything at all, 123"]).shape == (2, 48, len(TAPS) * 32)
 
 
-# under autocast PyTorch normalises queries and keys without its fused kernel, and says so once
+# under autocast PyTorch normalizes queries and keys without its fused kernel, and warns about it once
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_a_micro_training_writes_a_pipeline_that_generates_and_learns_a_lora(tmp_path: Path) -> None:
     out = tmp_path / "sample"
@@ -203,17 +205,17 @@ def test_a_micro_training_writes_a_pipeline_that_generates_and_learns_a_lora(tmp
 def test_a_work_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     claim(tmp_path, MICRO)
     claim(tmp_path, MICRO)
-    with pytest.raises(ValueError, match="holds a training by another recipe"):
+    with pytest.raises(ValueError, match="holds a training with another recipe"):
         claim(tmp_path, replace(MICRO, seed=9))
 
 
 def test_a_folder_that_weighs_too_much_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "x.safetensors").write_bytes(b"0" * 600_000)
-    with pytest.raises(ValueError, match="x.safetensors weighs 600000 bytes, at most 500000 may; lower lora_rank"):
+    with pytest.raises(ValueError, match="x.safetensors has 600000 bytes, the limit is 500000; lower lora_rank"):
         check_sizes(tmp_path)
     monkeypatch.setattr("benchmarks.sample.training.LIMIT", 100_000)
-    with pytest.raises(ValueError, match="weighs 600000 bytes, at most 100000 may ship"):
+    with pytest.raises(ValueError, match="has 600000 bytes, the limit is 100000"):
         check_sizes(tmp_path)
 
 

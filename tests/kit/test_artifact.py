@@ -1,4 +1,4 @@
-"""Artifacts: what verifies, what does not, and that nothing half-made looks finished."""
+"""Artifacts: which ones verify, which do not, and that an unfinished one is never mistaken for a finished one."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_an_absent_part_is_named(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed_by_the_next(
     tmp_path: Path, old: bool, locked: bool, stays: bool
 ) -> None:
-    """What another process builds at this moment is not, nor what is too new to tell."""
+    """Folders that another process is building, or that are too new to judge, are kept."""
     left = tmp_path / f".out{UNFINISHED}abcdefgh"
     other = tmp_path / f".other{UNFINISHED}abcdefgh"
     for folder in (left, other):

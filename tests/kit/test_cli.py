@@ -1,4 +1,4 @@
-"""What every command does when its reader leaves."""
+"""The behaviour of every command when its reader closes the pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPU facts and what each recipe needs of a GPU."""
+"""GPU specifications and the requirements of each recipe."""
 
 from __future__ import annotations
 

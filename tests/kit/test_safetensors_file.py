@@ -1,4 +1,4 @@
-"""Byte ranges of safetensors files, and what is refused."""
+"""Byte ranges of safetensors files, and the files that are rejected."""
 
 from __future__ import annotations
 

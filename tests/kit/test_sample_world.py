@@ -1,4 +1,4 @@
-"""The sample's world: a grammar that reads what it says, drawings, and a judge that sees them."""
+"""The sample's world: a grammar that parses its own sentences, drawings, and a judge that reads them."""
 
 from __future__ import annotations
 

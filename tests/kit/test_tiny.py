@@ -1,4 +1,4 @@
-"""The tiny checkpoints are what tests take for FLUX.2: real in what shapes a graph, and the same on every run."""
+"""The tiny checkpoints that represent FLUX.2 in tests: real in everything that shapes a graph, and reproducible."""
 
 from __future__ import annotations
 

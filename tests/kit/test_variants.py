@@ -1,4 +1,4 @@
-"""The family's facts, and reading a variant from a checkpoint's own configs."""
+"""The family's variants, and reading a variant from a checkpoint's own configs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_published_sizes_are_recognised_by_their_configs(name: str, tmp_path
 
 
 def write_configs(variant: Variant, folder: Path) -> None:
-    """Write the configs of a published variant as its checkpoint has them."""
+    """Write the configs of a published variant as in its checkpoint."""
     t, e = variant.transformer, variant.text_encoder
     pipeline = {"dev": "Flux2Pipeline", "klein-kv": "Flux2KleinKVPipeline"}.get(variant.family, "Flux2KleinPipeline")
     text = {
