@@ -1,10 +1,14 @@
-"""What several rooms' tests share: tiny checkpoints of each family and their exports."""
+"""What the tests of several rooms share: tiny checkpoints of each family, their exports, and the quantized sample.
+
+Fixtures import what they need when they run, so that the tests of a room load no other room. What takes long to make is
+made once per test run, also when pytest-xdist runs several processes.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a network; read when huggingface_hub is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; read when huggingface_hub is imported
 
 from collections.abc import Callable
 from functools import cache
@@ -16,72 +20,92 @@ import pytest
 if TYPE_CHECKING:
     from kit.variants import Family
 
-ByFamily = Callable[["Family"], Path]  # fixtures import what they need when they run: a room's tests load no other room
+ByFamily = Callable[["Family"], Path]
+Once = Callable[[str, Callable[[Path], object]], Path]  # (path below the folder of the run, maker) -> where it is
 
 
 @pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
-    """Make the tiny checkpoint of a family once."""
-    from kit import tiny
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a file or folder once per test run: the process that comes first makes it, the others wait for it."""
+    from filelock import FileLock
 
-    @cache
-    def make(family: Family) -> Path:
-        return tiny.save(tmp_path_factory.mktemp("checkpoints") / family, tiny.Tiny(family))
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+
+    def make(name: str, maker: Callable[[Path], object]) -> Path:
+        target, done = root / name, root / f"{name}.done"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{name.replace('/', '-')}.lock"):
+            if not done.exists():
+                maker(target)
+                done.touch()
+        return target
 
     return make
 
 
 @pytest.fixture(scope="session")
-def artifact_of(checkpoint_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
-    """Export the tiny checkpoint of a family once, all parts, fp32."""
-    from export.artifact import ExportConfig, export
+def checkpoint_of(once: Once) -> ByFamily:
+    """Make the tiny checkpoint of a family."""
 
     @cache
     def make(family: Family) -> Path:
-        out = tmp_path_factory.mktemp("artifacts") / family
-        export(checkpoint_of(family), out, ExportConfig())
-        return out
+        from kit import tiny
+
+        return once(f"checkpoints/{family}", lambda out: tiny.save(out, tiny.Tiny(family)))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export the checkpoint that ships with the kit once, all parts, fp32."""
+def artifact_of(checkpoint_of: ByFamily, once: Once) -> ByFamily:
+    """Export the tiny checkpoint of a family, all parts, fp32."""
+
+    @cache
+    def make(family: Family) -> Path:
+        from export.artifact import ExportConfig, export
+
+        return once(f"artifacts/{family}", lambda out: export(checkpoint_of(family), out, ExportConfig()))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_artifact(once: Once) -> Path:
+    """Export the checkpoint that ships with the kit, all parts, fp32."""
     from export.artifact import ExportConfig, export
     from kit.checkpoint import resolve
 
-    out = tmp_path_factory.mktemp("artifacts") / "sample"
-    export(resolve("sample"), out, ExportConfig())
-    return out
+    return once("artifacts/sample", lambda out: export(resolve("sample"), out, ExportConfig()))
 
 
 @pytest.fixture(scope="session")
-def sample_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibrate the checkpoint that ships with the kit once; on too few scenes, what was not seen is clipped."""
-    from kit.checkpoint import resolve
-    from quantize import prompt_set
-    from quantize.calibration import record
-    from quantize.calibration.calibrate import Calibration, calibrate
+def sample_record(once: Once) -> Path:
+    """Calibrate the checkpoint that ships with the kit, on enough scenes that few activations are clipped."""
 
-    path = tmp_path_factory.mktemp("records") / "sample.json"
-    record.write(calibrate(resolve("sample"), Calibration(prompt_set.load("sample:24:7"), dtype="fp32", batch=8)), path)
-    return path
+    def make(path: Path) -> None:
+        from kit.checkpoint import resolve
+        from quantize import prompt_set
+        from quantize.calibration import record
+        from quantize.calibration.calibrate import Calibration, calibrate
+
+        config = Calibration(prompt_set.load("sample:24:7"), dtype="fp32", batch=8)
+        record.write(calibrate(resolve("sample"), config), path)
+
+    return once("records/sample.json", make)
 
 
 @pytest.fixture(scope="session")
-def quantized_of(
-    sample_artifact: Path, sample_record: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """Quantize the sample by a recipe once."""
-    from kit.recipes import find_recipe
-    from quantize.apply.apply import apply
-    from quantize.calibration import record
+def quantized_of(sample_artifact: Path, sample_record: Path, once: Once) -> Callable[[str], Path]:
+    """Quantize the sample by a recipe."""
 
     @cache
     def make(recipe: str) -> Path:
-        out = tmp_path_factory.mktemp("quantized") / recipe
-        apply(sample_artifact, out, find_recipe(recipe), record.read(sample_record))
-        return out
+        from kit.recipes import find_recipe
+        from quantize.apply.apply import apply
+        from quantize.calibration import record
+
+        seen = record.read(sample_record)
+        return once(f"quantized/{recipe}", lambda out: apply(sample_artifact, out, find_recipe(recipe), seen))
 
     return make

@@ -12,21 +12,21 @@ import pytest
 if TYPE_CHECKING:
     from kit.variants import Family
     from serve.launch import Server
-    from tests.conftest import ByFamily
+    from tests.conftest import ByFamily, Once
 
 
 @pytest.fixture(scope="session")
-def deployment_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> ByFamily:
-    """Write the deployment of a family once."""
-    from pipeline.request import Limits
-    from serve.repository import write_repository
-    from serve.settings import Tuning
+def deployment_of(artifact_of: ByFamily, once: Once) -> ByFamily:
+    """Write the deployment of a family."""
 
     @cache
     def make(family: Family) -> Path:
-        out = tmp_path_factory.mktemp("deployments") / family
-        write_repository(artifact_of(family), out, Limits(), Tuning())
-        return out
+        from pipeline.request import Limits
+        from serve.repository import write_repository
+        from serve.settings import Tuning
+
+        artifact = artifact_of(family)
+        return once(f"deployments/{family}", lambda out: write_repository(artifact, out, Limits(), Tuning()))
 
     return make
 
