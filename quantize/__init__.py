@@ -1,1 +1,1 @@
-"""From a high-precision artifact to a quantized one, calibrated on prompts and proven on images."""
+"""Calibrate, quantize and evaluate artifacts: the same images from smaller or faster weights."""

@@ -1,6 +1,6 @@
-"""Convert weights for a quantized file: kept as they are, or turned into codes and scales, a few rows at a time.
+"""Convert weights for a quantized file: copy them or quantize them to codes and scales, a few rows at a time.
 
-The memory needed does not grow with the model: pieces are computed on all cores and written while the next are read.
+Memory does not grow with the model. Pieces are computed on all cores and written while the next ones are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Progress = Callable[[int], None]  # receives how many more bytes of the source a
 
 
 class Conversion(Protocol):
-    """One tensor of the source that becomes one or two of the new file."""
+    """A conversion of source tensors to one or two tensors of the new file."""
 
     @property
     def slots(self) -> tuple[Slot, ...]: ...
@@ -37,16 +37,16 @@ class Conversion(Protocol):
     def source_bytes(self) -> int: ...
 
     def run(self, progress: Progress) -> Iterator[Piece]:
-        """Yield pieces of the new tensors: name, offset in the tensor, bytes."""
+        """Yield pieces of the new tensors."""
         ...
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor that goes over as it is, or times a factor per column, in its own type."""
+    """A tensor that is copied, or multiplied by a factor per column, in its original type."""
 
     source: StoredTensor
-    factors: Tensor | None = None  # [last axis], powers of two, so that nothing is rounded
+    factors: Tensor | None = None  # [last axis], powers of two: nothing is rounded
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -73,11 +73,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Weights [N_i, K] that become one matrix of codes [K, N], as ONNX's MatMul wants it, and fp32 scales.
+    """Weights [N_i, K] that become one matrix of codes [K, N], the layout of ONNX's MatMul, and fp32 scales.
 
-    More than one where layers read the same activation: one product serves them all. Scales are a scalar per tensor,
-    [N] per channel, [K / block, N] per block. Codes of int4 are packed two to a byte along N. `columns` [K] and `rows`
-    [N] multiply the weights before they are quantized (SmoothQuant), `scales` those of sources stored in FP8.
+    Several weights are joined if their layers have the same input, so that one product computes them all. The scales
+    have shape [] per tensor, [N] per channel, [K / block, N] per block. Two codes of int4 are packed into a byte along
+    N. `columns` [K] and `rows` [N] multiply the weights before they are quantized (SmoothQuant); `scales` are those of
+    sources stored in FP8.
     """
 
     sources: tuple[StoredTensor, ...]
@@ -88,7 +89,7 @@ class Quantized:
 
     @property
     def name(self) -> str:
-        """Name what comes of it after the first of its sources."""
+        """Return the base name of the new tensors, after the first source."""
         name = self.sources[0].name
         return name if len(self.sources) == 1 else f"{name}+{len(self.sources) - 1}"
 
@@ -138,7 +139,7 @@ class Quantized:
         fp8 = self.scheme.weights == "fp8"
         codes = torch.empty((k, n), dtype=torch.uint8 if fp8 else torch.int8)
         with one_thread_per_core() as workers:
-            if self.scheme.granularity == "tensor":  # its scale takes a reading of its own
+            if self.scheme.granularity == "tensor":  # one scale for all: read everything twice
                 largest = torch.stack(list(workers.map(self._amax, self._pieces()))).max()
                 scales.copy_(scale_of(largest, self.scheme.weights))
 
@@ -159,7 +160,7 @@ class Quantized:
             raise _not_finite(piece.source, error) from None
 
     def _encode(self, piece: _Piece, scales: Tensor) -> Tensor:
-        """Return the codes [rows, K] of a piece; its scales go to their place in `scales` unless they stand there."""
+        """Return the codes [rows, K] of a piece; scales per channel or block are stored in `scales`."""
         values, number = self._values(piece), self.scheme.weights
         rows, k = values.shape
         try:
@@ -179,7 +180,7 @@ class Quantized:
             raise _not_finite(piece.source, error) from None
 
     def _pieces(self) -> Iterator[_Piece]:
-        """Cut the weights into a few rows each."""
+        """Split the weights into pieces of a few rows."""
         offset = 0
         for source, scale in zip(self.sources, self.scales, strict=True):
             n, k = source.shape
@@ -190,7 +191,7 @@ class Quantized:
             offset += n
 
     def _values(self, piece: _Piece) -> Tensor:
-        """Read a piece in fp32, scaled and smoothed; the memory is the thread's own and holds until its next piece."""
+        """Read a piece in fp32, scaled and smoothed; the result is valid until the thread reads its next piece."""
         values = read_rows(piece.source, piece.first, piece.last, _workspace)
         if piece.scale != 1.0:
             values *= piece.scale
@@ -203,7 +204,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows `first` to `last` of one source; they begin at row `begin` of the joint matrix."""
+    """Rows `first` to `last` of one source, which begin at row `begin` of the joined matrix."""
 
     source: StoredTensor
     scale: float

@@ -16,7 +16,7 @@ from quantize.smoothquant import Smoothing
 def weight_factors(
     smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what multiplies the columns and the rows of each weight."""
+    """Return the factors of the columns and of the rows of each weight, by layer."""
     columns: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
     for smoothing in smoothings.values():
@@ -37,7 +37,7 @@ def weight_factors(
 def fold(
     model: ir.Model, smoothings: Mapping[str, Smoothing], linears: Mapping[str, Linear], compute: ir.DataType
 ) -> dict[str, Tensor]:
-    """Divide activations in the graph where that is the place; returns what divides norm weights, by their name."""
+    """Fold the inverse factors into the graph, except those folded into rows; returns the factors of norm weights."""
     factors = {}
     for smoothing in smoothings.values():
         if smoothing.alpha is None or smoothing.site.fold == "rows":
@@ -54,7 +54,7 @@ def fold(
 def fold_modulation(model: ir.Model, linear: Linear, inverse: Tensor, compute: ir.DataType) -> None:
     """Divide an activation norm(x) * (1 + scale) + shift by scaling the two vectors [B, 1, dim] of the modulation.
 
-    Raises ValueError, naming the node, where the activation is made otherwise.
+    Raises ValueError, naming the layer, if its input is computed in another way.
     """
     add = linear.activation.producer()
     product = next(
@@ -66,7 +66,7 @@ def fold_modulation(model: ir.Model, linear: Linear, inverse: Tensor, compute: i
         None,
     )
     if add is None or product is None:
-        raise ValueError(f"{linear.name}: its input is no norm with scale and shift; it cannot be smoothed")
+        raise ValueError(f"{linear.name}: its input is not a norm with scale and shift; it cannot be smoothed")
     vector = _vector(model, f"{linear.name}/smooth", inverse, compute)
     for node, big in ((product, "LayerNormalization"), (add, "Mul")):
         place = next(i for i, v in enumerate(node.inputs) if v is not None and not _made_by(v, big))
@@ -82,9 +82,9 @@ def fold_modulation(model: ir.Model, linear: Linear, inverse: Tensor, compute: i
 
 
 def norm_weight(linear: Linear) -> ir.Value:
-    """Return the stored weight of the norm that makes an activation.
+    """Return the stored weight of the norm that computes the input of a layer.
 
-    Raises ValueError, naming the layer, where a norm's weight does not.
+    Raises ValueError, naming the layer, if its input is computed in another way.
     """
     node = linear.activation.producer()
     for value in node.inputs if node is not None and node.op_type == "Mul" else ():
@@ -92,11 +92,11 @@ def norm_weight(linear: Linear) -> ir.Value:
         source = head.inputs[0] if head is not None and head.op_type == "Cast" else value
         if source is not None and isinstance(source.const_value, ir.ExternalTensor):
             return source
-    raise ValueError(f"{linear.name}: its input is no norm with a weight; it cannot be smoothed")
+    raise ValueError(f"{linear.name}: its input is not a norm with a weight; it cannot be smoothed")
 
 
 def _check_readers(reader: Linear, smoothing: Smoothing) -> None:
-    """Make sure that what is smoothed is read by nothing that does not know of it."""
+    """Check that a smoothed activation is read only by the layers whose weights compensate for it."""
     users = {(use.node.name or "").rpartition("/")[0] for use in reader.activation.uses()}
     if users != set(smoothing.site.readers):
         raise AssertionError(f"{reader.activation.name} is read by {sorted(users)}, not {smoothing.site.readers}")

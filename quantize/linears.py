@@ -1,4 +1,4 @@
-"""The linear layers of an exported graph: each a MatMul with a weight of the checkpoint, named by its module path."""
+"""Find the linear layers of an exported graph: MatMuls with a weight of the checkpoint, named by module path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Linear:
     name: str  # transformer_blocks.0.attn.to_q
     node: ir.Node  # the MatMul
     weight: StoredTensor
-    scale: float = 1.0  # that a weight stored in FP8 is multiplied with
+    scale: float = 1.0  # multiplies a weight that is stored in FP8
 
     @property
     def outputs(self) -> int:
@@ -42,9 +42,9 @@ class Linear:
 
 
 def find_linears(model: ir.Model, folder: Path) -> Iterator[Linear]:
-    """Yield the linear layers of a graph whose weights lie in files of `folder`, in the order of the graph.
+    """Yield the linear layers of a graph, whose weights are in files of `folder`, in the order of the graph.
 
-    Raises ArtifactError, naming the tensor, for a weight that is stored in a type that cannot be read.
+    Raises ArtifactError, naming the tensor, for a weight stored in a type that cannot be read.
     """
     for node in model.graph:
         if node.op_type != "MatMul" or node.inputs[1] is None:
@@ -67,7 +67,7 @@ def find_linears(model: ir.Model, folder: Path) -> Iterator[Linear]:
 
 
 def stored(tensor: ir.ExternalTensor, folder: Path) -> StoredTensor:
-    """Return the byte range that an external tensor of a graph in `folder` points at."""
+    """Return the byte range that an external tensor of a graph in `folder` refers to."""
     found = format_of_onnx(tensor.dtype)
     if found is None or found.name not in READABLE:
         raise ArtifactError(f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}, which cannot be read")

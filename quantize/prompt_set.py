@@ -1,9 +1,8 @@
-"""Prompt sets: what calibration and the quality gate draw, checked and with a digest, so that two runs can be compared.
+"""Load the prompt sets of calibration and of the quality gate, with a digest so that two runs can be compared.
 
-A set is named by one word, the same on every command line:
-`kit` is the set that ships, `kit:32` every category's part of 32 of them, `sample:100` (or `sample:100:7`, with another
-seed) sentences of the sample's grammar, and anything else is a file: JSON of the shipped form, or text with one prompt
-in a line.
+Every command line names a set in the same way: `kit` is the set that ships with the kit, `kit:32` are 32 of its prompts
+spread over the categories, `sample:100` (or `sample:100:7`, with another seed) are sentences of the sample's grammar,
+and anything else is a file: JSON in the format of the shipped set, or text with one prompt per line.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from kit.errors import UsageError
 
 FORMAT = 1
 SAMPLE_SEED = 2026
-# scripts in which an image's text may be written -> the name by which text recognition knows a language of it
+# script of the text in an image -> Tesseract's name of a language that uses it
 SCRIPTS = {
     "latin": "eng",
     "cyrillic": "rus",
@@ -40,7 +39,7 @@ SCRIPTS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt; `reads` is the text that the image should show, "" where none is asked for."""
+    """One prompt; `reads` is the text that the image should show, "" for none."""
 
     id: str
     category: str
@@ -50,32 +49,32 @@ class Prompt:
 
     @property
     def mark(self) -> str:
-        """Tell one text from others in a few digits."""
+        """Return a short digest of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in their order; `spec` is the word that named them."""
+    """Prompts in order; `spec` is the name from the command line."""
 
     spec: str
     prompts: tuple[Prompt, ...]
 
     @property
     def digest(self) -> str:
-        """Digest what the prompts ask for, whatever file they came from."""
+        """Digest the content of the prompts, independent of the file they came from."""
         content = json.dumps([asdict(prompt) for prompt in self.prompts], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def without(self, marks: Collection[str]) -> PromptSet:
-        """Return the set without the prompts of these marks."""
+        """Return the set without the prompts with these marks."""
         kept = tuple(prompt for prompt in self.prompts if prompt.mark not in marks)
         left_out = len(self.prompts) - len(kept)
         return PromptSet(f"{self.spec} without {left_out}", kept) if left_out else self
 
 
 def load(spec: str) -> PromptSet:
-    """Load the set that a command line names; raises UsageError that names the prompt at fault."""
+    """Load a set by its name on the command line; raises UsageError that names the invalid prompt."""
     name, *numbers = spec.split(":")
     if name == "kit" and len(numbers) <= 1:
         shipped = _checked(_from_json(_shipped(), "the kit's prompts"), spec)
@@ -99,7 +98,7 @@ def _count(spec: str, text: str) -> int:
 
 
 def _spread(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
-    """Take `count` prompts, one of each category in turn."""
+    """Take `count` prompts, from each category in turn."""
     if count > len(prompts):
         raise UsageError(f"--prompts kit:{count}: the kit has {len(prompts)} prompts")
     categories: dict[str, list[Prompt]] = {}
@@ -110,7 +109,7 @@ def _spread(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
 
 
 def _scenes(spec: str, count: int, seed: int) -> Iterator[Prompt]:
-    """Draw scenes of the sample's grammar by lot, none twice; their words are words that training never spelled."""
+    """Draw distinct random scenes of the sample's grammar, with words that were held out from training."""
     if count > 10_000:
         raise UsageError(f"--prompts {spec}: at most 10000")
     from kit.sample.world import HELD_OUT_WORDS, Scene, random_scene
@@ -151,7 +150,9 @@ def _from_json(content: str, where: str) -> Iterator[Prompt]:
 
 def _prompt(entry: Any, where: str) -> Prompt:
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise UsageError(f"{where}: expected an object of texts, found {json.dumps(entry, ensure_ascii=False)[:80]}")
+        raise UsageError(
+            f"{where}: expected an object with string values, found {json.dumps(entry, ensure_ascii=False)[:80]}"
+        )
     known = Prompt.__dataclass_fields__
     unknown = next((key for key in entry if key not in known), None)
     if unknown is not None:
@@ -163,7 +164,7 @@ def _prompt(entry: Any, where: str) -> Prompt:
 
 
 def _checked(prompts: Iterator[Prompt], spec: str) -> tuple[Prompt, ...]:
-    """Refuse an empty set, empty or repeated texts and ids, and a text to read without its script."""
+    """Reject an empty set, empty or repeated texts and ids, and a text to read without its script."""
     checked: list[Prompt] = []
     ids: set[str] = set()
     texts: dict[str, str] = {}
@@ -171,19 +172,19 @@ def _checked(prompts: Iterator[Prompt], spec: str) -> tuple[Prompt, ...]:
         if not prompt.text.strip():
             raise UsageError(f"--prompts {spec}: {prompt.id} has an empty text")
         if prompt.reads and not prompt.reads.strip():
-            raise UsageError(f"--prompts {spec}: {prompt.id} should read nothing but spaces")
+            raise UsageError(f"--prompts {spec}: {prompt.id} has a text to read that is only spaces")
         if prompt.id in ids:
-            raise UsageError(f"--prompts {spec}: the id {prompt.id!r} stands there twice")
+            raise UsageError(f"--prompts {spec}: the id {prompt.id!r} occurs twice")
         if prompt.text in texts:
             raise UsageError(f"--prompts {spec}: {prompt.id} repeats the text of {texts[prompt.text]}")
         if prompt.reads and prompt.script not in SCRIPTS:
             raise UsageError(
-                f"--prompts {spec}: {prompt.id} should read {prompt.reads!r} in the unknown script {prompt.script!r}; "
+                f"--prompts {spec}: {prompt.id} has {prompt.reads!r} to read in the unknown script {prompt.script!r}; "
                 f"there are: {', '.join(SCRIPTS)}"
             )
         ids.add(prompt.id)
         texts[prompt.text] = prompt.id
         checked.append(prompt)
     if not checked:
-        raise UsageError(f"--prompts {spec}: holds no prompt")
+        raise UsageError(f"--prompts {spec}: contains no prompts")
     return tuple(checked)

@@ -1,12 +1,12 @@
-"""Put standard QuantizeLinear and DequantizeLinear around linear layers, in the form that runtimes fuse.
+"""Insert standard QuantizeLinear and DequantizeLinear around linear layers, in the form that runtimes fuse.
 
     x -> Q -> DQ -> MatMul <- DQ <- codes [K, N]
 
-Nothing stands between a DQ and its MatMul (TensorRT's rule, and ONNX Runtime's). Weights are stored as codes and have a
-DQ alone; activations have one scale per tensor. Layers that read the same activation become one product whose result is
-split: one Q, one large GEMM, and ONNX Runtime (1.32) does not fuse products whose DQs stand behind a shared Q. Scales
-are fp32 whatever the graph computes in (opset 23); `output_dtype` of the DQ is the graph's compute type, and that is
-all in which the fp32 and bf16 forms differ.
+No node may come between a DQ and its MatMul; TensorRT and ONNX Runtime both require that. Weights are stored as codes
+and have only a DQ; activations have one scale per tensor. Layers with the same input become one product whose result is
+split: this gives one Q and one large GEMM, and ONNX Runtime (1.32) does not fuse products whose DQs share a Q. Scales
+are fp32 in any graph (opset 23); the DQ's `output_dtype` is the compute type of the graph, the only difference between
+the fp32 and the bf16 form.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from quantize.linears import Linear
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one linear layer, or to several that read the same activation."""
+    """The quantization of one linear layer, or of several with the same input."""
 
     linears: tuple[Linear, ...]
     scheme: Scheme
     job: Quantized
-    scale: float | None  # of the activation, per tensor; None where only the weights are quantized
+    scale: float | None  # of the activation, per tensor; None if only the weights are quantized
 
     @property
     def name(self) -> str:
-        """Name it after its first layer."""
+        """Return the name of the first layer."""
         return self.linears[0].name
 
     @property
@@ -50,13 +50,14 @@ class Change:
 
 
 def rewrite(model: ir.Model, changes: list[Change], written: Mapping[str, StoredTensor], compute: ir.DataType) -> bool:
-    """Quantize linear layers of a graph in place; `written` tells where codes and scales lie, `compute` what DQs give.
+    """Quantize linear layers of a graph in place.
 
-    Raises ValueError, naming the layer, where layers of one change read two activations.
+    `written` locates codes and scales, `compute` is the output type of the DQs. Raises ValueError, naming the layer, if
+    the layers of one change have different inputs.
     """
     for change in changes:
         if any(linear.activation is not change.activation for linear in change.linears):
-            raise ValueError(f"{change.name}: layers that read different activations cannot be one product")
+            raise ValueError(f"{change.name}: layers with different inputs cannot become one product")
     for change in changes:
         weight = _dequantize_weight(model, change, written, compute)
         x = change.activation if change.scale is None else _quantize(model, change, compute)
@@ -74,7 +75,7 @@ def rewrite(model: ir.Model, changes: list[Change], written: Mapping[str, Stored
 
 
 def _fuse(model: ir.Model, change: Change, x: ir.Value, weight: ir.Value, compute: ir.DataType) -> None:
-    """Put one product in the place of several, and a Split behind it."""
+    """Replace several products by one, followed by a Split."""
     first = change.linears[0].node
     outputs = sum(linear.outputs for linear in change.linears)
     product = ir.node("MatMul", [x, weight], name=f"{change.name}+{len(change.linears) - 1}/MatMul")
@@ -92,7 +93,7 @@ def _fuse(model: ir.Model, change: Change, x: ir.Value, weight: ir.Value, comput
 
 
 def _quantize(model: ir.Model, change: Change, compute: ir.DataType) -> ir.Value:
-    """Put Q and DQ behind an activation and return what the DQ gives."""
+    """Insert Q and DQ after an activation and return the output of the DQ."""
     number, x, name = change.scheme.activations, change.activation, change.name
     assert number is not None
     scale = constant(model, f"{name}/input_scale", np.array(change.scale, np.float32), ir.DataType.FLOAT)
@@ -108,7 +109,7 @@ def _quantize(model: ir.Model, change: Change, compute: ir.DataType) -> ir.Value
 def _dequantize_weight(
     model: ir.Model, change: Change, written: Mapping[str, StoredTensor], compute: ir.DataType
 ) -> ir.Value:
-    """Register codes and scales of a weight, put a DQ behind them and return what it gives."""
+    """Register the codes and scales of a weight, insert a DQ after them and return its output."""
     scheme = change.scheme
     outputs, inputs = change.job.shape
     shape = (inputs, outputs)

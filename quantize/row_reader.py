@@ -1,4 +1,4 @@
-"""Read rows of stored weights as fp32, in memory that each thread uses again, and one thread per core to do so."""
+"""Read rows of stored weights as fp32 into buffers that are reused, and run such work on one thread per core."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The arithmetic of quantization: scales and rounding of weights, per tensor, per channel or per block.
+"""Compute scales and round weights to codes, per tensor, per channel or per block.
 
-Symmetric everywhere, because TensorRT wants zero points of zero: int8 codes -127 to 127, int4 -7 to 7, FP8 E4M3 up to
-448. A value is divided by its scale by multiplying with the reciprocal and rounded to the nearest, ties to even: the
-arithmetic of torchao's quantization primitives, with which a test compares it.
+Quantization is symmetric, because TensorRT requires zero points of zero: int8 codes go from -127 to 127, int4 from -7
+to 7, FP8 E4M3 up to 448. Values are multiplied by the reciprocal of the scale and rounded to nearest, ties to even, as
+in torchao's quantization primitives; a test compares the results.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from torch import Tensor
 from kit.recipes import Number
 
 LARGEST: Mapping[Number, float] = {"fp8": 448.0, "int8": 127.0, "int4": 7.0}
-SMALLEST_SCALE = 2.0**-100  # of a row of zeros or near zeros; a scale must be positive
+SMALLEST_SCALE = 2.0**-100  # for rows of values near zero; a scale must be positive
 
 
 class NotFinite(ValueError):
-    """A weight holds NaN or an infinity."""
+    """A weight contains NaN or infinity."""
 
 
 def amax(values: Tensor, dim: int | None = None, scratch: Tensor | None = None) -> Tensor:
-    """Return the largest magnitude, of all values or along `dim`; raises NotFinite for NaN and infinity.
+    """Return the largest magnitude of all values, or along `dim`; raises NotFinite for NaN and infinity.
 
-    `scratch`, of at least as many values, takes the magnitudes: fresh memory costs more than the arithmetic.
+    `scratch` is a buffer for at least as many values: allocating one costs more than the arithmetic.
     """
-    # abs and amax are together many times as fast as torch's infinity norm
+    # abs and amax together are many times faster than torch's infinity norm
     magnitudes = values.abs() if scratch is None else torch.abs(values, out=scratch[: values.numel()].view_as(values))
     largest = magnitudes.amax() if dim is None else magnitudes.amax(dim)
     if not torch.isfinite(largest).all():
-        raise NotFinite("holds NaN or an infinity")
+        raise NotFinite("contains NaN or infinity")
     return largest
 
 
 def scale_of(largest: Tensor, number: Number) -> Tensor:
-    """Return the scale with which the largest magnitude becomes the largest code; zeros get scale 1."""
+    """Return the scale that maps the largest magnitude to the largest code; 1 if it is zero."""
     scale = torch.where(largest > 0, largest / LARGEST[number], torch.ones_like(largest))
     return scale.clamp_(min=SMALLEST_SCALE)
 
 
 def encode(values: Tensor, scale: Tensor, number: Number) -> Tensor:
-    """Divide by the scale (which broadcasts) and round to codes: float8_e4m3fn, or int8, int4 in int8.
+    """Divide by the scale, which broadcasts, and round to codes: float8_e4m3fn, or int8 for int8 and int4.
 
     `values` are overwritten.
     """
@@ -54,11 +54,11 @@ def encode(values: Tensor, scale: Tensor, number: Number) -> Tensor:
 
 
 def decode(codes: Tensor, scale: Tensor) -> Tensor:
-    """Return the fp32 values that codes stand for."""
+    """Return the fp32 values that codes represent."""
     return codes.to(torch.float32) * scale
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Pack int4 codes [..., N] held in int8 into bytes [..., N / 2], the first in the low half as ONNX has it."""
+    """Pack int4 codes [..., N], stored as int8, into bytes [..., N / 2], the first in the low half as in ONNX."""
     pairs = codes.view(*codes.shape[:-1], -1, 2).to(torch.uint8)
     return (pairs[..., 0] & 0x0F) | (pairs[..., 1] << 4)

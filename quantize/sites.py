@@ -1,9 +1,9 @@
-"""Where an activation can be scaled channel by channel for nothing: what reads it, and where the inverse goes.
+"""List the activations whose channels can be scaled at no cost: the layers that read them, and where the inverse goes.
 
 SmoothQuant (Xiao et al., 2023) divides an activation's channels by s and multiplies the columns of the weights that
-read it. Here the division costs no operator of the size of the activation: it goes into the modulation vectors
-[B, 1, dim], into the weight of a norm, or into the rows of the linear layer that made the channels; attention and
-SwiGLU's product carry a factor per channel of their values through unchanged.
+read it. Here the division needs no operator on the activation itself: it is folded into the modulation vectors
+[B, 1, dim], the weight of a norm, or the rows of the linear layer that computes the channels; attention and SwiGLU's
+product pass a factor per channel of their values through unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Fold = Literal["modulation", "norm", "rows"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a linear layer that make the channels of a site: `begin` in the layer, `channel` in the site."""
+    """Rows of a linear layer that compute channels of a site: from `begin` in the layer, from `channel` in the site."""
 
     layer: str
     begin: int
@@ -30,12 +30,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Site:
-    """One activation, or two that must be scaled alike, and the linear layers that read it."""
+    """One activation, or two that must have the same factors, and the linear layers that read it."""
 
     readers: tuple[str, ...]
     fold: Fold
     rows: tuple[Rows, ...] = ()
-    heads: tuple[int, int, int] | None = None  # key heads, query heads of each, width: query heads share a factor
+    heads: tuple[int, int, int] | None = (
+        None  # key heads, query heads per key head, width; query heads of one key head share factors
+    )
 
     @property
     def name(self) -> str:

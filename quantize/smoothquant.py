@@ -1,12 +1,12 @@
-"""SmoothQuant with its balance searched per site, from the calibration record and the weights alone.
+"""Choose SmoothQuant factors per site, from the calibration record and the weights alone.
 
-With s = max|x|^a / max|w|^(1-a) per channel, alpha `a` is the one of ALPHAS, or s = 1, whose expected error is least.
-The error of a sum x W of rounded numbers is, with a uniform error of step^2 / 12 in each,
+The factors are s = max|x|^a / max|w|^(1-a) per channel. Alpha `a` is chosen from ALPHAS, or s = 1, to minimize the
+expected error. With a uniform rounding error of step^2 / 12 in each number, the error of a product x W is
 
     step_x^2 / 12 * sum_k s_k^2 |W_k|^2  +  sum_n step_n^2 / 12 * sum_k E[x_k^2] / s_k^2
 
-where step_x and step_n follow from the largest magnitudes after smoothing. Factors are powers of two: nothing is
-rounded where they are folded in, and the bf16 and fp32 forms of an artifact stay twins.
+where step_x and step_n follow from the largest magnitudes after smoothing. Factors are powers of two, so folding them
+rounds nothing, and the bf16 and fp32 forms of an artifact hold the same codes.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ from quantize.scales import LARGEST
 from quantize.sites import Site
 
 ALPHAS = tuple(i / 20 for i in range(2, 20))
-SAMPLED_ROWS, RUN = 512, 32  # of a weight, in runs of neighbouring rows: enough to know its columns
-STRONGEST = 2.0**10  # a factor, and its inverse
+SAMPLED_ROWS, RUN = 512, 32  # rows of a weight that are read, in runs of consecutive rows
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What was chosen for a site."""
+    """The choice for one site."""
 
     site: Site
     factors: Tensor  # s [K]
-    alpha: float | None  # None: s = 1, nothing to gain
-    gain: float  # expected error without smoothing over that with it
+    alpha: float | None  # None: s = 1, smoothing does not help
+    gain: float  # expected error without smoothing / with smoothing
 
     @property
     def inverse(self) -> Tensor:
@@ -45,18 +44,18 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class Reader:
-    """One linear layer that reads a site: what it saw, its scheme and some rows of its weight."""
+    """One linear layer that reads a site: its input statistics, its scheme and some rows of its weight."""
 
     seen: Seen
     scheme: Scheme
     rows: Tensor  # [R, K]
-    share: float  # rows of the whole weight for each of these
+    share: float  # rows of the whole weight per sampled row
 
 
 def choose_all(
     sites: Sequence[Site], linears: Mapping[str, Linear], schemes: Mapping[str, str], seen: Mapping[str, Seen]
 ) -> dict[str, Smoothing]:
-    """Choose factors for every site whose readers and makers are all quantized in int8; by the site's name."""
+    """Choose factors, by site name, for every site whose layers are all quantized to int8."""
     chosen = {}
     for site in sites:
         involved = [*site.readers, *(rows.layer for rows in site.rows)]
@@ -65,7 +64,7 @@ def choose_all(
         if not all(SCHEMES[schemes[name]].activations == "int8" for name in site.readers):
             continue
         if any(SCHEMES[schemes[rows.layer]].granularity != "channel" for rows in site.rows):
-            continue  # a row's factor vanishes in its own scale only
+            continue  # only a scale per row absorbs the factor of a row
         readers = [_reader(linears[name], SCHEMES[schemes[name]], seen[name]) for name in site.readers]
         chosen[site.name] = choose(site, readers)
     return chosen
@@ -97,9 +96,9 @@ def choose(site: Site, readers: Sequence[Reader]) -> Smoothing:
 
 
 def factors_at(alpha: float, largest: Tensor, weights: Tensor, heads: tuple[int, int, int] | None = None) -> Tensor:
-    """Return s [K] for one alpha, in powers of two; 1 for channels that saw nothing or are not read."""
+    """Return s [K] for one alpha, in powers of two; 1 for channels whose activations or weights are all zero."""
     dead = (largest <= 0) | (weights <= 0)
-    if heads is not None:  # query heads that share a key head share its values, so also their factors
+    if heads is not None:  # query heads of one key head read the same values, so they share factors
         keys, queries, width = heads
         largest = largest.view(keys, queries, width).amax(1, keepdim=True).expand(-1, queries, -1).reshape(-1)
         weights = weights.view(keys, queries, width).amax(1, keepdim=True).expand(-1, queries, -1).reshape(-1)
@@ -113,7 +112,7 @@ def factors_at(alpha: float, largest: Tensor, weights: Tensor, heads: tuple[int,
 
 
 def expected_error(reader: Reader, factors: Tensor) -> float:
-    """Return the expected squared error of the outputs of a layer, over their squared size."""
+    """Return the expected squared error of a layer's outputs, relative to their squared size."""
     x_amax = torch.from_numpy(reader.seen.channel_amax)
     x_square = torch.from_numpy(reader.seen.channel_square)
     top = LARGEST[reader.scheme.weights]
@@ -129,7 +128,7 @@ def expected_error(reader: Reader, factors: Tensor) -> float:
 
 
 def activation_amax(seen: Seen, factors: Tensor | None, percentile: float) -> float:
-    """Return the magnitude that the largest code of an activation stands for, after smoothing."""
+    """Return the magnitude that the largest code of an activation represents, after smoothing."""
     clipped = seen.percentile(percentile) / seen.amax if seen.amax > 0 else 1.0
     if factors is None:
         return clipped * seen.amax

@@ -1,1 +1,1 @@
-"""A quantized artifact from an exported one."""
+"""Quantize an exported artifact by a recipe."""

@@ -27,14 +27,14 @@ from quantize.conversions import Progress
 
 @dataclass(frozen=True)
 class ApplyReport:
-    """What a run took and gave; `up_to_date` when the artifact was there already."""
+    """The result and cost of a run; `up_to_date` if the artifact already existed."""
 
     out: Path
     recipe: str
     up_to_date: bool
     seconds: float
     parts: tuple[PartReport, ...] = field(default=())
-    left_out: tuple[PartName, ...] = ()  # parts of the source that the result does not have
+    left_out: tuple[PartName, ...] = ()  # parts of the source that are not in the result
 
     def facts(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -50,18 +50,18 @@ def apply(
     start: Callable[[PartName, int], Progress] = lambda part, total: lambda done: None,
     done: Callable[[PartReport], None] = lambda report: None,
 ) -> ApplyReport:
-    """Quantize the artifact at `source` by a recipe; the result stands at `out` whole or not at all.
+    """Quantize the artifact at `source` by a recipe; the result appears at `out` only when it is complete.
 
-    `start` is told of each part and the bytes that will be read, and returns what is told of progress. All layers of
-    all parts are checked before anything is written. Raises UsageError for a record of other weights or a recipe that
-    the artifact cannot have, ArtifactError for weights that are not finite.
+    `start` is called with each part and the number of bytes to read, and returns the callback for progress. All layers
+    of all parts are checked before anything is written. Raises UsageError for a record of other weights or a recipe
+    that does not fit the artifact, ArtifactError for weights that are not finite.
     """
     begin = time.perf_counter()
     manifest = verify(source, ("onnx",))
     if out.resolve() == source.resolve():
-        raise UsageError(f"--out {out} is the artifact that is to be quantized; choose another folder")
+        raise UsageError(f"--out {out} is the source artifact; choose another folder")
     check_recipe(manifest, recipe, record, gpu)
-    if recipe.rules:  # the cache's graphs read reference images, of which no calibration knows yet
+    if recipe.rules:  # the graphs of the cache read reference images, which calibration does not cover yet
         parts = {part: found for part, found in manifest.parts.items() if part not in KV_PARTS}
         left_out = tuple(part for part in manifest.parts if part in KV_PARTS)
         manifest = replace(manifest, parts=parts)
@@ -87,7 +87,7 @@ def apply(
                 done(reports[-1])
             else:
                 for file in sorted(home.iterdir()):
-                    if not (folder / home.name / file.name).exists():  # graphs of the same weights share a folder
+                    if not (folder / home.name / file.name).exists():  # graphs with the same weights share a folder
                         link_or_copy(file, folder / home.name / file.name)
         copy_texts(source, folder)
         write_manifest(folder, planned)
@@ -95,5 +95,5 @@ def apply(
 
 
 def _home(folder: Path, manifest: Manifest, part: PartName) -> Path:
-    """Return the folder in which a part's graph and weights lie."""
+    """Return the folder with the graph and the weights of a part."""
     return (folder / manifest.part(part).graph).parent

@@ -1,4 +1,4 @@
-"""`quantize apply`: an exported artifact becomes a quantized one."""
+"""`quantize apply`: quantize an exported artifact by a recipe."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kit.recipes import RECIPES, find_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx` made")
+    parser.add_argument("artifact", type=Path, metavar="DIR", help="artifact written by `export onnx`")
     parser.add_argument("--recipe", required=True, metavar="NAME", help=f"{', '.join(RECIPES)}, or a JSON file")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="what `quantize calibrate` wrote")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="record written by `quantize calibrate`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--gpu", metavar="NAME", help="refuse a recipe that this GPU has no hardware for")
+    parser.add_argument("--gpu", metavar="NAME", help="reject a recipe that this GPU does not support")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Quantize; returns what was done, with bytes per second."""
+    """Quantize the artifact, print each part and return the facts."""
     from kit.gpus import gpu
     from quantize.calibration import record
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         begin = time.perf_counter()
         made = apply(args.artifact, args.out, recipe, seen, target, start, done)
     if made.left_out:
-        print(f"left out: {', '.join(made.left_out)}: no calibration covers reference images yet")
+        print(f"left out: {', '.join(made.left_out)}: calibration does not cover reference images yet")
     state = "up to date" if made.up_to_date else f"quantized in {time.perf_counter() - begin:.1f} s"
     print(f"{made.out}: recipe {made.recipe}, {state}")
     return made.facts()

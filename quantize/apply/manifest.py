@@ -51,5 +51,5 @@ def quantized_manifest(
 
 
 def _holds_weights(file: str) -> bool:
-    """Tell weight files by their name: a digest covers their header alone, so a time stamp must tell of new values."""
+    """Return whether a file holds weights: its digest covers only the header, so new values show in the time stamp."""
     return file.endswith(".safetensors")

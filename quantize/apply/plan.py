@@ -33,15 +33,15 @@ NARROWEST = 16  # no runtime has a fast kernel for a narrower matrix (TensorRT; 
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What happens to the linear layers of one part."""
+    """The changes to the linear layers of one part."""
 
     changes: list[Change]
     smoothings: Mapping[str, Smoothing]
-    kept: Mapping[str, int]  # why layers stay -> how many
+    kept: Mapping[str, int]  # reason why layers are not quantized -> number of layers
 
 
 def check_recipe(manifest: Manifest, recipe: Recipe, record: Record | None, gpu: Gpu | None) -> None:
-    """Raise UsageError, with what to do, for a recipe that this artifact, record or GPU cannot have."""
+    """Raise UsageError, with the remedy, for a recipe that does not fit this artifact, record or GPU."""
     if not recipe.rules and recipe.name in ("fp32", "bf16") and recipe.name != manifest.compute:
         raise UsageError(
             f"recipe {recipe.name} changes no weight, and the artifact computes in {manifest.compute}: "
@@ -63,7 +63,7 @@ def check_recipe(manifest: Manifest, recipe: Recipe, record: Record | None, gpu:
 def plan(
     model: ir.Model, folder: Path, part: PartName, manifest: Manifest, recipe: Recipe, record: Record | None
 ) -> QuantizationPlan:
-    """Decide on every linear layer of a part; nothing is written, and of the weights only samples are read."""
+    """Decide what happens to each linear layer of a part; writes nothing and reads only samples of the weights."""
     linears = {linear.name: linear for linear in find_linears(model, folder)}
     _check_rules(recipe, part, linears)
     schemes: dict[str, str] = {}
@@ -75,12 +75,12 @@ def plan(
             schemes[name] = scheme
         else:
             kept[reason or "not in the recipe"] += 1
-    seen = _seen(part, {name: linears[name] for name in schemes if SCHEMES[schemes[name]].activations}, record)
+    seen = _seen_by(part, {name: linears[name] for name in schemes if SCHEMES[schemes[name]].activations}, record)
     smoothings: dict[str, Smoothing] = {}
     if recipe.smooth:
         smoothings = choose_all(list(sites(part, manifest.variant)), linears, schemes, seen)
     columns, rows = weight_factors(smoothings, linears)
-    groups: dict[tuple[str, str], list[Linear]] = {}  # layers that read one activation and have one scheme
+    groups: dict[tuple[str, str], list[Linear]] = {}  # layers with the same input and the same scheme
     for name, scheme in schemes.items():
         groups.setdefault((linears[name].activation.name or "", scheme), []).append(linears[name])
     changes = []
@@ -102,13 +102,13 @@ def plan(
 
 
 def _check_rules(recipe: Recipe, part: PartName, linears: Mapping[str, Linear]) -> None:
-    """Refuse a rule of a recipe file that names no layer: one letter wrong, and a layer would be quantized unseen."""
+    """Reject a rule of a recipe file that matches no layer: with a typo, a layer to spare would be quantized."""
     shipped = {rule for known in RECIPES.values() for rule in known.rules}
     for rule in recipe.rules:
         if rule.part == part and rule not in shipped and not any(fnmatchcase(name, rule.layers) for name in linears):
             raise UsageError(
-                f"recipe {recipe.name}: {rule.layers!r} names no linear layer of the {part} that can be quantized; "
-                f"such are {', '.join(list(linears)[:3])}"
+                f"recipe {recipe.name}: {rule.layers!r} matches no linear layer of the {part} that can be quantized; "
+                f"these can be, for example: {', '.join(list(linears)[:3])}"
             )
 
 
@@ -127,21 +127,21 @@ def _reason_to_keep(linear: Linear, scheme: str | None) -> str | None:
         return f"narrower than {NARROWEST}"
     form = SCHEMES[scheme]
     if form.block and linear.inputs % form.block:
-        return f"its inputs are no multiple of the block of {form.block}"
+        return f"its input size is not a multiple of the block size {form.block}"
     if form.weights == "int4" and linear.outputs % 2:
-        return "its outputs are odd, and two int4 codes share a byte"
+        return "its output size is odd, and int4 codes are stored in pairs"
     return None
 
 
-def _seen(part: PartName, linears: Mapping[str, Linear], record: Record | None) -> Mapping[str, Seen]:
-    """Return what the record says of the layers; raises UsageError where it is of other weights or says too little."""
+def _seen_by(part: PartName, linears: Mapping[str, Linear], record: Record | None) -> Mapping[str, Seen]:
+    """Return the statistics of the layers; raises UsageError if the record is incomplete or of other weights."""
     if not linears or record is None:
         return {}
     layers = record.parts.get(part, {})
     for name, linear in linears.items():
         if name not in layers:
             raise UsageError(
-                f"the calibration record says nothing of {name} in the {part}; calibrate again with --parts {part}"
+                f"the calibration record has no entry for {name} in the {part}; calibrate again with --parts {part}"
             )
         if layers[name].channel_amax.shape != (linear.inputs,):
             raise UsageError(
@@ -150,8 +150,8 @@ def _seen(part: PartName, linears: Mapping[str, Linear], record: Record | None) 
             )
         if layers[name].weight != fingerprint(linear.weight):
             raise UsageError(
-                f"the calibration record is of another checkpoint: {name} in the {part} has other weights; calibrate "
-                f"the checkpoint that was exported, with the same --lora"
+                f"the calibration record belongs to another checkpoint: {name} in the {part} has different weights; "
+                f"calibrate the checkpoint that was exported, with the same --lora"
             )
         check(name, layers[name], "the calibration record")
     return layers

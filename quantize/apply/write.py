@@ -22,12 +22,12 @@ FILE = "quantized.safetensors"
 
 @dataclass(frozen=True)
 class PartReport:
-    """What quantizing one part took and gave."""
+    """The result and cost of quantizing one part."""
 
     part: PartName
     seconds: float
-    schemes: Mapping[str, int]  # layers of each, "as it was" included
-    smoothed: int  # sites whose channels were balanced
+    schemes: Mapping[str, int]  # scheme -> number of layers; "as it was" counts the layers that are not quantized
+    smoothed: int  # number of inputs with SmoothQuant factors
     source_bytes: int
     written_bytes: int
 
@@ -41,7 +41,7 @@ def write_part(
     graph: Path,
     start: Callable[[PartName, int], Progress],
 ) -> PartReport:
-    """Write the weights and the graph of a part, whose weights are in `source`, to the folder of `graph`."""
+    """Write the quantized weights of a part and its graph, at `graph`; the original weights are in `source`."""
     begin = time.perf_counter()
     folder = graph.parent
     linears = {linear.name: linear for change in plan.changes for linear in change.linears}

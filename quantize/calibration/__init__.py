@@ -1,1 +1,1 @@
-"""What every linear layer sees while a checkpoint runs over prompts."""
+"""Record the input statistics of every linear layer while a checkpoint runs over prompts."""

@@ -1,7 +1,7 @@
-"""Run the high-precision model over prompts and all their steps, and write down what every linear layer saw.
+"""Run the high-precision model over prompts and all their steps, and record the input statistics of the linear layers.
 
-The text encoder runs over all prompts, is freed, and then the transformer runs with the server's own step loop; so the
-larger of the two is all that must fit.
+The text encoder runs over all prompts and is freed before the transformer runs with the step loop of the server, so
+only the larger of the two has to fit in memory.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from quantize.prompt_set import PromptSet
 
 @dataclass(frozen=True)
 class Calibration:
-    """What to run; None takes the variant's own."""
+    """What to run; None means the variant's default."""
 
     prompts: PromptSet
-    seeds: int = 1  # images of each prompt, seeds 0 and on
+    seeds: int = 1  # images per prompt, with seeds 0, 1, ...
     steps: int | None = None
     width: int | None = None
     height: int | None = None
@@ -52,18 +52,18 @@ class Calibration:
     device: str = "cpu"
     offload: Offload = "none"
     loras: tuple[Lora, ...] = ()
-    batch: int = 1  # requests in one call
+    batch: int = 1  # requests per call
     single_files: dict[str, Path] = field(default_factory=dict)
 
 
-Progress = Callable[[str, int, int], None]  # what runs, done, of
+Progress = Callable[[str, int, int], None]  # what runs, done, total
 
 
 def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda what, done, of: None) -> Record:
     """Calibrate a checkpoint.
 
-    Raises UsageError for options that contradict each other and prompts that do not fit, CheckFailed when the model
-    gives numbers that are not finite.
+    Raises UsageError for options that contradict each other and prompts that are too long, CheckFailed if the model
+    produces values that are not finite.
     """
     check_device(config.device, config.offload)
     variant = read_variant(checkpoint)
@@ -75,7 +75,7 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
     texts = {request.prompt for request in requests}
     if variant.guidance == "cfg":
         texts |= {request.negative_prompt for request in requests}
-    with _prompt_encoder(checkpoint, variant) as prompts:  # all before the first is run: one may be too long
+    with _prompt_encoder(checkpoint, variant) as prompts:  # check the length of all of them before the first one runs
         tokens = {text: prompts.encode(text, f"prompt {text[:40]!r}") for text in sorted(texts)}
     embeds: dict[str, Any] = {}
     encoder = load("text_encoder", variant, bindings["text_encoder"], config.dtype, config.device, config.offload)
@@ -102,7 +102,7 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
 
 def _requests(variant: Variant, config: Calibration) -> list[Request]:
     if not config.prompts.prompts:
-        raise UsageError(f"--prompts {config.prompts.spec}: holds no prompt")
+        raise UsageError(f"--prompts {config.prompts.spec}: contains no prompts")
     unknown = [part for part in config.parts if part not in QUANTIZED_PARTS]
     if unknown or not config.parts:
         raise UsageError(
@@ -119,7 +119,7 @@ def _requests(variant: Variant, config: Calibration) -> list[Request]:
 
 @contextmanager
 def _prompt_encoder(checkpoint: Path, variant: Variant) -> Iterator[PromptEncoder]:
-    """Read the checkpoint's tokenizer; dev's gets the system message that an export writes down."""
+    """Read the checkpoint's tokenizer; dev's gets the system message that an export stores with it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = checkpoint / "tokenizer"
         if variant.text_encoder.kind == "mistral3":
@@ -129,7 +129,7 @@ def _prompt_encoder(checkpoint: Path, variant: Variant) -> Iterator[PromptEncode
 
 
 def _blocks(transformer: TorchPart) -> dict[str, Any]:
-    """Return the linears inside the blocks: no recipe quantizes the others."""
+    """Return the linear layers inside the blocks; no recipe quantizes the others."""
     return {name: module for name, module in transformer.linears().items() if "transformer_blocks." in name}
 
 
@@ -160,7 +160,7 @@ def _denoise(
             for job in live:
                 if job.error or not np.isfinite(job.latents).all():
                     raise CheckFailed(
-                        f"step {job.index} gave numbers that are not finite; calibrate with --dtype bf16 or fp32"
+                        f"step {job.index} produced values that are not finite; calibrate with --dtype bf16 or fp32"
                     )
             done += len(live)
             progress("transformer", done, steps)

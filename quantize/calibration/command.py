@@ -1,4 +1,4 @@
-"""`quantize calibrate`: from a checkpoint and prompts to a calibration record."""
+"""`quantize calibrate`: run a checkpoint over prompts and write a calibration record."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from typing import Any
 from kit.errors import UsageError
 from kit.ports import QUANTIZED_PARTS
 
-FEW = 16  # the sample's int8 images lost 4 dB when it was calibrated on 4 prompts instead of 24
+FEW = 16  # the sample's int8 images lost 4 dB with 4 calibration prompts instead of 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the record to write, JSON")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="calibration record to write, JSON")
     parser.add_argument("--prompts", default="kit", metavar="SET", help="kit, kit:N, sample:N, or a file")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images of each prompt")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
     parser.add_argument("--height", type=int, metavar="PIXELS")
     parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what to compute in; as stored when left out")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="compute type; default: the type of the stored weights"
+    )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--offload", choices=("none", "layers"), default="none", help="layers: keep weights in host memory (GPU)"
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests in one call")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests per call")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
     parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
     parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate; returns what was recorded."""
+    """Calibrate the checkpoint, write the record and return the facts."""
     for name in ("seeds", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} {getattr(args, name)} is not positive")
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from quantize.calibration import record
-    from quantize.calibration.calibrate import (  # brings torch: only once the arguments make sense
+    from quantize.calibration.calibrate import (  # imports torch, so only once the arguments are known to be valid
         Calibration,
         calibrate,
     )
@@ -84,12 +86,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     record.write(found, args.out)
     seconds = time.perf_counter() - begin
     layers = {part: len(entries) for part, entries in found.parts.items()}
-    said = ", ".join(f"{count} layers of the {part}" for part, count in layers.items())
+    counts = ", ".join(f"{count} layers of the {part}" for part, count in layers.items())
     images = len(prompts.prompts) * args.seeds
-    print(f"{args.out}: {found.variant}, {said}; {images} images in {seconds:.1f} s")
+    print(f"{args.out}: {found.variant}, {counts}; {images} images in {seconds:.1f} s")
     if images < FEW:
         print(
-            f"warning: {images} images are few: activations larger than all that they had will be clipped; "
+            f"warning: only {images} images: activations larger than any of theirs will be clipped; "
             f"calibrate on {FEW} or more, or merge this record with others",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Fingerprints of a part's weights, the same whether they are read from a checkpoint or from an exported artifact."""
+"""Compute fingerprints of a part's weights, the same for a checkpoint and for an artifact exported from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quantize.calibration.record import PRINT_BYTES, fingerprint
 
 
 def fingerprints(binding: Binding) -> dict[str, str]:
-    """Return the fingerprint of each weight matrix by its name; merged ones are computed."""
+    """Return the fingerprint of each weight matrix by name; merged weights are computed for it."""
     found = {name: fingerprint(stored) for name, stored in binding.tensors.items() if len(stored.shape) == 2}
     for name, derived in binding.derived.items():
         if len(derived.shape) == 2:
@@ -20,7 +20,7 @@ def fingerprints(binding: Binding) -> dict[str, str]:
 
 
 def _head(derived: Derived) -> bytes:
-    """Compute as many of a tensor's first bytes as a fingerprint covers."""
+    """Compute the first bytes of a tensor, as many as a fingerprint covers."""
     head = b""
     for chunk in derived.chunks():
         head += chunk[: PRINT_BYTES - len(head)]

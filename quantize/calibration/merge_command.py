@@ -1,4 +1,4 @@
-"""`quantize merge`: several calibration records of one checkpoint become one."""
+"""`quantize merge`: merge several calibration records of one checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Merge; raises UsageError for records of two checkpoints."""
+    """Merge records; raises UsageError if they are of different checkpoints."""
     from quantize.calibration import record
 
     merged = record.merge([record.read(path) for path in args.records])

@@ -1,4 +1,4 @@
-"""Watch the inputs of linear layers while a torch model runs: forward hooks that gather statistics and copy nothing."""
+"""Observe the inputs of linear layers while a torch model runs, with forward hooks that collect statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quantize.calibration.record import PER_OCTAVE, Seen
 
-LOWEST, HIGHEST = -40, 24  # powers of two between which magnitudes are counted one by one
+LOWEST, HIGHEST = -40, 24  # powers of two that bound the histogram
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Watch:
     amax_by_step: list[float] = field(default_factory=list)
     channel_amax: Tensor | None = None  # [K]
     channel_sum: Tensor | None = None  # [K], of squares, float64
-    counts: Tensor | None = None  # of the histogram
+    counts: Tensor | None = None  # histogram of magnitudes
 
     def see(self, x: Tensor, step: int) -> None:
         """Add an input [..., K]."""
@@ -61,7 +61,7 @@ class Watch:
 
 
 class Observer:
-    """Watches named linear layers; `step` is the denoising step that runs now."""
+    """Observes named linear layers; `step` is the current denoising step."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -69,7 +69,7 @@ class Observer:
 
     @contextmanager
     def watching(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Hook the layers for the length of a block."""
+        """Hook the layers within a `with` block."""
         handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in layers.items()]
         try:
             yield
@@ -77,7 +77,7 @@ class Observer:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's own type of a hook is a union of six
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's type of a hook is a union of six
         watch = self.watches.setdefault(name, Watch())
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -1,8 +1,8 @@
-"""The calibration record: what was seen at the input of every linear layer, in one portable JSON file.
+"""The calibration record: statistics of the input of every linear layer, in one portable JSON file.
 
-It holds enough to choose scales, percentiles and SmoothQuant's balance later, without the model: per layer the largest
-magnitude (also step by step), a histogram of magnitudes, and per channel the largest magnitude and the mean square.
-Records of other prompts can be merged. A fingerprint of each layer's weight ties a record to its checkpoint.
+It is enough to choose scales, percentiles and SmoothQuant factors later, without the model: per layer the largest
+magnitude (overall and per step) and a histogram of magnitudes, per channel the largest magnitude and the mean square.
+Records of different prompts can be merged. A fingerprint of each layer's weight ties a record to its checkpoint.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from kit.errors import UsageError
 from kit.safetensors_file import StoredTensor
 
 FORMAT = 1
-PER_OCTAVE = 16  # bins of the histogram per doubling of the magnitude: a percentile is known to 4.4 %
-PRINT_BYTES = 4096  # of a weight that go into its fingerprint
+PER_OCTAVE = 16  # histogram bins per doubling of the magnitude: percentiles are accurate to 4.4 %
+PRINT_BYTES = 4096  # bytes of a weight that go into its fingerprint
 Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen at the input [rows, K] of one layer."""
+    """Statistics of the input [rows, K] of one layer."""
 
     rows: int
     amax: float
@@ -43,7 +43,7 @@ class Seen:
     weight: str  # fingerprint
 
     def percentile(self, percent: float) -> float:
-        """Return a magnitude that `percent` of all values do not exceed; 100 gives the largest one."""
+        """Return a magnitude that `percent` of all values do not exceed; 100 returns the largest one."""
         if percent >= 100:
             return self.amax
         total = self.rows * len(self.channel_amax)
@@ -57,7 +57,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Record:
-    """All layers of the parts that were calibrated, and on what."""
+    """The statistics of all calibrated layers, and the runs they come from."""
 
     variant: str
     runs: tuple[Mapping[str, Any], ...]  # prompts' digest and count, steps, seeds, size, versions, adapters
@@ -69,12 +69,12 @@ class Record:
 
     @property
     def marks(self) -> list[str]:
-        """Return the marks of all prompts that were run, sorted; records made before there were marks have none."""
+        """Return the marks of all prompts that were run, sorted; older records have none."""
         return sorted({mark for run in self.runs for mark in run.get("prompts", {}).get("marks", ())})
 
 
 def fingerprint(weight: StoredTensor) -> str:
-    """Digest shape and values from the head of a stored weight; the same weight in bf16 and fp32 has two."""
+    """Digest the shape, type and first values of a stored weight; bf16 and fp32 copies of a weight differ."""
     with weight.file.open("rb") as stream:
         stream.seek(weight.offset)
         head = stream.read(min(PRINT_BYTES, weight.nbytes))
@@ -82,7 +82,7 @@ def fingerprint(weight: StoredTensor) -> str:
 
 
 def merge(records: Sequence[Record]) -> Record:
-    """Merge records of one checkpoint; raises UsageError when they are of two."""
+    """Merge records of one checkpoint; raises UsageError if they are of different checkpoints."""
     first = records[0]
     parts: dict[str, dict[str, Seen]] = {part: dict(layers) for part, layers in first.parts.items()}
     for other in records[1:]:
@@ -97,7 +97,9 @@ def merge(records: Sequence[Record]) -> Record:
 
 def _merge_seen(name: str, a: Seen, b: Seen) -> Seen:
     if a.weight != b.weight:
-        raise UsageError(f"cannot merge records of different weights: {name} differs; calibrate one checkpoint")
+        raise UsageError(
+            f"cannot merge records of different weights: {name} differs; all must come from one checkpoint"
+        )
     rows = a.rows + b.rows
     return Seen(
         rows=rows,
@@ -111,21 +113,21 @@ def _merge_seen(name: str, a: Seen, b: Seen) -> Seen:
 
 
 def check(name: str, seen: Seen, where: str) -> None:
-    """Raise UsageError for statistics that cannot give a scale: nothing seen, zeros alone, NaN."""
+    """Raise UsageError for statistics that no scale can be computed from: NaN, infinity or only zeros."""
     if not math.isfinite(seen.amax) or not np.isfinite(seen.channel_amax).all():
         raise UsageError(
-            f"{where}: {name} saw a value that is not finite (amax {seen.amax}); the model overflowed while it was "
-            f"calibrated: calibrate again with --dtype bf16 or fp32"
+            f"{where}: the input of {name} has a value that is not finite (amax {seen.amax}); the model overflowed "
+            f"during calibration: calibrate again with --dtype bf16 or fp32"
         )
     if seen.amax <= 0:
         raise UsageError(
-            f"{where}: {name} saw nothing but zeros (amax {seen.amax}), which gives no scale; calibrate with more "
-            f"prompts, or keep the layer in high precision by a rule of the recipe"
+            f"{where}: the input of {name} was always zero (amax {seen.amax}), so it has no scale; calibrate with more "
+            f"prompts, or keep the layer in high precision with a rule of the recipe"
         )
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record; it stands at `path` whole or not at all."""
+    """Write a record; it appears at `path` only when it is complete."""
     fresh = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,7 @@ def write(record: Record, path: Path) -> None:
 
 
 def read(path: Path) -> Record:
-    """Read a record; raises UsageError, naming the file, for what is none."""
+    """Read a record; raises UsageError, naming the file, if it is not one."""
     try:
         raw = json.loads(path.read_text())
     except OSError as error:
@@ -170,7 +172,7 @@ def _seen_to(seen: Seen) -> dict[str, Any]:
         "rows": seen.rows,
         "amax": seen.amax,
         "amax_by_step": list(seen.amax_by_step),
-        "percentiles": {str(p): seen.percentile(p) for p in (99.0, 99.9, 99.99, 99.999)},  # for people
+        "percentiles": {str(p): seen.percentile(p) for p in (99.0, 99.9, 99.99, 99.999)},  # for readers of the file
         "histogram": [[bin_, seen.histogram[bin_]] for bin_ in sorted(seen.histogram)],
         "channel_amax": _pack(seen.channel_amax),
         "channel_square": _pack(seen.channel_square),
@@ -189,7 +191,7 @@ def _seen_from(raw: Mapping[str, Any]) -> Seen:
         weight=raw["weight"],
     )
     if seen.channel_amax.shape != seen.channel_square.shape:
-        raise ValueError("channel statistics of two lengths")
+        raise ValueError("channel statistics of different lengths")
     return seen
 
 

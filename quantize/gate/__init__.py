@@ -1,1 +1,1 @@
-"""The quality gate: the same prompts and seeds drawn with two artifacts, measured, and held to a contract."""
+"""The quality gate: generate the same prompts and seeds with two artifacts and check the differences."""

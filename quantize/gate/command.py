@@ -1,4 +1,4 @@
-"""quantize gate: draw the same prompts and seeds with two artifacts, measure, and hold the result to a contract."""
+"""`quantize gate`: compare the images of two artifacts and exit with 1 if they break the quality contract."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from quantize.gate.contract import Contract
 from quantize.gate.metrics import METRICS
 from quantize.gate.report import REPORT, Report, summarize, to_markdown
 
-SAMPLE_PROMPTS = "sample:200"  # so many, because fewer do not prove that the judge lost less than a point
+SAMPLE_PROMPTS = "sample:200"  # with fewer, the interval is too wide to prove a loss of less than a point
 KIT_PROMPTS = "kit"
 SHOWN = 24
 PACKAGES = ("onnxruntime", "numpy", "scipy", "scikit-image", "flip-evaluator", "lpips", "torch", "transformers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe what `quantize gate` takes."""
+    """Add the arguments of `quantize gate`."""
     parser.add_argument("artifact", type=Path, metavar="DIR", help="the candidate: an exported or quantized artifact")
     parser.add_argument(
         "--reference",
@@ -42,25 +42,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="SET",
-        help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; when left out {SAMPLE_PROMPTS} for the sample, "
-        f"else {KIT_PROMPTS}, without what DIR was calibrated on",
+        help=f"`kit`, `kit:N`, `sample:N`, `sample:N:SEED` or a file; default: {SAMPLE_PROMPTS} for the sample, "
+        f"{KIT_PROMPTS} otherwise, without the prompts that DIR was calibrated on",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument(
-        "--contract", metavar="FILE", help="bounds, TOML or JSON, or a recipe's name; when left out the candidate's"
+        "--contract",
+        metavar="FILE",
+        help="file with bounds, TOML or JSON, or the name of a recipe; default: the candidate's recipe",
     )
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
-    parser.add_argument("--steps", type=int, metavar="N", help="the variant's own when left out")
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="the variant's own when left out")
-    parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model in transformers' layout, for its score")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime; 0: one per core")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write report.json, report.md and index.html")
-    parser.add_argument("--images", type=int, default=SHOWN, metavar="N", help="pairs to show")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the variant's")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="default: the variant's")
+    parser.add_argument(
+        "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score"
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime; 0: one per core")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json, report.md and index.html")
+    parser.add_argument("--images", type=int, default=SHOWN, metavar="N", help="image pairs in the report")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Gate and return the facts; raises CheckFailed, after the report is written, when the contract is broken."""
+    """Run the gate and return the facts; raises CheckFailed, once the report is written, if the contract is broken."""
     for name, least in (("seeds", 1), ("images", 0), ("threads", 0)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
@@ -74,16 +78,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def gate(args: argparse.Namespace, folder: Path) -> Report:
-    """Check everything that needs no image, draw, measure, and write the report into `folder`."""
+    """Check everything that needs no image, generate, measure, and write the report to `folder`."""
     admitted = admit(args.artifact, args.reference)
     for warning in admitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     contract = contracts.find(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
-    prompts, said = choose(args.prompts, admitted, contract)
-    for warning in said:
+    prompts, more = choose(args.prompts, admitted, contract)
+    for warning in more:
         print(f"warning: {warning}", file=sys.stderr)
 
-    from pipeline.request import Limits, check  # serve's weight only once the arguments make sense
+    from pipeline.request import Limits, check  # imported once the arguments are known to be valid
 
     first = {"prompt": prompts.prompts[0].text, "seed": 0}
     wanted = {name: getattr(args, name) for name in ("width", "height", "steps", "guidance")}
@@ -98,7 +102,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     measures, unmeasured = available(Scope(prompts.prompts, drawn.width, drawn.height, args.clip))
     measurable = METRICS.keys() - unmeasured.keys()
     for gap in contract.gaps(measurable, unmeasured, len(prompts.prompts)):
-        print(f"warning: the contract will be broken: {gap}", file=sys.stderr)
+        print(f"warning: the contract cannot be met: {gap}", file=sys.stderr)
     images = folder / IMAGES
     images.mkdir()
     from tqdm import tqdm
@@ -125,7 +129,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": tool_versions(*PACKAGES),
     }
-    report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + said)
+    report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + more)
     shown = chosen(report, args.images)
     keep_images(images, pairs, shown)
     (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
@@ -135,9 +139,9 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
 
 
 def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[prompt_set.PromptSet, tuple[str, ...]]:
-    """Return the prompts to draw and what must be said of them.
+    """Return the prompts to use, and warnings about them.
 
-    Without a word of the user they are those that the candidate was not calibrated on, if there are enough.
+    By default these are the prompts that the candidate was not calibrated on, if there are enough of them.
     """
     default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
     prompts = prompt_set.load(spec or default)
@@ -146,15 +150,15 @@ def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[pr
     if not seen or (spec is None and len(fresh.prompts) >= contract.least_prompts):
         return fresh, ()
     warning = (
-        f"the candidate was calibrated on {seen} of these {len(prompts.prompts)} prompts, and may do better on them "
-        "than on others: calibrate on fewer (--prompts kit:96), or gate with --prompts that it has not seen"
+        f"the candidate was calibrated on {seen} of these {len(prompts.prompts)} prompts, and may score better on them "
+        "than on others: calibrate on fewer (--prompts kit:96), or gate with other --prompts"
     )
     return prompts, (warning,)
 
 
 @contextmanager
 def _folder(out: Path | None) -> Iterator[Path]:
-    """Give the folder of the report, which appears at `out` whole or not at all; without `out`, one for the moment."""
+    """Provide the folder of the report, which is renamed to `out` when complete; without `out`, a temporary one."""
     if out is not None:
         with building(out, REPORT) as folder:
             yield folder
@@ -164,7 +168,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def _check_lengths(artifact: Path, manifest: Manifest, prompts: Sequence[prompt_set.Prompt]) -> None:
-    """Refuse a prompt that the text encoder cannot take before anything is drawn."""
+    """Reject prompts that are too long for the text encoder before anything is generated."""
     from pipeline.prompts import PromptEncoder
 
     variant = manifest.variant

@@ -1,7 +1,7 @@
-"""Quality contracts: a file of bounds, and whether the measured intervals keep them.
+"""Quality contracts: read a file of bounds and check that the measured intervals are within them.
 
     format = 1
-    about = "why these bounds"
+    about = "the reason for these bounds"
     least_prompts = 32
 
     [bounds.ssim]
@@ -11,8 +11,8 @@
     at_most = 0.1
     when = "measured"
 
-A bound must hold for the whole 95 % interval, not for the mean. A metric that a contract names and that was not
-measured breaks it, unless its bound counts only when measured.
+A bound must hold for the whole 95 % interval, not only for the mean. A metric that is named in a contract but was not
+measured breaks the contract, unless its bound has `when = "measured"`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BOUND_KEYS = ("at_least", "at_most", "when")
 
 @dataclass(frozen=True)
 class Bound:
-    """What one metric must reach: at least `value` where higher is better, at most where lower is."""
+    """The bound of one metric: at least `value` if higher is better, at most `value` if lower is better."""
 
     metric: str
     value: float
@@ -52,20 +52,20 @@ class Bound:
         return f"{self.metric} {self.side.replace('_', ' ')} {self.value:g}"
 
     def fault(self, found: Interval) -> str | None:
-        """Say how the bound is broken; None when it holds."""
+        """Return how the bound is broken, or None if it holds."""
         sign = 1 if self.side == "at_least" else -1
         worse = found.low if self.side == "at_least" else found.high
         if sign * (worse - self.value) >= 0:
             return None
-        told = f"{self}: found {found.mean:.4g}, between {found.low:.4g} and {found.high:.4g} with 95 % confidence"
+        message = f"{self}: found {found.mean:.4g}, between {found.low:.4g} and {found.high:.4g} with 95 % confidence"
         if sign * (found.mean - self.value) >= 0:
-            told += f"; the mean keeps it, but {found.prompts} prompts do not prove it"
-        return told
+            message += f"; the mean meets it, but {found.prompts} prompts are too few to prove it"
+        return message
 
 
 @dataclass(frozen=True)
 class Contract:
-    """Bounds, and the fewest prompts over which they may be judged."""
+    """Bounds, and the smallest number of prompts they may be judged on."""
 
     name: str
     about: str
@@ -73,23 +73,23 @@ class Contract:
     bounds: tuple[Bound, ...]
 
     def gaps(self, measurable: Collection[str], reasons: Mapping[str, str], prompts: int) -> list[str]:
-        """Say what keeps the contract from being judged, whatever the images look like."""
+        """Return what makes it impossible to judge the contract, whatever the images look like."""
         gaps = []
         if prompts < self.least_prompts:
-            gaps.append(f"{prompts} prompts are drawn, the contract asks for at least {self.least_prompts}")
+            gaps.append(f"{prompts} prompts are used, the contract requires at least {self.least_prompts}")
         for bound in self.bounds:
             if bound.when == "always" and bound.metric not in measurable:
-                gaps.append(f"{bound}: not measured, because {reasons.get(bound.metric, 'no prompt asks for it')}")
+                gaps.append(f"{bound}: not measured, because {reasons.get(bound.metric, 'no prompt requires it')}")
         return gaps
 
     def faults(self, found: Mapping[str, Interval], reasons: Mapping[str, str], prompts: int) -> list[str]:
-        """Say one sentence per gap and per broken bound."""
+        """Return one sentence per gap and per broken bound."""
         broken = (bound.fault(found[bound.metric]) for bound in self.bounds if bound.metric in found)
         return self.gaps(found, reasons, prompts) + [fault for fault in broken if fault]
 
 
 def shipped() -> list[str]:
-    """Name the recipes for which the kit has a contract."""
+    """Return the recipes that have a contract in the kit."""
     return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
 
 
@@ -97,13 +97,14 @@ def of_recipe(recipe: str) -> Contract:
     """Load the kit's contract for a recipe; raises UsageError when there is none."""
     if recipe not in shipped():
         raise UsageError(
-            f"no contract ships for the recipe {recipe!r}; there are: {_names()}; name one or a file by --contract"
+            f"there is no contract for the recipe {recipe!r}; there are: {_names()}; choose one or a file with "
+            f"--contract"
         )
     return parse((_folder() / f"{recipe}.toml").read_text(encoding="utf-8"), "toml", recipe)
 
 
 def find(word: str) -> Contract:
-    """Load what --contract names: a file, or a recipe whose contract ships."""
+    """Load the contract given with --contract: a file, or the name of a recipe that has one."""
     if word in shipped():
         return of_recipe(word)
     if not Path(word).is_file():
@@ -112,7 +113,7 @@ def find(word: str) -> Contract:
 
 
 def load(path: Path) -> Contract:
-    """Load a contract from TOML or, by its suffix, JSON; raises UsageError that names the key at fault."""
+    """Load a contract from TOML, or from JSON if the suffix is .json; raises UsageError that names the invalid key."""
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -121,17 +122,17 @@ def load(path: Path) -> Contract:
 
 
 def parse(content: str, form: Literal["toml", "json"], name: str) -> Contract:
-    """Read a contract's text; unknown keys and metrics are errors."""
+    """Parse the text of a contract; unknown keys and metrics are errors."""
     try:
         raw = tomllib.loads(content) if form == "toml" else json.loads(content)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"{name}: not valid {form.upper()} ({error})") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UsageError(f"{name}: format is not {FORMAT}; this kit reads contracts of that format only")
+        raise UsageError(f"{name}: format is not {FORMAT}; no other format is supported")
     _only(raw, KEYS, name)
     bounds, least, about = raw.get("bounds"), raw.get("least_prompts", 1), raw.get("about", "")
     if not isinstance(bounds, dict) or not bounds:
-        raise UsageError(f"{name}: bounds is missing or empty; a contract without a bound promises nothing")
+        raise UsageError(f"{name}: bounds is missing or empty; a contract needs at least one bound")
     if not isinstance(least, int) or isinstance(least, bool) or least < 1:
         raise UsageError(f"{name}: least_prompts {least!r} is not a positive whole number")
     if not isinstance(about, str):
@@ -144,12 +145,12 @@ def _bound(metric: str, entry: Any, name: str) -> Bound:
         raise UsageError(f"{name}: unknown metric {metric!r}; there are: {', '.join(METRICS)}")
     where = f"{name}, {metric}"
     if not isinstance(entry, dict):
-        raise UsageError(f"{where}: {entry!r} is not a table of {', '.join(BOUND_KEYS)}")
+        raise UsageError(f"{where}: {entry!r} is not a table with the keys {', '.join(BOUND_KEYS)}")
     _only(entry, BOUND_KEYS, where)
     bound = Bound(metric, entry.get(Bound(metric, 0).side, math.nan), entry.get("when", "always"))
     other = "at_most" if bound.side == "at_least" else "at_least"
     if other in entry or bound.side not in entry:
-        raise UsageError(f"{where}: {METRICS[metric].better} is better, so its bound is {bound.side} alone")
+        raise UsageError(f"{where}: {METRICS[metric].better} is better, so its only bound is {bound.side}")
     if not isinstance(bound.value, int | float) or isinstance(bound.value, bool) or not math.isfinite(bound.value):
         raise UsageError(f"{where}: {bound.side} {bound.value!r} is not a number")
     if bound.when not in get_args(When):

@@ -1,4 +1,4 @@
-"""Draw the same prompts and seeds with two artifacts, one after the other: one set of weights in memory at a time."""
+"""Generate the same prompts and seeds with two artifacts in turn, so that only one set of weights is in memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from quantize.gate.metrics import Score
 from quantize.gate.similarity import Pixels, cosines
 from quantize.prompt_set import Prompt
 
-SEED_STRIDE = 100_000  # between the seeds of one prompt; no two drawings share a seed, so that none share their noise
+SEED_STRIDE = 100_000  # between the seeds of one prompt; no two images share a seed, so none share their noise
 Side = Literal["reference", "candidate"]
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """How every image is drawn; None is the variant's default."""
+    """Settings of every image; None means the variant's default."""
 
     width: int | None = None
     height: int | None = None
@@ -42,7 +42,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Pair:
-    """What the measures say of one prompt and seed; `cosines` are the latents' at every step."""
+    """The scores of one prompt and seed; `cosines` compares the latents at every step."""
 
     number: int
     prompt: Prompt
@@ -51,16 +51,16 @@ class Pair:
     cosines: Sequence[float]
 
     def image(self, side: Side) -> str:
-        """Name the image's file; a prompt's id may hold anything and names no file."""
+        """Return the name of the image's file; a prompt's id may contain any character, so it is not used."""
         return f"{self.number:05d}-{side}.png"
 
 
 Generate = Callable[[str, int], Drawing]
-Measure = Callable[[Prompt, Drawing, Drawing], Mapping[str, Score]]  # of reference and candidate
+Measure = Callable[[Prompt, Drawing, Drawing], Mapping[str, Score]]  # takes the reference's and the candidate's drawing
 
 
 def open_generator(artifact: Path, canvas: Canvas, threads: int = 0) -> Generate:
-    """Load an artifact; what comes back generates a prompt from a seed, and holds the weights until it is dropped."""
+    """Load an artifact and return a function that generates a prompt from a seed; the function owns the weights."""
     from pipeline.local import LocalPipeline
 
     pipeline = LocalPipeline(artifact, threads=threads)
@@ -87,10 +87,10 @@ def compare(
     images: Path,
     tick: Callable[[Side], None],
 ) -> list[Pair]:
-    """Draw everything with the reference, then with the candidate, and measure each pair.
+    """Generate everything with the reference, then with the candidate, and measure each pair.
 
-    The images stay in the folder `images`; the reference's latents lie there, in half precision, until their pair
-    is measured. Raises CheckFailed for latents that are not finite.
+    The images stay in the folder `images`; the reference's latents are kept there, in half precision, until their
+    pair is measured. Raises CheckFailed for latents that are not finite.
     """
     tasks = [(prompt, seed) for index, prompt in enumerate(prompts) for seed in seeds_of(index, seeds)]
     for number, drawing in _draw(generators["reference"], "reference", tasks, tick):
@@ -118,12 +118,12 @@ def _draw(
         if not finite.all():
             raise CheckFailed(
                 f"the {side}'s latents are not finite after step {int(finite.argmin()) + 1} of prompt {prompt.id}, "
-                f"seed {seed}: its numbers overflow; keep more layers in high precision"
+                f"seed {seed}: its values overflow; keep more layers in high precision"
             )
         yield number, drawing
         tick(side)
     del generate
-    gc.collect()  # the weights, before the other artifact's come
+    gc.collect()  # free the weights before the other artifact is loaded
 
 
 def _save(drawing: Drawing, images: Path, number: int) -> None:

@@ -1,13 +1,14 @@
 """Confidence intervals of a mean over prompts and seeds.
 
-The seeds of one prompt are alike, so prompts are resampled and the seeds of each stay together: a cluster bootstrap
-(Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8; Field and Welsh 2007). Both artifacts draw
-from the same prompt and seed, and what is resampled is their difference: the intervals are paired. Ends are bias-
-corrected and accelerated (BCa, Efron 1987).
+The seeds of one prompt are correlated, so prompts are resampled and the seeds of each stay together: a cluster
+bootstrap (Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8; Field and Welsh 2007). Both
+artifacts use the same prompts and seeds, and their difference is resampled: the intervals are paired. The ends are
+bias-corrected and accelerated (BCa, Efron 1987).
 
-Counted answers change seldom, and a bootstrap cannot draw what it has not seen: where none of n prompts lost, it would
-rule every loss out. There the rule of three holds (Hanley and Lippman-Hand 1983): up to 3/n of all prompts may lose,
-each by the metric's grain, and the low end leaves room for them; the high end likewise where none gained.
+Metrics that count answers change rarely, and a bootstrap cannot resample what did not occur: if none of n prompts lost,
+it would rule out any loss. In that case the rule of three applies (Hanley and Lippman-Hand 1983): up to 3/n of all
+prompts may lose, each by the metric's grain, and the low end is lowered by that. The same goes for the high end if no
+prompt gained.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends between which it lies with 95 % confidence, and of how much it was taken."""
+    """A mean, its 95 % confidence interval, and the number of prompts and drawings behind it."""
 
     mean: float
     low: float
@@ -39,14 +40,14 @@ def interval(
 ) -> Interval:
     """Estimate the mean of `values` [prompts][seeds]; every prompt has the same number of seeds.
 
-    `grain` is above 0 for a change of counted answers: what one answer moves.
+    `grain` is what one answer moves in a metric that counts answers, and 0 for other metrics.
     """
     means = np.array(values, np.float64).mean(axis=1)  # [prompts]
     mean, drawings = float(means.mean()), sum(len(of_prompt) for of_prompt in values)
     low = high = mean
     if float(np.ptp(means)) > 0:
         low, high = _bootstrap(means, resamples, seed, "BCa")
-        if not np.isfinite([low, high]).all():  # nearly all values equal: the acceleration cannot be told
+        if not np.isfinite([low, high]).all():  # nearly all values are equal: the acceleration is undefined
             low, high = _bootstrap(means, resamples, seed, "percentile")
     unseen = 3 * grain / len(means)
     if unseen and means.min() >= 0:
@@ -60,7 +61,7 @@ def _bootstrap(means: npt.NDArray[np.float64], resamples: int, seed: int, method
     from scipy import stats
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns where it answers NaN, which the caller looks for
+        warnings.simplefilter("ignore")  # scipy warns when it returns NaN, which the caller checks
         found = stats.bootstrap(
             (means,),
             np.mean,

@@ -1,4 +1,4 @@
-"""The sample's judge as a measure: how many of a scene's facts an image shows."""
+"""Measure with the sample's judge how many of a scene's facts an image shows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from quantize.prompt_set import Prompt
 
 
 def judge_measure(prompts: Sequence[Prompt], width: int, height: int) -> Measure | str:
-    """Return the judge, or why it cannot judge these prompts."""
+    """Return the measure, or the reason why these prompts cannot be judged."""
     if (width, height) != (SIDE, SIDE):
-        return f"the judge reads images of {SIDE} x {SIDE} pixels, not of {width} x {height}"
+        return f"the judge reads images of {SIDE} x {SIDE} pixels, not {width} x {height}"
     for prompt in prompts:
         try:
             parse(prompt.text)
         except ValueError:
-            return f"the judge knows the sample's grammar only, of which prompt {prompt.id} is no sentence"
+            return f"the judge knows only the sample's grammar, and prompt {prompt.id} is not in it"
     return _measure
 
 
@@ -34,9 +34,10 @@ def _measure(prompt: Prompt, reference: Drawing, candidate: Drawing) -> dict[str
 
 
 def judged(text: str, image: Pixels) -> tuple[float, bool]:
-    """Return the share of a scene's facts that the image shows, and whether it shows all and nothing else.
+    """Return the share of a scene's facts that the image shows, and whether it shows all of them and nothing else.
 
-    The facts are shape, colour and size of every thing, the number of things, their places, the background, the word.
+    The facts are the shape, colour and size of every object, the number of objects, their positions, the background and
+    the word.
     """
     found = score(parse(text), read(image))
     right = found.shapes + found.colours + found.sizes

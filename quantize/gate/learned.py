@@ -1,4 +1,4 @@
-"""LPIPS and CLIP scores, where their packages and weights lie on this machine; nothing is ever downloaded."""
+"""Measure LPIPS and CLIP scores if their packages and weights are installed; nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from quantize.gate.metrics import Score
 from quantize.gate.similarity import Pixels
 from quantize.prompt_set import Prompt
 
-ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file of the network under LPIPS
+ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's weights of the network that LPIPS uses
 
 
 def lpips_measure() -> Measure | str:
-    """Return LPIPS 0.1 over AlexNet, or what is missing."""
+    """Return the measure LPIPS 0.1 with AlexNet, or what is missing."""
     if importlib.util.find_spec("lpips") is None:
         return "the package lpips is not installed"
     weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
@@ -28,7 +28,7 @@ def lpips_measure() -> Measure | str:
         return f"AlexNet's weights, {ALEXNET}, are not in torch's cache"
     try:
         import lpips
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         return f"the package lpips cannot be imported ({error})"
     network: Any = lpips.LPIPS(net="alex", version="0.1", verbose=False).eval()
 
@@ -41,17 +41,17 @@ def lpips_measure() -> Measure | str:
 
 
 def _signed(pixels: Pixels) -> torch.Tensor:
-    """Return an image as LPIPS takes it: [1, 3, H, W] from -1 to 1."""
+    """Return an image in the form that LPIPS takes: [1, 3, H, W] from -1 to 1."""
     return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
 def clip_measure(folder: Path | None) -> Measure | str:
-    """Return the CLIP score of a model in transformers' layout, or what is missing."""
+    """Return the measure with a CLIP model in transformers' layout, or what is missing."""
     if folder is None:
-        return "no --clip DIR names a CLIP model"
+        return "no CLIP model was given with --clip DIR"
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         if not (folder / name).is_file():
-            raise UsageError(f"--clip {folder}: {name} is missing; needed is a CLIP model in transformers' layout")
+            raise UsageError(f"--clip {folder}: {name} is missing; a CLIP model in transformers' layout is needed")
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
     model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()

@@ -1,4 +1,4 @@
-"""Which measures can be taken here and now, and why the others cannot."""
+"""Find the measures that are available on this machine, and the reasons why the others are not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantize.prompt_set import Prompt
 
 @dataclass(frozen=True)
 class Scope:
-    """What is drawn, and what lies on this machine to measure it with."""
+    """What is generated, and the model to measure it with."""
 
     prompts: Sequence[Prompt]
     width: int
@@ -58,7 +58,7 @@ def _judge(scope: Scope) -> Measure | str:
     return judge_measure(scope.prompts, scope.width, scope.height)
 
 
-# metrics -> what measures them, or says in a sentence why it cannot
+# metrics -> factory of their measure, which returns a sentence instead if it is not available
 FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
     ("psnr", "ssim", "flip", "latent_cosine"): _likeness,
     ("lpips",): _lpips,
@@ -69,7 +69,7 @@ FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
 
 
 def available(scope: Scope) -> tuple[list[Measure], dict[str, str]]:
-    """Return the measures that can be taken, and for every other metric the reason why not."""
+    """Return the available measures, and for every other metric the reason why it is not available."""
     measures: list[Measure] = []
     reasons: dict[str, str] = {}
     for names, factory in FACTORIES.items():

@@ -1,4 +1,4 @@
-"""One page of images side by side with their difference maps; it loads nothing but the PNG files beside it."""
+"""Write the HTML page that shows image pairs with their difference maps; it loads only the PNG files next to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from quantize.gate.drawing import SIDES, Pair
-from quantize.gate.report import HEAD, Report, steps_table, table, told, verdict
+from quantize.gate.report import HEAD, Report, steps_table, summary, table, verdict
 from quantize.gate.similarity import flip_map
 
 PAGE = "index.html"
@@ -29,10 +29,10 @@ img { width: 100%; display: block; } img.small { image-rendering: pixelated; }
 
 
 def chosen(report: Report, count: int) -> list[Pair]:
-    """Choose pairs to show, the most different first: the worst of each metric, then by FLIP the worst and a spread.
+    """Choose the pairs to show and sort them by FLIP, the largest difference first.
 
-    Of the places that are left after the worst of each metric, half go to the worst by FLIP and half are spread evenly
-    over the rest.
+    The worst pair of each metric is always shown. Half of the remaining places go to the worst pairs by FLIP, the other
+    half are spread evenly over the rest.
     """
     ranked = sorted(report.pairs, key=lambda pair: -pair.scores["flip"].value)
     picked = dict.fromkeys(row.worst.number for row in report.rows.values() if row.lost)
@@ -48,7 +48,7 @@ def chosen(report: Report, count: int) -> list[Pair]:
 
 
 def keep_images(folder: Path, pairs: Sequence[Pair], shown: Sequence[Pair]) -> None:
-    """Draw the difference maps of the pairs that are shown and remove the images of all others."""
+    """Write the difference maps of the pairs that are shown and remove the images of all others."""
     kept = {pair.number for pair in shown}
     for pair in pairs:
         paths = [folder / pair.image(side) for side in SIDES]
@@ -61,28 +61,28 @@ def keep_images(folder: Path, pairs: Sequence[Pair], shown: Sequence[Pair]) -> N
 
 
 def map_of(pair: Pair) -> str:
-    """Name the file of a pair's difference map."""
+    """Return the file name of a pair's difference map."""
     return f"{pair.number:05d}-difference.png"
 
 
 def page(report: Report, shown: Sequence[Pair]) -> str:
-    """Write the page; every text that came from outside is escaped."""
+    """Return the page as HTML; all text from outside is escaped."""
     setting = report.setting
     title = f"{setting['candidate']['name']} against {setting['reference']['name']}"
     state = "kept" if report.kept else "broken"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="{state}">{verdict(report)}</p>',
-        f"<p>{escape(told(report))}</p>",
-        _list([f"Broken: {fault}" for fault in report.faults] + [f"Warning: {said}" for said in report.warnings]),
+        f"<p>{escape(summary(report))}</p>",
+        _list([f"Broken: {fault}" for fault in report.faults] + [f"Warning: {warning}" for warning in report.warnings]),
         _table(HEAD, table(report)),
         "<h2>Cosine of the latents after each step</h2>",
         _table(("step", "mean", "95 % interval"), steps_table(report)),
         _list(f"not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()),
         "<h2>Images</h2>",
-        f"<p>{len(shown)} of {len(report.pairs)} pairs, the most different first: the worst of each metric, the worst "
-        "by FLIP, and others spread evenly over the rest. The third image is FLIP per pixel, from 0 at the left to 1 "
-        "at the right:</p>",
+        f"<p>{len(shown)} of {len(report.pairs)} pairs, sorted by difference: the worst pair of each metric, the worst "
+        "pairs by FLIP, and others spread evenly over the rest. The third image shows FLIP per pixel, from 0 (left) "
+        "to 1 (right):</p>",
         '<div class="scale"></div>',
         *(_article(pair, report) for pair in shown),
     ]

@@ -1,4 +1,4 @@
-"""Text read back from images with Tesseract's program, where it is installed; compared with what was asked for."""
+"""Measure how well text in images can be read by Tesseract, if it is installed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from quantize.gate.metrics import Score
 from quantize.gate.similarity import Pixels
 from quantize.prompt_set import SCRIPTS, Prompt
 
-LEAST_SIDE = 512  # smaller images are enlarged to it: letters of 16 pixels are too small for Tesseract
+LEAST_SIDE = 512  # smaller images are enlarged: letters of 16 pixels are too small for Tesseract
 SECONDS = 60
 
 
 def reading_measure(prompts: Sequence[Prompt]) -> Measure | str:
-    """Return the measure of all prompts whose script can be read here, or why there are none."""
+    """Return the measure for all prompts whose script Tesseract can read, or the reason why there are none."""
     asked = {prompt.script for prompt in prompts if prompt.reads}
     if not asked:
-        return "no prompt says which text its image should show"
+        return "no prompt specifies text that its image should show"
     if shutil.which("tesseract") is None:
         return "the program tesseract is not installed (Debian: tesseract-ocr and a tesseract-ocr-... per language)"
     languages = _languages()
@@ -48,11 +48,11 @@ def reading_measure(prompts: Sequence[Prompt]) -> Measure | str:
 
 def _languages() -> set[str]:
     listed = subprocess.run(["tesseract", "--list-langs"], capture_output=True, text=True, check=True)
-    return set(listed.stdout.splitlines()[1:])  # below a title
+    return set(listed.stdout.splitlines()[1:])  # the first line is a title
 
 
 def read(pixels: Pixels, language: str) -> str:
-    """Return all text that Tesseract finds in an image, wherever it stands."""
+    """Return all text that Tesseract finds anywhere in an image."""
     image = Image.fromarray(pixels)
     factor = -(-LEAST_SIDE // min(image.size))
     if factor > 1:
@@ -65,13 +65,13 @@ def read(pixels: Pixels, language: str) -> str:
 
 
 def closeness(asked: str, found: str) -> float:
-    """Return the share of the asked text's characters that the best passage of the found text has right, 0 to 1.
+    """Return the share of the requested text's characters that the best matching passage of the found text has right.
 
-    Case, spacing and compatibility forms do not count. One minus the edit distance over the length, where the passage
-    may begin and end anywhere (Sellers 1980).
+    Case, spacing and compatibility forms are ignored. The share is one minus the edit distance over the length, where
+    the passage may begin and end anywhere (Sellers 1980).
     """
     wanted, text = _plain(asked), _plain(found)
-    row = [0] * (len(text) + 1)  # least edits of the wanted prefix against a passage that ends here
+    row = [0] * (len(text) + 1)  # fewest edits between the wanted prefix and a passage that ends here
     for number, letter in enumerate(wanted, start=1):
         before, row = row, [number]
         for place, other in enumerate(text, start=1):

@@ -1,4 +1,4 @@
-"""What a gate found: a verdict over intervals, as JSON for machines and Markdown for people."""
+"""The report of the gate: a verdict over intervals, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Row:
-    """One metric over all pairs: its interval, its levels where it is a change, and its worst pair."""
+    """One metric over all pairs: its interval, its levels if it is a change, and its worst pair."""
 
     metric: Metric
     found: Interval
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def lost(self) -> bool:
-        """Tell whether any pair is worse than its reference; without levels, the worst pair always tells something."""
+        """Return whether any pair is worse than its reference; always true for metrics without levels."""
         return self.levels is None or self.worst_value < 0
 
     def shown(self, value: float) -> str:
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a gate found; `setting` says what was compared, on which prompts, with which versions."""
+    """All results of a gate; `setting` describes what was compared, on which prompts, with which versions."""
 
     setting: Mapping[str, Any]
     rows: Mapping[str, Row]
@@ -55,7 +55,7 @@ class Report:
         return not self.faults
 
     def facts(self) -> dict[str, Any]:
-        """Return what a machine wants to know; the pairs only in the report's file."""
+        """Return the results as plain data, without the pairs."""
         return {
             **self.setting,
             "kept": self.kept,
@@ -68,7 +68,7 @@ class Report:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts and every pair."""
+        """Return the results as plain data, with every pair."""
         return {**self.facts(), "pairs": [_pair_facts(pair) for pair in self.pairs]}
 
 
@@ -79,7 +79,7 @@ def summarize(
     setting: Mapping[str, Any],
     warnings: Sequence[str],
 ) -> Report:
-    """Turn pairs into intervals and hold them to the contract."""
+    """Compute intervals from pairs and check them against the contract."""
     rows = {name: row for name, metric in METRICS.items() if (row := _row(metric, pairs)) is not None}
     steps = [
         interval(_by_prompt((pair, pair.cosines[step]) for pair in pairs)) for step in range(len(pairs[0].cosines))
@@ -111,13 +111,13 @@ def _by_prompt(values: Iterable[tuple[Pair, float]]) -> list[list[float]]:
 
 
 def to_markdown(report: Report) -> str:
-    """Write the report for people."""
+    """Return the report as Markdown."""
     setting = report.setting
     lines = [f"# {setting['candidate']['name']} against {setting['reference']['name']}: {verdict(report)}", ""]
-    lines += [told(report), ""]
+    lines += [summary(report), ""]
     lines += [f"- Broken: {fault}" for fault in report.faults]
     lines += [f"- Warning: {warning}" for warning in report.warnings]
-    lines += ["", *_table(HEAD, table(report)), "", "Change metrics: the levels behind them.", ""]
+    lines += ["", *_table(HEAD, table(report)), "", "Levels behind the change metrics.", ""]
     levels = [(row, *row.levels) for row in report.rows.values() if row.levels]
     lines += _table(
         ("metric", "reference", "candidate"), [(r.metric.name, r.shown(a), r.shown(b)) for r, a, b in levels]
@@ -125,7 +125,7 @@ def to_markdown(report: Report) -> str:
     lines += ["", "Cosine of the latents after each step.", ""]
     lines += _table(("step", "mean", "95 % interval"), steps_table(report))
     lines += ["", *(f"- not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()), ""]
-    lines += ["What the names mean:", ""]
+    lines += ["Metrics:", ""]
     lines += [
         f"- {row.metric.name} ({row.metric.better} is better): {row.metric.about}" for row in report.rows.values()
     ]
@@ -139,8 +139,8 @@ def verdict(report: Report) -> str:
     return "contract kept" if report.kept else "contract broken"
 
 
-def told(report: Report) -> str:
-    """Say in one sentence what was drawn and what it was held to."""
+def summary(report: Report) -> str:
+    """Return one sentence about what was generated and which contract it was checked against."""
     setting = report.setting
     drawn, prompts, candidate = setting["canvas"], setting["prompts"], setting["candidate"]
     seeds = f"{setting['seeds']} seed{'' if setting['seeds'] == 1 else 's'} each"
@@ -166,7 +166,7 @@ def table(report: Report) -> list[tuple[str, ...]]:
             *(
                 (row.shown(row.worst_value), f"{row.worst.prompt.id}, {row.worst.seed}")
                 if row.lost
-                else ("none lost", "")
+                else ("none worse", "")
             ),
         )
         for name, row in report.rows.items()

@@ -1,4 +1,4 @@
-"""How alike two images of one prompt and seed are: PSNR, SSIM, FLIP and the latents' cosine; no network needed."""
+"""Measure the similarity of two images of one prompt and seed: PSNR, SSIM, FLIP and the cosine of the latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-MOST_DB = 100.0  # of equal images, whose ratio is infinite; the least difference at 128 pixels a side gives 95 dB
+MOST_DB = 100.0  # of equal images, whose ratio is infinite; the smallest difference at 128 x 128 pixels gives 95 dB
 
 
 def psnr(reference: Pixels, candidate: Pixels) -> float:
@@ -35,7 +35,7 @@ def flip(reference: Pixels, candidate: Pixels) -> float:
 
 
 def flip_map(reference: Pixels, candidate: Pixels) -> Pixels:
-    """Draw FLIP per pixel: black where no difference is seen, over violet and orange to pale yellow at 1."""
+    """Return a map of FLIP per pixel: from black (no visible difference) over violet and orange to pale yellow (1)."""
     import flip_evaluator
 
     coloured, _, _ = flip_evaluator.evaluate(_unit(reference), _unit(candidate), "LDR", computeMeanError=False)

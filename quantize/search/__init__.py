@@ -1,1 +1,1 @@
-"""Mixed precision: which layers a recipe should spare, predicted by one backward pass and proven on images."""
+"""Mixed precision: predict with a backward pass which layers a recipe should spare, and verify it on images."""

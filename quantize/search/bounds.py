@@ -1,4 +1,4 @@
-"""A quality on the command line, as psnr=45: one bound of a gate's contract."""
+"""Parse a quality bound from the command line, for example psnr=45."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quantize.gate.metrics import METRICS
 
 
 def parse(text: str) -> Bound:
-    """Read METRIC=VALUE; whether it bounds from below or above is the metric's own."""
+    """Parse METRIC=VALUE; the metric decides whether VALUE is a lower or an upper bound."""
     name, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"--meet {text!r}: expected METRIC=VALUE, as in psnr=45")

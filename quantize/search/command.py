@@ -1,4 +1,4 @@
-"""`quantize search`: which layers of a recipe stay in high precision, to meet a quality at the least cost."""
+"""`quantize search`: choose which layers of a recipe stay in high precision to meet a quality at the lowest cost."""
 
 from __future__ import annotations
 
@@ -19,47 +19,57 @@ from kit.ports import QUANTIZED_PARTS
 from kit.recipes import KEEP, RECIPES
 
 SPARES = (KEEP, "int8-weights")
-PROOF = "search.json"
+RESULT = "search.json"
 PACKAGES = ("torch", "onnxruntime", "numpy", "scikit-image", "flip-evaluator", "matplotlib")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx --dtype fp32` made, all parts")
-    parser.add_argument("--checkpoint", required=True, help="what it was exported from, as for export onnx")
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="what is quantized unless it is spared")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="what `quantize calibrate` wrote")
+    parser.add_argument(
+        "artifact", type=Path, metavar="DIR", help="artifact written by `export onnx --dtype fp32`, with all parts"
+    )
+    parser.add_argument("--checkpoint", required=True, help="checkpoint it was exported from, as for export onnx")
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="recipe for the layers that are not spared")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="record written by `quantize calibrate`")
     parser.add_argument("--prompts", default="kit:32", metavar="SET", help="kit, kit:N, sample:N, or a file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for recipes, table, JSON and plot")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for recipes, table, JSON and plot"
+    )
     parser.add_argument(
         "--meet",
         action="append",
         default=[],
         metavar="METRIC=VALUE",
-        help="a quality that the images must have, as psnr=45 or ssim=0.99; may be repeated",
+        help="quality that the images must meet, for example psnr=45 or ssim=0.99; may be repeated",
     )
-    parser.add_argument("--points", type=int, default=6, metavar="N", help="recipes of the front that are drawn")
-    parser.add_argument("--spare", choices=SPARES, default=KEEP, help="what spared layers become; keep: as they were")
-    parser.add_argument("--cost", choices=("operations", "bytes"), help="what sparing gives up; by the recipe")
-    parser.add_argument("--samples", type=int, default=32, metavar="N", help="prompts on which effects are measured")
-    parser.add_argument("--alone", type=int, default=0, metavar="N", help="groups to draw alone, to check the order")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images of each prompt")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument(
+        "--points", type=int, default=6, metavar="N", help="recipes of the Pareto front to generate images with"
+    )
+    parser.add_argument("--spare", choices=SPARES, default=KEEP, help="scheme of spared layers; keep: not quantized")
+    parser.add_argument(
+        "--cost", choices=("operations", "bytes"), help="cost of sparing a layer; default: by the recipe"
+    )
+    parser.add_argument("--samples", type=int, default=32, metavar="N", help="prompts to measure effects on")
+    parser.add_argument(
+        "--alone", type=int, default=0, metavar="N", help="groups to quantize alone, to check the predicted order"
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
     parser.add_argument("--height", type=int, metavar="PIXELS")
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts per pass when effects are measured")
     parser.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="prompts in one pass while effects are measured"
+        "--dtype", choices=("fp32", "bf16"), help="compute type of torch; default: the type of the stored weights"
     )
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what torch computes in; as stored when left out")
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="of torch: cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="device of torch: cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=0, help="threads of ONNX Runtime; 0: one per core")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
     parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
     parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Search; raises CheckFailed, after everything is written, when no point keeps the bounds."""
+    """Run the search; raises CheckFailed, once the results are written, if no recipe meets the bounds."""
     for name, least in (("points", 2), ("samples", 1), ("alone", 0), ("seeds", 1), ("batch", 1), ("threads", 0)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
@@ -71,17 +81,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from quantize.search.bounds import parse
 
     bounds = [parse(text) for text in args.meet]
-    with building(args.out, PROOF) as folder:
+    with building(args.out, RESULT) as folder:
         found = _search(args, bounds, folder)
-    print(_told(found), end="")
+    print(_markdown(found), end="")
     where = f"see {args.out / 'search.md'}"
     if bounds and found["chosen"] is None:
-        raise CheckFailed(f"no recipe of this search keeps {', '.join(map(str, bounds))}; {where}")
+        raise CheckFailed(f"no recipe found by this search meets {', '.join(map(str, bounds))}; {where}")
     return {name: value for name, value in found.items() if name not in ("groups", "ladder")} | {"out": str(args.out)}
 
 
 def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[str, Any]:
-    """Check everything that needs no long run, search, and write what was found into `folder`."""
+    """Check all arguments, search, and write the results to `folder`."""
     from quantize import prompt_set
     from quantize.calibration import record
     from quantize.gate.admission import admit
@@ -92,7 +102,7 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
     prompts = prompt_set.load(args.prompts)
     seen = record.read(args.calibration) if args.calibration else None
     from quantize.search.groups import ImageShape
-    from quantize.search.subject import choose_cost, open_subject  # brings torch
+    from quantize.search.subject import choose_cost, open_subject  # imports torch
 
     cost = choose_cost(recipe, args.spare, args.cost)
     model = _model(args, manifest)
@@ -141,7 +151,7 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
             bar.set_description(name)
             bar.update()
 
-        def told(line: str) -> None:
+        def report_line(line: str) -> None:
             bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
@@ -157,7 +167,7 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
             scratch=scratch,
             threads=args.threads,
             tick=tick,
-            told=told,
+            report=report_line,
         )
         search = Search(problem, effects, recipe.name, args.spare, studio.draw, args.points, bounds, args.alone)
         bar.reset(2 * search.most_drawings() * len(prompts.prompts) * args.seeds)
@@ -181,12 +191,12 @@ def _search(args: argparse.Namespace, bounds: list[Any], folder: Path) -> dict[s
     }
     plot.draw(facts, folder / "search.png")
     (folder / "search.md").write_text(report.to_markdown(facts), encoding="utf-8")
-    (folder / PROOF).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / RESULT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return facts
 
 
 def _model(args: argparse.Namespace, manifest: Any) -> Any:
-    """Find the checkpoint's weights; nothing is loaded yet."""
+    """Locate the checkpoint's weights without loading them."""
     from export.lora.terms import Lora
     from export.sources import find_sources
     from export.torch_part import bind, check_device
@@ -204,7 +214,7 @@ def _model(args: argparse.Namespace, manifest: Any) -> Any:
     return Model(variant, bindings, prompts, args.dtype, args.device)
 
 
-def _told(facts: dict[str, Any]) -> str:
+def _markdown(facts: dict[str, Any]) -> str:
     from quantize.search.report import to_markdown
 
     return to_markdown(facts)

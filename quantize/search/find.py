@@ -1,4 +1,4 @@
-"""The search from end to end: measure effects, climb the ladder, draw rungs, find the cheapest that is good enough."""
+"""Run the search: build the ladder, generate images with some rungs, find the cheapest that meets the bounds."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from quantize.search.order import Alone, others, pick, rank_correlation, squared
 from quantize.search.points import Measured, bisect
 from quantize.search.sensitivity import Effect, State
 
-Draw = Callable[[str, tuple[Rule, ...]], Measured]  # of a name and the rules that spare
+Draw = Callable[[str, tuple[Rule, ...]], Measured]  # takes a name and the rules that spare layers
 
 
 @dataclass(frozen=True)
 class Point:
-    """A rung that was drawn."""
+    """A rung whose images were measured."""
 
-    name: str  # of its recipe
+    name: str  # name of its recipe
     rung: Rung
     measured: Measured
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; `chosen` is None where no bound was given or no point short of the reference keeps it."""
+    """The result of a search; `chosen` is None without bounds, or if only the unquantized model meets them."""
 
     problem: Problem
     effects: dict[tuple[Key, State], Effect]
@@ -39,7 +39,7 @@ class Found:
 
     @property
     def correlations(self) -> dict[str, float | None]:
-        """Return the rank correlation of each guess with each measurement of groups alone."""
+        """Return the rank correlation of each prediction with each measurement of groups quantized alone."""
         return {
             f"{guess}, {truth}": rank_correlation(
                 [getattr(one, guess) for one in self.alone], [getattr(one, truth) for one in self.alone]
@@ -51,7 +51,7 @@ class Found:
 
 @dataclass
 class Search:
-    """A ladder, and how its rungs are drawn."""
+    """The problem, and the function that measures a rung."""
 
     problem: Problem
     effects: dict[tuple[Key, State], Effect]
@@ -63,7 +63,7 @@ class Search:
     alone: int = 0
 
     def run(self) -> Found:
-        """Draw the points, bisect between those that keep and break the bounds, then draw groups alone."""
+        """Measure the points, bisect between those that meet and miss the bounds, then measure groups alone."""
         rungs = climb(self.problem)
         drawn: dict[int, Point] = {}
 
@@ -87,7 +87,7 @@ class Search:
                 low = max((index for index in drawn if index < high), default=-1)
                 chosen = bisect(low, high, meets)
             if chosen == last and self.spare == "keep":
-                chosen = None  # nothing that this search could quantize is quantized there
+                chosen = None  # at this rung nothing is quantized
         return Found(
             self.problem,
             self.effects,
@@ -98,7 +98,7 @@ class Search:
         )
 
     def most_drawings(self) -> int:
-        """Return how many recipes may be drawn: the points, a bisection between two of them, and groups alone."""
+        """Return the maximum number of recipes to measure: points, a bisection between two of them, groups alone."""
         rungs = 1 + sum(group.cost(self.problem.cost) > 0 for group in self.problem.groups.values())
         points = min(self.points, rungs)
         gap = rungs / max(1, points - 1)

@@ -1,8 +1,8 @@
-"""Layer groups, the unit of the search: the layers that read one activation, what they cost, and whom they smooth.
+"""Layer groups, the unit of the search: layers with the same input, their cost, and the groups they smooth.
 
-A finer unit gains nothing, since layers that read one activation share its scale and become one product. A group whose
-smoothing is folded into the rows of another group's layers loses it where those stay in high precision; the search
-knows both errors.
+A finer unit gains nothing, since layers with the same input share its scale and become one product. A group whose
+smoothing is folded into the rows of another group's layers loses it if those stay in high precision; the search
+measures both errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantize.apply.plan import QuantizationPlan
 from quantize.linears import Linear
 from quantize.sites import Site, sites
 
-Cost = Literal["operations", "bytes"]  # what a spared group gives up: operations in few bits, or the smaller file
+Cost = Literal["operations", "bytes"]  # of a spared group: low-precision operations or file size
 Key = tuple[PartName, str]
 BITS: Mapping[Number, int] = {"fp8": 8, "int8": 8, "int4": 4}
 
@@ -28,11 +28,11 @@ class Group:
     """Layers that are quantized or spared together."""
 
     part: PartName
-    name: str  # of the site: the first layer that reads the activation
+    name: str  # name of the site: the first layer that reads the activation
     layers: tuple[str, ...]
-    operations: float  # for one image, in few bits while the group is quantized; 0 where only its weights are
-    bytes: int  # by which the file grows when the group is spared
-    makers: tuple[str, ...] = ()  # groups whose rows carry this group's smoothing
+    operations: float  # per image, in low precision if the group is quantized; 0 if only its weights are
+    bytes: int  # growth of the file if the group is spared
+    makers: tuple[str, ...] = ()  # groups whose rows hold the factors of this group's smoothing
     smoothed: bool = False
 
     @property
@@ -40,13 +40,13 @@ class Group:
         return self.part, self.name
 
     def cost(self, cost: Cost) -> float:
-        """Return what sparing the group costs."""
+        """Return the cost of sparing the group."""
         return self.operations if cost == "operations" else float(self.bytes)
 
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What one image takes: the operations of a group follow from it."""
+    """The size of one image, from which the operations of a group follow."""
 
     image_tokens: int
     steps: int
@@ -56,7 +56,7 @@ class ImageShape:
 def find_groups(
     part: PartName, variant: Variant, plan: QuantizationPlan, image: ImageShape, spare: Scheme | None = None
 ) -> Iterator[Group]:
-    """Yield the groups that a plan quantizes; `spare` is the scheme of those that are spared, None for as they were."""
+    """Yield the groups that a plan quantizes; `spare` is the scheme of spared groups, None for not quantized."""
     quantized = {linear.name: (linear, change) for change in plan.changes for linear in change.linears}
     named = {layer: site.readers[0] for site in sites(part, variant) for layer in site.readers}
     for site in sites(part, variant):
@@ -77,7 +77,7 @@ def find_groups(
 
 
 def tokens(part: PartName, layer: str, variant: Variant, image_tokens: int) -> int:
-    """Count the rows that a layer multiplies for one image and pass: image, text, or both."""
+    """Return the number of rows that a layer multiplies per image and pass: image tokens, text tokens, or both."""
     if part == "text_encoder" or any(word in layer for word in (".add_", ".to_add_out", ".ff_context")):
         return variant.text_tokens
     if layer.startswith("single_transformer_blocks."):
@@ -86,12 +86,12 @@ def tokens(part: PartName, layer: str, variant: Variant, image_tokens: int) -> i
 
 
 def rules(groups: Mapping[Key, Group], spared: frozenset[Key], scheme: str) -> tuple[Rule, ...]:
-    """Return the rules that spare groups, to stand before those of the recipe."""
+    """Return the rules that spare groups, to be put before the rules of the recipe."""
     return tuple(Rule(g.part, layer, scheme) for key, g in groups.items() if key in spared for layer in g.layers)
 
 
 def everywhere(recipe: Recipe, scheme: str) -> Recipe:
-    """Return the recipe with one scheme in place of all that quantize."""
+    """Return the recipe with one scheme for all layers that it quantizes."""
     changed = tuple(rule if rule.scheme == KEEP else replace(rule, scheme=scheme) for rule in recipe.rules)
     return replace(recipe, rules=changed, smooth=False)
 
@@ -104,7 +104,7 @@ def _operations(part: PartName, variant: Variant, linear: Linear, image: ImageSh
 def _growth(linear: Linear, scheme: Scheme, spare: Scheme | None) -> int:
     values = linear.inputs * linear.outputs
     before = linear.weight.nbytes if spare is None else values * BITS[spare.weights] // 8
-    return before - values * BITS[scheme.weights] // 8  # scales left out
+    return before - values * BITS[scheme.weights] // 8  # without scales
 
 
 def _makers(site: Site, named: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""Which groups to spare: a ladder of nested choices, each the cheapest for the error that it is predicted to have.
+"""Choose the groups to spare: a ladder of nested choices, each the cheapest for its predicted error.
 
-Effects add up and costs add up, so this is a knapsack. Taking groups by effect saved per cost gives its Pareto front's
-convex hull: every rung is an exact optimum (no choice of the same cost has a smaller error), and between two rungs lies
-one group, a few per cent of the whole, less than what the prediction itself is worth. Rungs are nested, so that one
-ranking explains every recipe, and bisection over measured rungs is meaningful; an exact knapsack between rungs is
-neither. Sparing a group can cost another its smoothing, so a group is also offered together with those it smooths.
+Effects and costs are additive, so this is a knapsack problem. Taking groups by effect saved per cost gives the convex
+hull of its Pareto front: every rung is an exact optimum (no choice of the same cost has a smaller error), and two rungs
+differ by one group, a few per cent of the whole, which is less than the accuracy of the prediction. Rungs are nested,
+so one ranking explains every recipe and measured rungs can be bisected; the exact solutions between rungs are not
+nested. Sparing a group can remove the smoothing of another, so a group is also considered together with those it
+smooths.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from quantize.search.sensitivity import State
 
 @dataclass(frozen=True)
 class Problem:
-    """Groups, what each state of each does to the final latents, and what sparing costs."""
+    """The groups, the effect of each of their states on the final latents, and the cost of sparing them."""
 
     groups: Mapping[Key, Group]
     effects: Mapping[tuple[Key, State], float]
     cost: Cost
-    unsmooths: bool  # whether a spared group takes the smoothing of those that it makes
+    unsmooths: bool  # whether sparing a group removes the smoothing of the groups it smooths
     made_by: Mapping[Key, tuple[Key, ...]] = field(init=False)  # group -> the groups that it smooths
 
     def __post_init__(self) -> None:
@@ -38,7 +39,7 @@ class Problem:
         return sum(group.cost(self.cost) for group in self.groups.values())
 
     def effect(self, key: Key, spared: frozenset[Key]) -> float:
-        """Return what one group adds to the error when `spared` are spared."""
+        """Return the contribution of one group to the error if `spared` are spared."""
         if key in spared:
             return self.effects.get((key, "spared"), 0.0)
         group = self.groups[key]
@@ -52,13 +53,13 @@ class Problem:
         return sum(self.effect(key, spared) for key in self.groups)
 
     def spent(self, spared: frozenset[Key]) -> float:
-        """Return the cost of sparing as a share of the cost of sparing all."""
+        """Return the cost of sparing, relative to the cost of sparing all groups."""
         return sum(self.groups[key].cost(self.cost) for key in spared) / self.total
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One choice: what is spared, in the order of the ladder; its share of the whole cost, its predicted error."""
+    """One choice: the spared groups in order, their share of the whole cost, and the predicted error."""
 
     spared: tuple[Key, ...]
     cost: float
@@ -70,7 +71,7 @@ class Rung:
 
 
 def climb(problem: Problem) -> list[Rung]:
-    """Return the rungs from nothing spared to everything that costs anything."""
+    """Return the rungs, from nothing spared to all groups with a cost."""
     open_ = {key for key, group in problem.groups.items() if group.cost(problem.cost) > 0}
     spared: tuple[Key, ...] = ()
     rungs = [_rung(problem, spared)]
@@ -89,7 +90,7 @@ def climb(problem: Problem) -> list[Rung]:
 
 
 def spread(rungs: list[Rung], count: int) -> list[int]:
-    """Choose `count` rungs, both ends among them, whose costs are evenly apart as far as the ladder allows."""
+    """Choose `count` rungs, including both ends, with costs spaced as evenly as possible."""
     chosen = {0, len(rungs) - 1}
     for turn in range(1, count - 1):
         aim = rungs[0].cost + (rungs[-1].cost - rungs[0].cost) * turn / (count - 1)
@@ -100,7 +101,7 @@ def spread(rungs: list[Rung], count: int) -> list[int]:
 
 
 def _worth(problem: Problem, spared: frozenset[Key], offer: tuple[Key, ...]) -> float:
-    """Return the error that an offer saves per cost."""
+    """Return the error that sparing the offered groups saves, per cost."""
     after = spared | set(offer)
     touched = set(offer).union(*(problem.made_by.get(key, ()) for key in offer))
     saved = sum(problem.effect(key, spared) - problem.effect(key, after) for key in touched)

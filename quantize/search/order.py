@@ -1,4 +1,4 @@
-"""Is the predicted order right: some groups quantized alone, drawn, and their ranks compared with the prediction's."""
+"""Check the predicted order: quantize some groups alone and compare their measured ranks with the predicted ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from quantize.search.ladder import Problem
 
 @dataclass(frozen=True)
 class Alone:
-    """One group quantized and all others spared: what was predicted, and the error of the images."""
+    """Predicted and measured errors with one group quantized and all others spared."""
 
     key: Key
     predicted: float  # relative squared error of the final latents
     local: float  # relative squared error of the group's own outputs
-    latents: float  # what was predicted, measured
-    images: float  # measured, the mean squared error of images from 0 to 1
+    latents: float  # measured relative squared error of the final latents
+    images: float  # measured mean squared error of images from 0 to 1
 
 
 def pick(problem: Problem, count: int) -> list[Key]:
-    """Choose groups evenly over the ranking, the most and the least sensitive among them."""
+    """Choose groups evenly over the ranking, including the most and the least sensitive one."""
     ranked = sorted(
         (key for key, group in problem.groups.items() if group.cost(problem.cost) > 0),
         key=lambda key: problem.effects[key, "quantized"],
@@ -38,7 +38,7 @@ def others(problem: Problem, key: Key) -> frozenset[Key]:
 
 
 def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation; None where fewer than three or equal values give none."""
+    """Return Spearman's rank correlation; None if it is undefined, for fewer than three or for equal values."""
     if len(ours) < 3 or len(set(ours)) == 1 or len(set(theirs)) == 1:
         return None
     from scipy import stats
@@ -47,5 +47,5 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | 
 
 
 def squared_error(psnr: float) -> float:
-    """Return the mean squared error, of an image from 0 to 1, that a PSNR in dB stands for."""
+    """Return the mean squared error, of an image from 0 to 1, that corresponds to a PSNR in dB."""
     return float(10 ** (-psnr / 10))

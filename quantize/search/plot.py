@@ -1,4 +1,4 @@
-"""The Pareto front as an image: quality over cost, and measured over predicted error."""
+"""Plot the Pareto front (quality over cost) and the measured over the predicted error."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 from kit.errors import UsageError
 
-LABELS_APART = 8.0  # % of the cost
+LABELS_APART = 8.0  # minimum distance of labels, % of the cost
 BLUE, RED, GREY = "#4c72b0", "#c44e52", "#888888"
 
 
 def check() -> None:
-    """Raise UsageError, before anything long runs, where matplotlib is missing."""
+    """Raise UsageError if matplotlib is missing; called before anything long runs."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError("quantize search draws its result with matplotlib: pip install matplotlib") from None
+        raise UsageError("quantize search plots its result with matplotlib: pip install matplotlib") from None
 
 
 def draw(facts: Mapping[str, Any], path: Path) -> None:
-    """Draw what a search found, as its JSON has it."""
+    """Plot the results of a search, given as in its JSON."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    figure.suptitle(f"{facts['variant']}, recipe {facts['recipe']}: groups spared ({facts['spare']}) against images")
+    figure.suptitle(f"{facts['variant']}, recipe {facts['recipe']}: image quality by spared groups ({facts['spare']})")
     _front(axes[0], facts)
     _prediction(axes[1], facts)
     for axis in axes:
@@ -56,8 +56,10 @@ def _front(axis: Any, facts: Mapping[str, Any]) -> None:
         axis.plot([100 * point["cost"]], [point["metrics"]["psnr"]["mean"]], "o", color=RED, ms=10, label="chosen")
     for bound in facts["bounds"]:
         if bound["metric"] == "psnr":
-            axis.axhline(bound["value"], color=RED, linestyle="--", linewidth=1, label=f"asked: {bound['value']:g} dB")
-    axis.set_xlabel(f"{facts['cost']} spared, % of all quantized ones")
+            axis.axhline(
+                bound["value"], color=RED, linestyle="--", linewidth=1, label=f"required: {bound['value']:g} dB"
+            )
+    axis.set_xlabel(f"{facts['cost']} spared, % of all that can be quantized")
     axis.set_ylabel("PSNR of the images, dB, mean and 95 % interval")
     axis.legend(frameon=False, fontsize=8)
 
@@ -78,7 +80,7 @@ def _prediction(axis: Any, facts: Mapping[str, Any]) -> None:
     axis.set_yscale("log")
     axis.set_xlabel("predicted relative squared error of the final latents")
     axis.set_ylabel("the same, measured")
-    said = facts["rank_correlation"]["predicted, latents"]
-    if said is not None:
-        axis.set_title(f"groups alone: Spearman's rank correlation {said:.2f}", fontsize=9)
+    correlation = facts["rank_correlation"]["predicted, latents"]
+    if correlation is not None:
+        axis.set_title(f"groups alone: Spearman's rank correlation {correlation:.2f}", fontsize=9)
     axis.legend(frameon=False, fontsize=8)

@@ -1,4 +1,4 @@
-"""Rungs of the ladder, made and drawn: each becomes an artifact by `apply`, and its images meet the reference's."""
+"""Measure rungs of the ladder: quantize an artifact with each and compare its images with the reference's."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from quantize.gate.measures import FACTORIES, Scope
 from quantize.gate.metrics import METRICS
 from quantize.prompt_set import Prompt
 
-Tick = Callable[[str], None]  # told of every image, what it belongs to
+Tick = Callable[[str], None]  # called for every image with the name of its recipe
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the images of one recipe say, and what its text encoder and transformer weigh."""
+    """Metrics of the images of one recipe, and the size of its text encoder and transformer."""
 
     metrics: Mapping[str, Interval]
-    latents: float  # relative squared error of the final ones, what a search predicts: 2 (1 - cosine)
+    latents: float  # relative squared error of the final latents, which a search predicts: 2 (1 - cosine)
     bytes: int
 
     def faults(self, bounds: Sequence[Bound]) -> list[str]:
-        """Say how the bounds are broken; a bound must hold for the whole interval, as in the gate."""
+        """Return how the bounds are broken; a bound must hold for the whole interval, as in the gate."""
         return [fault for bound in bounds if (fault := bound.fault(self.metrics[bound.metric]))]
 
 
 @dataclass
 class Studio:
-    """Draws recipes of one artifact beside it; the reference's images are drawn once and then shown again."""
+    """Generates images with recipes of one artifact; the reference's images are generated once and reused."""
 
     reference: Path
     base: str  # recipe
@@ -51,11 +51,11 @@ class Studio:
     scratch: Path
     threads: int = 0
     tick: Tick = lambda what: None
-    told: Tick = lambda line: None  # of every recipe that is drawn
+    report: Tick = lambda line: None  # called with a line for every recipe
     shown: dict[tuple[str, int], Drawing] = field(default_factory=dict)
 
     def draw(self, name: str, rules: tuple[Rule, ...]) -> Measured:
-        """Apply a recipe, draw with it and measure; the artifact is removed, the recipe stays in `scratch`."""
+        """Apply a recipe, generate images and measure; the artifact is removed, the recipe stays in `scratch`."""
         file, candidate, images = self.scratch / f"{name}.json", self.scratch / name, self.scratch / "images"
         write_recipe(file, self.base, name, rules)
         apply(self.reference, candidate, read_recipe(file), self.record)
@@ -81,7 +81,7 @@ class Studio:
             if values:
                 found[metric.name] = interval(list(values.values()), metric.grain)
         psnr = found["psnr"]
-        self.told(f"{name}: psnr {psnr.mean:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f}), {weights / 1e6:.1f} MB")
+        self.report(f"{name}: psnr {psnr.mean:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f}), {weights / 1e6:.1f} MB")
         return Measured(found, fmean(2 * (1 - pair.cosines[-1]) for pair in pairs), weights)
 
     def _reference(self) -> Generate:
@@ -98,7 +98,7 @@ class Studio:
 
 
 def measures_for(scope: Scope, bounds: Sequence[Bound]) -> list[Measure]:
-    """Return the measures of likeness and those that bounds need; raises UsageError for one that is not here."""
+    """Return the similarity measures and those the bounds need; raises UsageError if one is not available."""
     made = []
     for names, factory in FACTORIES.items():
         asked = next((bound for bound in bounds if bound.metric in names), None)
@@ -112,7 +112,7 @@ def measures_for(scope: Scope, bounds: Sequence[Bound]) -> list[Measure]:
 
 
 def bisect(low: int, high: int, meets: Callable[[int], bool]) -> int:
-    """Return the first rung that meets, given that `high` does and `low` does not, measuring those between."""
+    """Return the first rung that meets the bounds, given that `high` does and `low` does not, by bisection."""
     while high - low > 1:
         middle = (low + high) // 2
         if meets(middle):
@@ -123,7 +123,7 @@ def bisect(low: int, high: int, meets: Callable[[int], bool]) -> int:
 
 
 def plain(measured: Measured) -> dict[str, Any]:
-    """Return it as plain data."""
+    """Return measurements as plain data."""
     return {
         "metrics": {
             name: {"mean": found.mean, "low": found.low, "high": found.high} for name, found in measured.metrics.items()

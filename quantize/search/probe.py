@@ -1,4 +1,4 @@
-"""See the input of every linear layer beside the gradient at its output, in one backward pass and in bounded memory."""
+"""Collect the input of every linear layer and the gradient at its output in one backward pass, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ See = Callable[[str, Tensor, Tensor, Tensor], None]  # layer, its weight [N, K],
 
 
 class _Seen(torch.autograd.Function):
-    """A linear layer that shows its input and the gradient when the backward pass comes by."""
+    """A linear layer that passes its input and output gradient to a callback in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, root: Tensor, weight: Tensor, bias: Tensor | None, see: Any) -> Tensor:
@@ -36,9 +36,9 @@ class _Seen(torch.autograd.Function):
 
 @contextmanager
 def probing(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
-    """Call `see` for each of the layers whenever a backward pass goes through it, for the length of a block.
+    """Within a `with` block, call `see` for each of the layers when a backward pass goes through it.
 
-    No parameter needs a gradient; a root of no size that does makes the graph begin at the layers themselves.
+    No parameter needs a gradient; a scalar that does makes the autograd graph begin at the layers.
     """
     root = torch.zeros((), requires_grad=True)
     apply: Any = _Seen.apply
@@ -53,7 +53,7 @@ def probing(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
 @contextmanager
 def recomputing(module: nn.Module) -> Iterator[None]:
-    """Keep what each block takes and compute the rest again in the backward pass: memory is that of one block."""
+    """Store only the inputs of each block and recompute the rest in the backward pass: memory is that of one block."""
     blocks: dict[str, Any] = {}
     for name, found in module.named_modules():
         if isinstance(found, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in blocks):
@@ -65,7 +65,7 @@ def recomputing(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Give modules another forward for the length of a block; some have one of their own already."""
+    """Replace the forward of modules within a `with` block; some already have one on the instance."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward

@@ -1,4 +1,4 @@
-"""What a search found, as JSON for machines and Markdown for people."""
+"""The report of a search, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 12  # groups in the table; all are in the JSON
 
 
 def facts(found: Found) -> dict[str, Any]:
-    """Return everything as plain data."""
+    """Return the results as plain data."""
     problem = found.problem
     order = {key: rank for rank, key in enumerate(found.rungs[-1].spared, start=1)}
     groups = [
@@ -74,7 +74,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     lines += [
         f"{prompts['count']} prompts ({prompts['spec']}, digest {prompts['digest'][:12]}), {canvas['width']} x "
         f"{canvas['height']} pixels, {canvas['steps']} steps; effects measured on {found['samples']} of them; spared "
-        f"groups: {found['spare']}; asked: {said or 'nothing'}; chosen: {found['chosen'] or 'nothing'}; "
+        f"groups: {found['spare']}; required: {said or 'nothing'}; chosen: {found['chosen'] or 'nothing'}; "
         f"{found['date']}",
         "",
         "Pareto front, mean and 95 % interval against the high-precision artifact.",
@@ -124,10 +124,10 @@ def to_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _correlations(found: Mapping[str, float | None], count: int) -> list[str]:
-    told = [f"{name}: {value:.2f}" for name, value in found.items() if value is not None]
-    if not told:
+    parts = [f"{name}: {value:.2f}" for name, value in found.items() if value is not None]
+    if not parts:
         return ["Too few groups for a rank correlation."]
-    return [f"Spearman's rank correlation over {count} groups, {'; '.join(told)}."]
+    return [f"Spearman's rank correlation over {count} groups, {'; '.join(parts)}."]
 
 
 def _metric_names(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,10 +1,10 @@
-"""How much each group's quantization moves the final latents, from one trajectory there and back per prompt.
+"""Measure how much the quantization of each group moves the final latents, with one backward pass per prompt.
 
-Where the backward pass comes by a layer, with its input x and the gradient g, the layer's error dy = Q(x) - x W is
-computed as `apply` would cause it, and its share g . dy is added up over tokens, steps, passes and the layers of the
-group; squared and averaged over prompts it is the group's effect (see trajectory.py). That weighs an error by where it
-goes: an error that later norms, softmaxes or steps wipe out counts little. The error relative to the layer's own output
-is kept beside it, for comparison. Errors of different groups add up as if they were independent.
+When the backward pass reaches a layer with input x and gradient g, the layer's error dy = Q(x) - x W is computed with
+the codes that `apply` writes, and g . dy is summed over tokens, steps, passes and the layers of the group. Its square,
+averaged over prompts, is the effect of the group (see trajectory.py). This weights an error by its consequences: one
+that later norms, softmaxes or steps cancel counts little. The error relative to the layer's own output is recorded for
+comparison. Errors of different groups are added as if they were independent.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from quantize.search.probe import probing, pull_back
 from quantize.search.simulate import Shelf
 from quantize.search.trajectory import Trajectory, denoise, go_back
 
-Progress = Callable[[str, int, int], None]  # what runs, done, of
+Progress = Callable[[str, int, int], None]  # what runs, done, total
 State = str  # "quantized", "unsmoothed" or "spared"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one state of a group does: relative squared errors."""
+    """The effect of one state of a group, as relative squared errors."""
 
     final: float  # of the final latents, from this group alone
     local: float  # of the outputs of the group's own layers
@@ -44,10 +44,10 @@ class Effect:
 
 @dataclass
 class Sums:
-    """Running sums of one part over everything that backward passes show, by layer and state."""
+    """Running sums of one part over all backward passes, by layer and state."""
 
     shelves: Mapping[State, Shelf]
-    shares: dict[tuple[str, State], Tensor] = field(default_factory=dict)  # [rows], of the batch that is under way
+    shares: dict[tuple[str, State], Tensor] = field(default_factory=dict)  # [rows] of the current batch
     errors: dict[tuple[str, State], float] = field(default_factory=lambda: defaultdict(float))
     powers: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -65,17 +65,17 @@ class Sums:
             self.errors[key] += float(error.square().sum())
 
     def take(self, layers: Iterable[str], state: State) -> Tensor:
-        """Return what layers moved together in this batch, [rows]."""
+        """Return the sum over layers of what they moved in this batch, [rows]."""
         return torch.stack([self.shares[layer, state] for layer in layers]).sum(0)
 
     def local(self, layers: Sequence[str], state: State) -> float:
-        """Return the squared error of layers' outputs over all batches, relative to the outputs."""
+        """Return the squared error of the layers' outputs over all batches, relative to the outputs."""
         return sum(self.errors[layer, state] for layer in layers) / max(sum(self.powers[n] for n in layers), 1e-30)
 
 
 @dataclass(frozen=True)
 class Model:
-    """The high-precision model: what is run, in which type, where."""
+    """The high-precision model, its compute type and its device."""
 
     variant: Variant
     bindings: Mapping[PartName, Binding]
@@ -96,17 +96,17 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda what, done, of: None,
 ) -> dict[tuple[Key, State], Effect]:
-    """Measure the effect of every group in every state for which `shelves` has its layers."""
+    """Measure the effect of every group in every state that `shelves` has its layers for."""
     embeds = _embed(model, requests, progress)
     batches = [requests[begin : begin + batch] for begin in range(0, len(requests), batch)]
     random = torch.Generator().manual_seed(seed)
     steps = _Steps(sum(2 * chunk[0].steps for chunk in batches), progress)
     sums = {part: Sums({state: of[part] for state, of in shelves.items()}) for part in model.bindings}
     finals: dict[tuple[Key, State], list[Tensor]] = defaultdict(list)
-    backs: list[tuple[Trajectory, Tensor]] = []  # at the text embeddings
+    backs: list[tuple[Trajectory, Tensor]] = []  # gradients at the text embeddings
 
     def settle(part: PartName, path: Trajectory) -> None:
-        """Square what each group moved in a batch, relative to the final latents."""
+        """Square the contribution of each group in a batch, relative to the final latents."""
         power = torch.from_numpy(path.latents).double().square().flatten(1).sum(1)  # [requests]
         for key, state in _states(part, groups, shelves):
             rows = sums[part].take(groups[key].layers, state)
@@ -138,7 +138,7 @@ def measure(
 
 @dataclass
 class _Steps:
-    """Counts the steps of all trajectories, there and back."""
+    """Counts the forward and backward steps of all trajectories."""
 
     total: int
     progress: Progress

@@ -1,7 +1,7 @@
-"""What a quantized linear layer gives, in torch: the codes that `apply` writes, and the rounding that a runtime does.
+"""Simulate quantized linear layers in torch, with the codes that `apply` writes and the rounding of a runtime.
 
-Codes and scales come from the very job that streams them into an artifact. Activations are rounded as ONNX's
-QuantizeLinear defines it: divided by the scale, to the nearest, ties to even, and saturated.
+Codes and scales come from the conversion that writes them to an artifact. Activations are rounded as ONNX's
+QuantizeLinear defines it: divided by the scale, rounded to nearest, ties to even, and saturated.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from kit.recipes import Number, Scheme
 from quantize.rewrite import Change
 from quantize.scales import decode
 
-CHUNK_VALUES = 1 << 24  # of decoded weights at once
-CACHED_BYTES = 2 << 30  # of codes, so that layers that read one activation are quantized once
-LOWEST = -128.0  # QuantizeLinear's own; scales from the largest magnitude reach -127
+CHUNK_VALUES = 1 << 24  # decoded weights in memory at once
+CACHED_BYTES = 2 << 30  # codes that are cached, so that layers with the same input are quantized once
+LOWEST = -128.0  # lower limit of QuantizeLinear; weights use only -127
 
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """One linear layer as it will run; takes and gives what the layer takes and gives before any smoothing."""
+    """One linear layer as it will run, with the inputs and outputs of the layer before smoothing."""
 
     codes: Tensor  # [K, N]
     scales: Tensor  # [], [N] or [K / block, N]
@@ -69,7 +69,7 @@ def round_activation(x: Tensor, scale: float, number: Number) -> Tensor:
 
 
 def quantized_linears(change: Change) -> dict[str, QuantizedLinear]:
-    """Quantize the layers of one change as `apply` does, and take the fused matrix apart again."""
+    """Quantize the layers of one change as `apply` does, and split the fused matrix again."""
     job = change.job
     slots = {slot.name: bytearray(slot.nbytes) for slot in job.slots}
     for name, offset, piece in job.run(lambda done: None):
@@ -98,11 +98,11 @@ def _codes(raw: bytearray, number: Number) -> Tensor:
     if number == "int8":
         return torch.frombuffer(raw, dtype=torch.int8)
     packed = torch.frombuffer(raw, dtype=torch.int8)
-    return torch.stack([packed << 4 >> 4, packed >> 4], -1).view(-1)  # arithmetic shifts bring the sign along
+    return torch.stack([packed << 4 >> 4, packed >> 4], -1).view(-1)  # arithmetic shifts extend the sign
 
 
 class Shelf:
-    """Quantized layers by name, made when they are asked for; those not asked for lately make room."""
+    """A cache of quantized layers by name: computed on access, least recently used ones are dropped."""
 
     def __init__(self, changes: Iterable[Change], limit: int = CACHED_BYTES) -> None:
         self.changes = {linear.name: change for change in changes for linear in change.linears}

@@ -1,4 +1,4 @@
-"""What is searched: an artifact, the checkpoint that it was exported from, and a recipe's plan for every group."""
+"""Prepare a search: plan the recipe for an artifact, and check that the checkpoint is the one it was exported from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from quantize.search.simulate import Shelf
 
 @dataclass(frozen=True)
 class Subject:
-    """Groups in the order of the graphs, and their layers as they are quantized, unsmoothed and spared."""
+    """The groups in the order of the graphs, and their layers in each state: quantized, unsmoothed and spared."""
 
     groups: Mapping[Key, Group]
     shelves: Mapping[State, Mapping[PartName, Shelf]]
 
 
 def choose_cost(recipe: Recipe, spare: str, cost: Cost | None) -> Cost:
-    """Return what sparing is said to cost; raises UsageError where nothing can be spared, or would cost nothing."""
+    """Return the unit of the cost; raises UsageError if nothing can be spared or sparing has no such cost."""
     schemes = {rule.scheme for rule in recipe.rules if rule.scheme != KEEP}
     if not schemes:
         raise UsageError(f"recipe {recipe.name} quantizes nothing, so there is nothing to search")
@@ -38,14 +38,14 @@ def choose_cost(recipe: Recipe, spare: str, cost: Cost | None) -> Cost:
         raise UsageError(f"--spare {spare} is what recipe {recipe.name} does everywhere; there is nothing to search")
     saves = any(SCHEMES[scheme].activations for scheme in schemes)
     if cost == "operations" and not saves:
-        raise UsageError(f"recipe {recipe.name} computes nothing in fewer bits; search it with --cost bytes")
+        raise UsageError(f"recipe {recipe.name} has no low-precision computation; search it with --cost bytes")
     return cost or ("operations" if saves else "bytes")
 
 
 def open_subject(
     folder: Path, manifest: Manifest, model: Model, recipe: Recipe, record: Record | None, spare: str, image: ImageShape
 ) -> Subject:
-    """Plan the recipe with all its alternatives; raises UsageError for a checkpoint that was not the artifact's."""
+    """Plan the recipe with all its alternatives; raises UsageError for a checkpoint the artifact was not made from."""
     check_recipe(manifest, recipe, record, None)
     scheme = None if spare == KEEP else SCHEMES[spare]
     groups: dict[Key, Group] = {}
@@ -75,6 +75,6 @@ def _check_same(part: PartName, graph: ir.Model, folder: Path, model: Model) -> 
     for linear in find_linears(graph, folder / part):
         if prints.get(f"{linear.name}.weight") != fingerprint(linear.weight):
             raise UsageError(
-                f"--checkpoint is not what {folder} was exported from: {linear.name} in the {part} has other weights; "
-                "name that checkpoint, with the same --lora"
+                f"--checkpoint is not what {folder} was exported from: {linear.name} in the {part} has different "
+                "weights; give that checkpoint, with the same --lora"
             )

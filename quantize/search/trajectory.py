@@ -1,9 +1,9 @@
-"""Denoise in high precision, and go the same way back: how the final latents move when any layer's output moves.
+"""Denoise in high precision and backpropagate through all steps: how the final latents depend on each layer's output.
 
-For a random vector u at the final latents x_T, going back through all the steps and then through the text encoder
-gives, at the output y of every layer, the gradient g of <u, x_T>. An error dy of that layer moves the final latents by
-J dy, and (g . dy)^2 is an unbiased estimate of |J dy|^2, because E[u u^T] is the identity (Hutchinson, 1990). Each step
-feeds the next: with x' = x + (s' - s) v(x), the cotangent a' after a step is a' + (s' - s) (dv/dx)^T a' before it.
+For a random vector u at the final latents x_T, backpropagation through all steps and the text encoder gives, at the
+output y of every layer, the gradient g of <u, x_T>. An error dy of that layer moves the final latents by J dy, and
+(g . dy)^2 is an unbiased estimate of |J dy|^2, because E[u u^T] is the identity (Hutchinson, 1990). Since a step is
+x' = x + (s' - s) v(x), a cotangent a' after the step becomes a' + (s' - s) (dv/dx)^T a' before it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quantize.search.probe import pull_back
 
 @dataclass
 class Recorder:
-    """An engine that keeps what it was asked; the server's own loop runs on it."""
+    """An engine that records its inputs; the denoising loop runs on it."""
 
     part: TorchPart
     ports: Ports
@@ -40,12 +40,12 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Several requests of one size and step count on their way together; rows are those of an engine call."""
+    """The trajectory of several requests of one size and step count; rows are those of an engine call."""
 
-    calls: Sequence[Mapping[str, Array]]  # what the transformer took at each step
+    calls: Sequence[Mapping[str, Array]]  # inputs of the transformer at each step
     levels: Float32  # sigmas, [steps + 1]
-    owner: Tensor  # [rows], the request of each row
-    weight: Tensor  # [rows], of a row's velocity in its request's
+    owner: Tensor  # [rows], index of the request of each row
+    weight: Tensor  # [rows], weight of a row's velocity in the velocity of its request
     texts: Sequence[str]  # [rows]
     latents: Float32  # [requests, S, C], the final ones
 
@@ -57,7 +57,7 @@ def denoise(
     embeds: Mapping[str, Array],
     stepped: Callable[[], None] = lambda: None,
 ) -> Trajectory:
-    """Run requests together; raises CheckFailed for numbers that are not finite."""
+    """Run requests together; raises CheckFailed for values that are not finite."""
     engine = Recorder(part, part.ports)
     denoiser = Denoiser(variant, "fp32", engine, max_rows=2 * len(requests))
     jobs = [
@@ -73,13 +73,13 @@ def denoise(
         stepped()
     latents = np.concatenate([job.latents for job in jobs])
     if not np.isfinite(latents).all():
-        raise CheckFailed("the high-precision model gave numbers that are not finite; use --dtype bf16 or fp32")
+        raise CheckFailed("the high-precision model produced values that are not finite; use --dtype bf16 or fp32")
     owner, weight, texts = _rows(jobs, requests)
     return Trajectory(engine.calls, jobs[0].levels, torch.tensor(owner), torch.tensor(weight), texts, latents)
 
 
 def _rows(jobs: Sequence[LiveRequest], requests: Sequence[Request]) -> tuple[list[int], list[float], list[str]]:
-    """Say of each row of an engine call whose it is, how it counts, and its text: negative passes come before."""
+    """Return owner, weight and text of each row of an engine call; the negative pass of a request comes first."""
     owner, weight, texts = [], [], []
     for index, (job, request) in enumerate(zip(jobs, requests, strict=True)):
         if job.negative_embeds is not None:
@@ -95,9 +95,9 @@ def _rows(jobs: Sequence[LiveRequest], requests: Sequence[Request]) -> tuple[lis
 def go_back(
     part: TorchPart, path: Trajectory, cotangent: Tensor, stepped: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor]:
-    """Take a cotangent at the final latents back through every step.
+    """Backpropagate a cotangent at the final latents through every step.
 
-    Returns those at the initial latents [requests, S, C] and at the rows' text embeddings [rows, T, 3H].
+    Returns the cotangents at the initial latents [requests, S, C] and at the text embeddings of the rows [rows, T, 3H].
     """
     embeds = torch.zeros(path.calls[0]["encoder_hidden_states"].shape)
     for index in reversed(range(len(path.calls))):

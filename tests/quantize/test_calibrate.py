@@ -126,14 +126,14 @@ def test_an_overflow_is_refused_with_the_step(klein: Path, monkeypatch: pytest.M
         return overflow(self, inputs) if "hidden_states" in inputs else encode(self, inputs)
 
     monkeypatch.setattr(TorchPart, "run", run)
-    with pytest.raises(CheckFailed, match="gave numbers that are not finite; calibrate with --dtype bf16 or fp32"):
+    with pytest.raises(CheckFailed, match="produced values that are not finite; calibrate with --dtype bf16 or fp32"):
         calibrate(klein, config("a red fox"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": PromptSet("empty.txt", ())}, r"--prompts empty\.txt: holds no prompt"),
+        ({"prompts": PromptSet("empty.txt", ())}, r"--prompts empty\.txt: contains no prompts"),
         ({"parts": ("vae_decoder",)}, "--parts: vae_decoder cannot be calibrated; text_encoder, transformer can"),
         ({"parts": ()}, "--parts: nothing cannot be calibrated"),
         ({"device": "cuda:7"}, "--device cuda:7: torch finds no CUDA GPU here; use --device cpu"),

@@ -144,7 +144,7 @@ def test_calibrate_and_merge_write_records_that_apply_takes(tmp_path: Path, caps
         argv += ["--height", "64", "--parts", "transformer", "--seeds", str(seeds), "--json"]
         assert command.main([*argv, "--out", str(tmp_path / f"{seeds}.json")]) == 0
         told = capsys.readouterr()
-        assert f"warning: {seeds} images are few: activations larger than" in told.err
+        assert f"warning: only {seeds} images: activations larger than" in told.err
         facts = json.loads(told.out.splitlines()[-1])
         assert facts["layers"] == {"transformer": 2 * 12 + 3 * 2}
         assert facts["digest"] == record.read(tmp_path / f"{seeds}.json").digest

@@ -76,7 +76,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path, scheme: 
     weight[31, 63] = bad
     sources = stored(tmp_path, good=noise(32, 64), bad=weight)
     jobs = [Quantized((sources["good"], sources["bad"]), SCHEMES[scheme], (1.0, 1.0))]
-    with pytest.raises(ArtifactError, match=r"in\.safetensors: tensor 'bad' holds NaN or an infinity; it cannot be q"):
+    with pytest.raises(ArtifactError, match=r"in\.safetensors: tensor 'bad' contains NaN or infinity; it cannot be q"):
         made(tmp_path, *jobs)
 
 

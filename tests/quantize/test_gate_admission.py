@@ -52,7 +52,7 @@ def test_other_default_steps_do_not_matter_since_both_draw_as_many(tmp_path: Pat
             "c is klein-9b and .*reference is klein-4b: their transformer differs",
         ),
         ({"variant": replace(Variant.named("klein-4b"), text_tokens=48)}, "their text_tokens differs"),
-        ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate draws whole images"),
+        ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate generates whole images"),
         ({"compute": "bf16"}, "c computes in bf16, for which ONNX Runtime's CPU provider has no kernels"),
         ({"tokenizer": "{ }"}, "have different tokenizers"),
         ({"kind": "engine"}, "is an artifact of kind 'engine'; needed: onnx or quantized"),
@@ -67,9 +67,9 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_a_reference_that_is_more_quantized_than_the_candidate_is_a_warning(tmp_path: Path, reference: Path) -> None:
     coarse = artifact(tmp_path / "int8", kind="quantized", recipe="int8")
-    itself_quantized, wrong_way = admit(reference, coarse).warnings
+    itself_quantized, swapped = admit(reference, coarse).warnings
     assert "the reference is itself quantized (int8)" in itself_quantized
-    assert "wrong way round?" in wrong_way
+    assert "are DIR and --reference swapped?" in swapped
 
 
 def test_a_candidate_of_another_parent_is_a_warning(tmp_path: Path, reference: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_candidate_of_another_parent_is_a_warning(tmp_path: Path, reference: P
     child = artifact(tmp_path / "child", source={"parent": digest(reference / MANIFEST)}, **quantized)
     stranger = artifact(tmp_path / "stranger", source={"parent": "0" * 64}, **quantized)
     assert admit(child, reference).warnings == ()
-    assert "was made from another artifact than the reference" in admit(stranger, reference).warnings[0]
+    assert "was not made from the reference but from another artifact" in admit(stranger, reference).warnings[0]
 
 
 def test_an_artifact_against_itself_is_a_warning(reference: Path) -> None:

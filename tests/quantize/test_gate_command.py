@@ -104,7 +104,7 @@ def test_an_artifact_keeps_the_contract_against_itself(
     assert facts["metrics"]["ssim"]["low"] == 1
     assert facts["metrics"]["flip"]["high"] == 0
     assert facts["canvas"] == {"width": 128, "height": 128, "steps": 2, "guidance": 1.0}
-    assert facts["not_measured"]["clip_change"] == "no --clip DIR names a CLIP model"
+    assert facts["not_measured"]["clip_change"] == "no CLIP model was given with --clip DIR"
     assert len(facts["latent_cosine_by_step"]) == 2
     assert facts["out"] is None
     told = capsys.readouterr()
@@ -117,7 +117,7 @@ def test_a_coarse_artifact_breaks_the_contract_and_the_report_says_by_how_much(
 ) -> None:
     out = tmp_path / "report"
     words = (coarse_artifact, "--reference", sample_artifact, "--prompts", "sample:6", "--seeds", 2)
-    with pytest.raises(CheckFailed, match="contract fp32 broken: 6 prompts are drawn") as broken:
+    with pytest.raises(CheckFailed, match="contract fp32 broken: 6 prompts are used") as broken:
         gate(*words, "--out", out, "--images", 3)
     assert re.search(r"ssim at least 0\.995: found 0\.\d+, between 0\.\d+ and 0\.\d+ with 95 %", str(broken.value))
     assert str(out / "report.json") in str(broken.value)
@@ -176,7 +176,7 @@ def test_images_of_any_size_are_gated_and_texts_are_escaped(sample_artifact: Pat
         *(sample_artifact, "--reference", sample_artifact, "--prompts", tmp_path / "p.txt", "--steps", 1),
         *("--contract", loose(tmp_path), "--width", 64, "--height", 96, "--out", tmp_path / "report"),
     )
-    assert "of 128 x 128 pixels, not of 64 x 96" in facts["not_measured"]["judge_change"]
+    assert "of 128 x 128 pixels, not 64 x 96" in facts["not_measured"]["judge_change"]
     assert facts["prompts"]["spec"] == "p.txt"
     page = (tmp_path / "report" / "index.html").read_text()
     assert "&lt;b&gt;A&lt;/b&gt; &amp; B" in page

@@ -27,7 +27,7 @@ def test_a_contract_ships_for_every_recipe_and_protects_the_judge() -> None:
 
 
 def test_a_recipe_without_a_contract_asks_for_a_file() -> None:
-    with pytest.raises(UsageError, match="no contract ships for the recipe 'fp5'; there are: bf16, fp32, fp8"):
+    with pytest.raises(UsageError, match="there is no contract for the recipe 'fp5'; there are: bf16, fp32, fp8"):
         of_recipe("fp5")
 
 
@@ -54,20 +54,20 @@ def test_a_bound_must_hold_for_the_whole_interval() -> None:
         "ssim at least 0.9: found 0.8, between 0.75 and 0.85 with 95 % confidence"
     )
     assert flip.fault(found(0.09, 0.08, 0.11)) == (
-        "flip at most 0.1: found 0.09, between 0.08 and 0.11 with 95 % confidence; the mean keeps it, but 40 prompts "
-        "do not prove it"
+        "flip at most 0.1: found 0.09, between 0.08 and 0.11 with 95 % confidence; the mean meets it, but 40 prompts "
+        "are too few to prove it"
     )
 
 
 def test_a_judge_that_may_have_lost_more_than_one_point_breaks_the_contract() -> None:
     judge = Bound("judge_change", -0.01, "measured")
     assert judge.fault(found(-0.004, -0.0099, 0.001)) is None
-    assert "do not prove it" in str(judge.fault(found(-0.004, -0.0101, 0.001)))
+    assert "are too few to prove it" in str(judge.fault(found(-0.004, -0.0101, 0.001)))
 
 
 def test_what_was_not_measured_breaks_a_contract_that_always_asks_for_it() -> None:
     contract = Contract("mine", "", 1, (Bound("lpips", 0.1), Bound("clip_change", -1, "measured")))
-    reasons = {"lpips": "the package lpips is not installed", "clip_change": "no --clip DIR names a CLIP model"}
+    reasons = {"lpips": "the package lpips is not installed", "clip_change": "no CLIP model was given with --clip DIR"}
     assert contract.faults({}, reasons, 40) == [
         "lpips at most 0.1: not measured, because the package lpips is not installed"
     ]
@@ -76,7 +76,7 @@ def test_what_was_not_measured_breaks_a_contract_that_always_asks_for_it() -> No
 def test_too_few_prompts_break_a_contract() -> None:
     contract = Contract("mine", "", 32, (Bound("ssim", 0.9),))
     assert contract.faults({"ssim": found(1, 1, 1)}, {}, 31) == [
-        "31 prompts are drawn, the contract asks for at least 32"
+        "31 prompts are used, the contract requires at least 32"
     ]
     assert contract.faults({"ssim": found(1, 1, 1)}, {}, 32) == []
 
@@ -94,13 +94,13 @@ def test_too_few_prompts_break_a_contract() -> None:
         ("format = 1\nmetrics = 3", "unknown key 'metrics'; there are: format, about, least_prompts, bounds"),
         ("format = 1\n[bounds.sim]\nat_least = 1", "unknown metric 'sim'; there are: psnr, ssim, flip"),
         ("format = 1\n[bounds.ssim]\nleast = 1", "mine.toml, ssim: unknown key 'least'; there are: at_least, at_most"),
-        ("format = 1\n[bounds.ssim]\nat_most = 1", "ssim: higher is better, so its bound is at_least alone"),
-        ("format = 1\n[bounds.flip]\nat_least = 1", "flip: lower is better, so its bound is at_most alone"),
-        ("format = 1\n[bounds.flip]\nat_least = 1\nat_most = 2", "lower is better, so its bound is at_most alone"),
+        ("format = 1\n[bounds.ssim]\nat_most = 1", "ssim: higher is better, so its only bound is at_least"),
+        ("format = 1\n[bounds.flip]\nat_least = 1", "flip: lower is better, so its only bound is at_most"),
+        ("format = 1\n[bounds.flip]\nat_least = 1\nat_most = 2", "lower is better, so its only bound is at_most"),
         ("format = 1\n[bounds.ssim]\nat_least = 'x'", "at_least 'x' is not a number"),
         ("format = 1\n[bounds.ssim]\nat_least = nan", "at_least nan is not a number"),
         ("format = 1\n[bounds.ssim]\nat_least = 1\nwhen = 'ever'", "when 'ever' is not one of always, measured"),
-        ("format = 1\n[bounds]\nssim = 1", "ssim: 1 is not a table of at_least, at_most, when"),
+        ("format = 1\n[bounds]\nssim = 1", "ssim: 1 is not a table with the keys at_least, at_most, when"),
     ],
 )
 def test_a_malformed_contract_is_refused(content: str, match: str) -> None:

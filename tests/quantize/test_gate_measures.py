@@ -111,7 +111,7 @@ def test_texts_in_other_scripts_alone_are_not_measured() -> None:
 def test_without_tesseract_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "Debian: tesseract-ocr" in str(reading.reading_measure([WORDED]))
-    assert reading.reading_measure([Prompt("c", "x", "a dog")]) == "no prompt says which text its image should show"
+    assert reading.reading_measure([Prompt("c", "x", "a dog")]) == "no prompt specifies text that its image should show"
 
 
 def test_the_judge_counts_the_facts_of_a_true_drawing_and_of_a_wrong_one() -> None:
@@ -134,8 +134,8 @@ def test_the_judge_counts_the_facts_of_a_true_drawing_and_of_a_wrong_one() -> No
 
 
 def test_the_judge_says_what_it_cannot_judge() -> None:
-    assert "of 128 x 128 pixels, not of 64 x 64" in str(judge_measure([WORDED], 64, 64))
-    assert "prompt b is no sentence" in str(judge_measure([WORDED, FOREIGN], 128, 128))
+    assert "of 128 x 128 pixels, not 64 x 64" in str(judge_measure([WORDED], 64, 64))
+    assert "prompt b is not in it" in str(judge_measure([WORDED, FOREIGN], 128, 128))
 
 
 def test_every_metric_is_measured_or_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_every_metric_is_measured_or_has_a_reason(monkeypatch: pytest.MonkeyPatc
     found = {name for measure in measures for name in measure(prompt, drawing(image), drawing(image))}
     assert found | reasons.keys() == METRICS.keys()
     assert not found & reasons.keys()
-    assert reasons["clip_change"] == "no --clip DIR names a CLIP model"
+    assert reasons["clip_change"] == "no CLIP model was given with --clip DIR"
 
 
 def test_lpips_is_taken_from_its_package_and_weights_on_this_machine(
@@ -233,5 +233,5 @@ def test_the_clip_score_is_the_cosine_of_image_and_prompt(tiny_clip: Path) -> No
 
 
 def test_a_folder_without_a_clip_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="config.json is missing; needed is a CLIP model"):
+    with pytest.raises(UsageError, match="config.json is missing; a CLIP model in transformers' layout is needed"):
         learned.clip_measure(tmp_path)

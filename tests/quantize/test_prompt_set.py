@@ -93,15 +93,15 @@ def test_a_spec_that_names_nothing_is_refused(spec: str, match: str) -> None:
     [
         ([], "holds no prompt"),
         ("text", 'expected {"format": 1'),
-        (["a boat"], 'prompt 1: expected an object of texts, found "a boat"'),
+        (["a boat"], 'prompt 1: expected an object with string values, found "a boat"'),
         ([{"id": "a", "category": "x", "text": 3}], "prompt 1: expected an object of texts"),
         ([{"id": "a", "category": "x", "txt": "b"}], "unknown key 'txt'; there are: id, category, text"),
         ([{"id": "a", "category": "x"}], "prompt 1: text is missing or empty"),
         ([{"id": "a", "category": "x", "text": "  "}], "a has an empty text"),
-        ([{"id": "a", "category": "x", "text": "b", "reads": " "}], "a should read nothing but spaces"),
-        ([{"id": "a", "category": "x", "text": t} for t in "bc"], "the id 'a' stands there twice"),
+        ([{"id": "a", "category": "x", "text": "b", "reads": " "}], "a has a text to read that is only spaces"),
+        ([{"id": "a", "category": "x", "text": t} for t in "bc"], "the id 'a' occurs twice"),
         ([{"id": i, "category": "x", "text": "b"} for i in "ac"], "c repeats the text of a"),
-        ([{"id": "a", "category": "x", "text": "b", "reads": "HI"}], "should read 'HI' in the unknown script ''"),
+        ([{"id": "a", "category": "x", "text": "b", "reads": "HI"}], "has 'HI' to read in the unknown script ''"),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path: Path, prompts: Any, match: str) -> None:

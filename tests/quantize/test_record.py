@@ -118,7 +118,9 @@ def test_a_merged_record_is_the_record_of_both() -> None:
 
 def test_records_of_two_checkpoints_are_not_merged() -> None:
     mine = a_record(layer=seen(noise(4, 8)))
-    with pytest.raises(UsageError, match="cannot merge records of different weights: layer differs; calibrate one che"):
+    with pytest.raises(
+        UsageError, match="cannot merge records of different weights: layer differs; all must come from one che"
+    ):
         record.merge([mine, a_record(layer=seen(noise(4, 8), weight="another"))])
     with pytest.raises(UsageError, match="cannot merge a record of dev into one of klein-4b"):
         record.merge([mine, replace(mine, variant="dev")])
@@ -177,7 +179,7 @@ def broken(change: Callable[[dict[str, Any]], object]) -> str:
         ),
         (
             broken(lambda raw: raw["parts"]["transformer"]["layer"].update(channel_square="AAAAAA==")),
-            r"malformed \(ValueError\('channel statistics of two lengths'\)\)",
+            r"malformed \(ValueError\('channel statistics of different lengths'\)\)",
         ),
         (broken(lambda raw: raw["parts"].update(transformer=3)), r"malformed \(AttributeError"),
     ],
@@ -198,12 +200,14 @@ def test_what_is_not_finite_is_not_lost_on_the_way(bad: float) -> None:
     x = noise(8, 8)
     x[2, 3] = bad
     for found in (seen(x), seen(x, noise(8, 8)), record._merge_seen("layer", seen(noise(8, 8)), seen(x))):
-        with pytest.raises(UsageError, match="layer saw a value that is not finite .* calibrate again with --dtype"):
+        with pytest.raises(
+            UsageError, match="the input of layer has a value that is not finite .* calibrate again with --dtype"
+        ):
             record.check("layer", found, "the transformer")
 
 
 def test_zeros_alone_give_no_scale() -> None:
     with pytest.raises(
-        UsageError, match=r"layer saw nothing but zeros \(amax 0\.0\), which gives no scale; calibrate w"
+        UsageError, match=r"the input of layer was always zero \(amax 0\.0\), so it has no scale; calibrate w"
     ):
         record.check("layer", seen(torch.zeros(4, 8)), "the transformer")

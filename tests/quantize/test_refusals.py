@@ -50,19 +50,21 @@ def refuse(artifact: Path, folder: Path, recipe: Recipe, message: str, **given: 
     [
         (
             lambda seen: replace(seen, weight="0123456789abcdef"),
-            rf"the calibration record is of another checkpoint: {LAYER} in the transformer has other weights; "
+            rf"the calibration record belongs to another checkpoint: {LAYER} in the transformer has different weights; "
             r"calibrate the checkpoint that was exported, with the same --lora",
         ),
-        (lambda seen: None, rf"says nothing of {LAYER} in the transformer; calibrate again with --parts transformer"),
+        (lambda seen: None, rf"has no entry for {LAYER} in the transformer; calibrate again with --parts transformer"),
         (
             lambda seen: replace(seen, amax=float("nan")),
-            rf"the calibration record: {LAYER} saw a value that is not finite \(amax nan\); .* again with --dtype bf16",
+            rf"the calibration record: the input of {LAYER} has a value that is not finite \(amax nan\); "
+            r".* again with --dtype bf16",
         ),
-        (lambda seen: with_channels(seen, float("inf")), rf"{LAYER} saw a value that is not finite"),
-        (lambda seen: with_channels(seen, float("nan")), rf"{LAYER} saw a value that is not finite"),
+        (lambda seen: with_channels(seen, float("inf")), rf"the input of {LAYER} has a value that is not finite"),
+        (lambda seen: with_channels(seen, float("nan")), rf"the input of {LAYER} has a value that is not finite"),
         (
             lambda seen: replace(seen, amax=0.0),
-            rf"{LAYER} saw nothing but zeros \(amax 0.0\), which gives no scale; calibrate with more prompts, or keep",
+            rf"the input of {LAYER} was always zero \(amax 0.0\), so it has no scale; "
+            r"calibrate with more prompts, or keep",
         ),
         (
             lambda seen: replace(seen, channel_amax=seen.channel_amax[:-1], channel_square=seen.channel_square[:-1]),
@@ -121,14 +123,14 @@ def test_a_rule_that_names_no_layer_is_refused(sample_artifact: Path, tmp_path: 
     rule = Rule("transformer", "transformer_block.*", "keep")
     recipe = replace(RECIPES["int8-weights"], name="mine", rules=(rule, *RECIPES["int8-weights"].rules))
     message = (
-        r"recipe mine: 'transformer_block\.\*' names no linear layer of the transformer that can be quantized; "
-        r"such are context_embedder, x_embedder, transformer_blocks\.0\.attn\.add_q_proj"
+        r"recipe mine: 'transformer_block\.\*' matches no linear layer of the transformer that can be quantized; "
+        r"these can be, for example: context_embedder, x_embedder, transformer_blocks\.0\.attn\.add_q_proj"
     )
     refuse(sample_artifact, tmp_path, recipe, message)
 
 
 def test_an_artifact_is_not_quantized_into_itself(sample_artifact: Path) -> None:
-    with pytest.raises(UsageError, match=r"--out .* is the artifact that is to be quantized; choose another folder"):
+    with pytest.raises(UsageError, match=r"--out .* is the source artifact; choose another folder"):
         apply(sample_artifact, sample_artifact, RECIPES["int8-weights"])
     assert (sample_artifact / "manifest.json").is_file()
 
@@ -150,7 +152,7 @@ def poke(artifact: Path, value: int) -> None:
 
 def test_weights_that_are_not_finite_are_refused_by_name_and_leave_nothing(own: Path, tmp_path: Path) -> None:
     poke(own, 0x7FC0)
-    with pytest.raises(ArtifactError, match=r"\.safetensors: tensor '\S+to_out\.weight' holds NaN or an infinity; it"):
+    with pytest.raises(ArtifactError, match=r"\.safetensors: tensor '\S+to_out\.weight' contains NaN or infinity; it"):
         apply(own, tmp_path / "out", RECIPES["int8-weights"])
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 

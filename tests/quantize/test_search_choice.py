@@ -28,7 +28,7 @@ def test_a_recipe_that_gives_nothing_to_search_is_refused() -> None:
         choose_cost(RECIPES["fp32"], KEEP, None)
     with pytest.raises(UsageError, match="--spare int8-weights is what recipe int8-weights does everywhere"):
         choose_cost(RECIPES["int8-weights"], "int8-weights", None)
-    with pytest.raises(UsageError, match="computes nothing in fewer bits; search it with --cost bytes"):
+    with pytest.raises(UsageError, match="has no low-precision computation; search it with --cost bytes"):
         choose_cost(RECIPES["int4-weights"], KEEP, "operations")
     assert choose_cost(RECIPES["int8"], KEEP, None) == "operations"
     assert choose_cost(RECIPES["int4-weights"], KEEP, None) == "bytes"

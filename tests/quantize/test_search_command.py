@@ -80,9 +80,9 @@ def test_a_search_that_nothing_satisfies_keeps_its_report_and_exits_with_1(
         return {"chosen": None}
 
     monkeypatch.setattr(search_command, "_search", found)
-    monkeypatch.setattr(search_command, "_told", lambda facts: "")
+    monkeypatch.setattr(search_command, "_markdown", lambda facts: "")
     assert main(words(sample_artifact, sample_record, tmp_path / "out", "--meet", "psnr=99")) == CheckFailed.exit_code
-    assert "no recipe of this search keeps psnr at least 99; see" in capsys.readouterr().err
+    assert "no recipe found by this search meets psnr at least 99; see" in capsys.readouterr().err
     assert (tmp_path / "out" / "search.json").is_file()
 
 
@@ -130,7 +130,7 @@ def test_a_missing_matplotlib_is_told_with_its_cure(monkeypatch: pytest.MonkeyPa
     from quantize.search import plot
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match="draws its result with matplotlib: pip install matplotlib"):
+    with pytest.raises(UsageError, match="plots its result with matplotlib: pip install matplotlib"):
         plot.check()
 
 
@@ -144,5 +144,5 @@ def test_another_checkpoint_than_the_artifacts_is_refused(
         binding, tensors={**binding.tensors, layer: binding.tensors["transformer_blocks.0.attn.to_k.weight"]}
     )
     wrong = replace(model, bindings={**model.bindings, "transformer": other})
-    with pytest.raises(UsageError, match="to_q in the transformer has other weights; name that checkpoint"):
+    with pytest.raises(UsageError, match="to_q in the transformer has different weights; give that checkpoint"):
         open_subject(sample_artifact, manifest, wrong, RECIPES["int8"], seen, KEEP, ImageShape(16, 1, 1))

@@ -129,10 +129,12 @@ def test_what_is_made_otherwise_cannot_be_smoothed(sample_artifact: Path) -> Non
     model = ir.load(sample_artifact / "transformer" / "model.onnx")
     linear = linear_of(model, sample_artifact / "transformer", "transformer_blocks.0.ff.linear_out")
     with pytest.raises(
-        ValueError, match=r"ff\.linear_out: its input is no norm with scale and shift; it cannot be smo"
+        ValueError, match=r"ff\.linear_out: its input is not a norm with scale and shift; it cannot be smo"
     ):
         fold_modulation(model, linear, torch.ones(linear.inputs), ir.DataType.FLOAT)
-    with pytest.raises(ValueError, match=r"ff\.linear_out: its input is no norm with a weight; it cannot be smoothed"):
+    with pytest.raises(
+        ValueError, match=r"ff\.linear_out: its input is not a norm with a weight; it cannot be smoothed"
+    ):
         norm_weight(linear)
 
 
