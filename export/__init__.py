@@ -1,1 +1,1 @@
-"""Checkpoint to ONNX: graphs traced without loading a weight, weights left where they lie."""
+"""Export checkpoints to ONNX without loading their weights; graphs reference the original weight files."""

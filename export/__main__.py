@@ -1,4 +1,4 @@
-"""Command line: python -m export."""
+"""Command-line entry point: `python -m export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint: find its weights, trace its parts, write the artifact."""
+"""Export a checkpoint: find its weights, trace its parts and write the artifact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kit.hardware import peak_rss_bytes
 from kit.ports import PartName, parts_of
 from kit.variants import Variant
 
-REVISION = 1  # raised when the same checkpoint and options give another artifact
+REVISION = 1  # increment when the same checkpoint and options produce a different artifact
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
@@ -39,16 +39,16 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 class ExportConfig:
     """What to export and how."""
 
-    parts: tuple[PartName, ...] | None = None  # None: all that the variant has
+    parts: tuple[PartName, ...] | None = None  # None: all parts of the variant
     dtype: Compute = "fp32"
     attention: Attention = "matmul"
     loras: tuple[Lora, ...] = ()
-    single_files: Mapping[str, Path] = field(default_factory=dict)  # read in place of a folder: transformer, vae
+    single_files: Mapping[str, Path] = field(default_factory=dict)  # by the folder they replace: transformer, vae
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """What exporting one part took and gave."""
+    """Cost and output of exporting one part."""
 
     part: PartName
     seconds: float
@@ -56,14 +56,14 @@ class PartReport:
     graph_bytes: int
     linked_bytes: int
     copied_bytes: int
-    derived_bytes: int = 0  # of weights that are no byte range of the source: merged, or with rows in another order
-    nodes_traced: Counts = field(default_factory=dict)  # of one block of each kind, before any pass
-    nodes_exported: Counts = field(default_factory=dict)  # the same after all passes
+    derived_bytes: int = 0  # weights that are not a byte range of the source: merged or reordered
+    nodes_traced: Counts = field(default_factory=dict)  # one block of each kind, before any pass
+    nodes_exported: Counts = field(default_factory=dict)  # one block of each kind, after all passes
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export took and gave; `up_to_date` when the artifact was there already and nothing was done."""
+    """Cost and output of an export; `up_to_date` means that the artifact already existed and nothing was done."""
 
     out: Path
     variant: str
@@ -82,11 +82,11 @@ class ExportReport:
 def export(
     checkpoint: Path, out: Path, config: ExportConfig, progress: Callable[[PartReport], None] = lambda part: None
 ) -> ExportReport:
-    """Export a checkpoint folder to an ONNX artifact; `progress` is told of every part that is done.
+    """Export a checkpoint folder to an ONNX artifact; `progress` is called after each part.
 
-    All weights of all parts are looked up before anything is traced or written. An artifact at `out` that the same
-    revision made from the same files with the same options is kept as it is. Raises CheckpointError for a checkpoint
-    that is not what its configs say, UsageError for a path that cannot be written.
+    All weights of all parts are located before anything is traced or written. An existing artifact at `out` is kept if
+    the same revision made it from the same files with the same options. Raises CheckpointError for a checkpoint that
+    does not match its configs, and UsageError for a path that cannot be written.
     """
     begin = time.perf_counter()
     variant = read_variant(checkpoint)
@@ -104,7 +104,7 @@ def export(
         versions=step_versions("export", REVISION, *TOOLS),
     )
     fakes = {part: FakePart(part, variant, config.dtype, config.attention) for part in parts}
-    bindings: dict[str, Binding] = {}  # by the folder in which the weights will stand
+    bindings: dict[str, Binding] = {}  # keyed by the artifact folder that will hold the weights
     for part, fake in fakes.items():
         if SOURCES[part].home not in bindings:
             single_file = config.single_files.get(SOURCES[part].folder)
@@ -141,14 +141,14 @@ def export(
 
 
 def write_system_message(tokenizer: Path) -> None:
-    """Write the system message of dev's prompts into the tokenizer's folder, so that a server needs no diffusers."""
+    """Write the system message that diffusers puts before dev's prompts, so that a server does not need diffusers."""
     from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
     (tokenizer / "system_message.txt").write_text(SYSTEM_MESSAGE)
 
 
 def _chosen(parts: tuple[PartName, ...] | None, variant: Variant) -> tuple[PartName, ...]:
-    """Return the parts to export; raises UsageError for one that the variant does not have."""
+    """Return the parts to export; raises UsageError for a part that the variant does not have."""
     known = parts_of(variant)
     for part in parts or ():
         if part not in known:
@@ -157,10 +157,10 @@ def _chosen(parts: tuple[PartName, ...] | None, variant: Variant) -> tuple[PartN
 
 
 def is_current(out: Path, plan: Manifest, bindings: Mapping[str, Binding]) -> bool:
-    """Tell whether the artifact at `out` is what the plan would make.
+    """Return whether the artifact at `out` is what the plan would produce.
 
-    A digest of a weight file covers its header only, so the weights themselves are compared by identity: the file in
-    the artifact must be the checkpoint's own (a hard link), or a copy of the same size and time stamp.
+    The digest of a weight file covers its header only, so the weights themselves are compared by identity: the file in
+    the artifact must be the checkpoint's own (a hard link), or a copy with the same size and modification time.
     """
     return current(out, plan) and all(
         _same_weights(file, out / home / file.name) for home, binding in bindings.items() for file in binding.files
@@ -178,7 +178,7 @@ def _same_weights(source: Path, target: Path) -> bool:
 
 @dataclass(frozen=True)
 class PlacedWeights:
-    """Weights that stand in a folder of the artifact, and what it took to put them there."""
+    """Weights placed in a folder of the artifact, with the bytes that were linked, copied and derived."""
 
     binding: Binding
     linked_bytes: int
@@ -186,12 +186,12 @@ class PlacedWeights:
     derived_bytes: int
 
     def shared(self) -> PlacedWeights:
-        """Return the same weights for another graph of the folder, which costs nothing."""
+        """Return the same weights for another graph in the folder, at no further cost."""
         return PlacedWeights(self.binding, 0, 0, 0)
 
 
 def _place(binding: Binding, folder: Path) -> PlacedWeights:
-    """Put the weight files of a graph into its folder, and write what is no byte range of them."""
+    """Link or copy the weight files of a graph into its folder and write its derived tensors."""
     folder.mkdir()
     moved: Counter[str] = Counter()
     settled = binding.settle(folder)
@@ -202,7 +202,7 @@ def _place(binding: Binding, folder: Path) -> PlacedWeights:
 
 
 def _export_part(fake: FakePart, weights: PlacedWeights, folder: Path, begin: float) -> PartReport:
-    """Trace one part, point it at its weights and write its graph."""
+    """Trace one part, attach its weights and write its graph."""
     model = fake.trace()
     traced = count_nodes(model)
     simplify(model)
@@ -223,7 +223,7 @@ def _export_part(fake: FakePart, weights: PlacedWeights, folder: Path, begin: fl
 
 
 def texts(checkpoint: Path) -> list[Path]:
-    """List the configs and tokenizer files that travel with an artifact."""
+    """List the config and tokenizer files that are copied into an artifact."""
     roots = [checkpoint / name for name in TEXTS]
     files = [root for root in roots if root.is_file()]
     files += [file for root in roots if root.is_dir() for file in root.rglob("*") if file.suffix in TEXT_SUFFIXES]
@@ -231,7 +231,7 @@ def texts(checkpoint: Path) -> list[Path]:
 
 
 def _source(checkpoint: Path, config: ExportConfig, parts: tuple[PartName, ...]) -> dict[str, Any]:
-    """Digest what an export reads of a checkpoint: configs and texts by content, weights by header."""
+    """Compute the digests of the files that an export reads: configs and text by content, weights by header."""
     folders = sorted({SOURCES[part].folder for part in parts})
     singles = {folder: file for folder, file in config.single_files.items() if folder in folders}
     files = set(texts(checkpoint))
@@ -251,7 +251,7 @@ def _source(checkpoint: Path, config: ExportConfig, parts: tuple[PartName, ...])
 
 
 def _stamps(bindings: Mapping[str, Binding]) -> dict[str, Any]:
-    """Note time stamps of the files from which weights were computed or scales read: none of those need be linked."""
+    """Record the modification times of files that weights or scales are computed from: these may not be linked."""
     files = {tensor.source.file for binding in bindings.values() for tensor in binding.derived.values()}
     files |= {scale.file for binding in bindings.values() for scale in binding.scales.values()}
     return {"computed_from": {file.name: file.stat().st_mtime_ns for file in sorted(files)}} if files else {}

@@ -1,6 +1,6 @@
-"""Tensors that no byte range of a checkpoint holds: computed at export and written to a safetensors file of their own.
+"""Compute tensors that are not a byte range of the checkpoint and write them to a separate safetensors file.
 
-They are computed a few rows at a time, so that the memory needed does not grow with the model.
+They are computed a few rows at a time, so the memory needed does not grow with the model.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from kit.errors import CheckpointError
 from kit.safetensors_file import StoredTensor
 
 FILE = "derived.safetensors"
-CHUNK_VALUES = 8_000_000  # fp32 values of a weight in memory at once
+CHUNK_VALUES = 8_000_000  # fp32 values held in memory at once
 
 
 @dataclass(frozen=True)
 class Derived:
-    """One tensor to be written: a stored one, its halves swapped or not, scaled or not, plus what adapters add."""
+    """One tensor to write: a stored tensor, optionally with swapped halves, scaled, or with adapter terms added."""
 
     name: str
-    dtype: str  # that it is written in
+    dtype: str  # the type it is written in
     source: StoredTensor
     swapped: bool = False
-    scale: StoredTensor | None = None  # multiplies the stored values, where they are to be written in another type
+    scale: StoredTensor | None = None  # multiplies the stored values before they are converted
     terms: tuple[Term, ...] = ()
 
     @property
@@ -43,9 +43,9 @@ class Derived:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
     def chunks(self) -> Iterator[bytes]:
-        """Compute the tensor from its first row to its last.
+        """Yield the bytes of the tensor from the first row to the last.
 
-        Raises CheckpointError when a sum is not finite or too large for the type.
+        Raises CheckpointError when a value is not finite or exceeds the range of the type.
         """
         height = self.shape[0]
         half = height // 2 if self.swapped else 0
@@ -59,10 +59,10 @@ class Derived:
             for file, rows in terms:
                 values += rows(begin, end)
                 if not np.isfinite(values).all():
-                    raise CheckpointError(f"{file}: added to tensor {self.name!r} it gives numbers that are not finite")
+                    raise CheckpointError(f"{file}: adding it to tensor {self.name!r} gives values that are not finite")
             raw = as_stored(values, self.dtype)
             if self.dtype == "F16" and terms and not np.isfinite(np.frombuffer(raw, np.float16)).all():
-                raise CheckpointError(f"{terms[-1][0]}: added to tensor {self.name!r} it exceeds the range of F16")
+                raise CheckpointError(f"{terms[-1][0]}: adding it to tensor {self.name!r} exceeds the range of F16")
             yield raw
 
     def pieces(self) -> Iterator[safetensors_writer.Piece]:
@@ -73,7 +73,7 @@ class Derived:
             offset += len(chunk)
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
-        """Cut the rows so that a piece fits in memory and does not cross the middle, where halves may be swapped."""
+        """Yield row ranges that fit in memory and do not cross the middle, where halves may be swapped."""
         height = self.shape[0]
         step = max(1, CHUNK_VALUES // prod(self.shape[1:]))
         for first, last in ((0, height // 2), (height // 2, height)):

@@ -1,7 +1,7 @@
-"""A part as a torch module whose weights take no memory yet: they can be drawn on a GPU or read straight onto it.
+"""Build a part as a torch module on the meta device, to be filled with random or stored weights.
 
-Only the computed constants (frequencies) are real. Unlike the fake tensors of a trace, meta tensors can be replaced one
-by one, so that a model larger than memory can be filled and quantized layer by layer.
+Only the computed constants (frequencies) have values. Unlike the fake tensors of a trace, meta tensors can be replaced
+one by one, so a model larger than memory can be filled and quantized layer by layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kit.variants import Variant
 
 
 def meta_part(part: PartName, variant: Variant, compute: Compute, attention: Attention = "sdpa") -> nn.Module:
-    """Build the module of a part with weights of the compute type on the meta device, constants on the CPU."""
+    """Build the module of a part with weights of the compute type on the meta device and constants on the CPU."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch_type(compute))
     try:
@@ -31,13 +31,13 @@ def meta_part(part: PartName, variant: Variant, compute: Compute, attention: Att
     for name, _ in list(module.named_buffers(recurse=False)):
         module.register_buffer(name, torch.from_numpy(read_constant(module, name).copy()), persistent=False)
     for owner in module.modules():
-        if "num_batches_tracked" in owner._buffers:  # counts training batches; no checkpoint need have it
+        if "num_batches_tracked" in owner._buffers:  # counts training batches; checkpoints may omit it
             owner.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
     return module.requires_grad_(False)
 
 
 def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer, by its dotted name."""
+    """Replace a parameter or buffer, given by its dotted name, with a tensor."""
     path, _, leaf = name.rpartition(".")
     owner: Any = module.get_submodule(path)
     if leaf in owner._parameters:

@@ -1,7 +1,7 @@
-"""Names of the transformer's linears: black-forest-labs' own and diffusers', and which stands for which.
+"""Map black-forest-labs' names of the transformer's linear layers to diffusers' names.
 
-Two things are more than a name: black-forest-labs' files hold queries, keys and values of a double block in one matrix,
-and the rows of their last modulation are (shift, scale) where diffusers has (scale, shift).
+Two mappings are more than a rename: black-forest-labs' files hold the queries, keys and values of a double block in one
+matrix, and the rows of their last modulation are (shift, scale) where diffusers has (scale, shift).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from kit.variants import Transformer
 
 @dataclass(frozen=True)
 class Target:
-    """What a matrix of a file stands for: a linear of diffusers' transformer, or with `third` a third of its rows."""
+    """What a stored matrix corresponds to: a linear layer of diffusers' transformer, or a third of its rows."""
 
     module: str
     third: int | None = None  # 0, 1 or 2: queries, keys or values of a fused matrix
-    swapped: bool = False  # the first half of the rows is the second half in diffusers
+    swapped: bool = False  # the halves of the rows are in the opposite order in diffusers
 
 
 Targets = tuple[Target, ...]
 IMAGE_QKV = ("to_q", "to_k", "to_v")
 TEXT_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
-ALIAS = ("transformer_blocks.", "sformer_blocks.")  # what some exporters leave of the first
+ALIAS = ("transformer_blocks.", "sformer_blocks.")  # some exporters truncate the first to the second
 
 _TOP: Mapping[str, str] = {
     "img_in": "x_embedder",
@@ -59,7 +59,7 @@ _SINGLE_NORMS: Mapping[str, str] = {"norm.query_norm": "attn.norm_q", "norm.key_
 
 
 def bfl_linears(sizes: Transformer) -> dict[str, Targets]:
-    """Map black-forest-labs' name of every linear of a transformer to what it stands for."""
+    """Map black-forest-labs' name of every linear layer of a transformer to its targets."""
     found: dict[str, Targets] = {bfl: (Target(module),) for bfl, module in _TOP.items()}
     found["final_layer.adaLN_modulation.1"] = (Target("norm_out.linear", swapped=True),)
     if sizes.guidance_embeds:
@@ -76,7 +76,7 @@ def bfl_linears(sizes: Transformer) -> dict[str, Targets]:
 
 
 def bfl_norms(sizes: Transformer) -> dict[str, str]:
-    """Map black-forest-labs' name of every norm of queries or keys to diffusers' name, both without the last word."""
+    """Map black-forest-labs' name of every query or key norm to diffusers' name, both without the last component."""
     return {
         f"{bfl_block}_blocks.{i}.{bfl}": f"{block}_blocks.{i}.{norm}"
         for bfl_block, block, count, norms in (
@@ -89,9 +89,9 @@ def bfl_norms(sizes: Transformer) -> dict[str, str]:
 
 
 def all_linears(sizes: Transformer) -> dict[str, Targets]:
-    """Map every name that files use for a linear: of black-forest-labs, of diffusers, fused there, and aliases.
+    """Map every name in use for a linear layer to its targets: black-forest-labs, diffusers, fused diffusers, aliases.
 
-    Some trainers write names with underscores for dots; those follow from these by replacing.
+    Some trainers replace the dots of these names by underscores; the caller adds those spellings.
     """
     found = bfl_linears(sizes)
     own: dict[str, Targets] = {t.module: (Target(t.module),) for targets in found.values() for t in targets}

@@ -1,4 +1,4 @@
-"""Count the operators inside one block of each kind: what stands between its products is what a runtime must fuse."""
+"""Count the operators inside one block of each kind, before and after the graph passes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ KINDS: Mapping[str, str] = {
     "single_transformer_blocks": "single",
     "layers": "text layer",
 }
-OF_A_WEIGHT = " of a weight"  # a Cast or Transpose of a weight alone: TensorRT does it once, while it builds
+OF_A_WEIGHT = " of a weight"  # a Cast or Transpose of a weight alone: TensorRT folds it during the build
 _BLOCK = re.compile(rf"({'|'.join(KINDS)})\.(\d+)(?=[./]|$)")
 
 Counts = dict[str, dict[str, int]]  # kind of block -> operator -> number of nodes
 
 
 def count_nodes(model: ir.Model) -> Counts:
-    """Count the nodes of the last block of each kind by operator, constants left out; {} for a model without blocks.
+    """Count the nodes of the last block of each kind by operator, without constants; {} for a model without blocks.
 
-    The last one, because the first also holds what it shares with the others. Works on a model as traced, whose nodes
-    tell their module in metadata, and on one whose nodes are named by it.
+    The last block is counted because the first one also holds nodes that all blocks share. Accepts a model as traced,
+    whose nodes name their module in their metadata, and a model whose nodes are named after their module.
     """
     found: dict[str, dict[int, Counter[str]]] = {}
     for node in model.graph:
@@ -39,14 +39,14 @@ def count_nodes(model: ir.Model) -> Counts:
 
 
 def summary(before: Counts, after: Counts) -> str:
-    """Say how many nodes a block of each kind had when it was traced, and has; "" for a model without blocks."""
+    """Describe the number of nodes per block before and after the passes; "" for a model without blocks."""
     return ", ".join(
         f"{kind} block {sum(before.get(kind, {}).values())} -> {sum(ops.values())} nodes" for kind, ops in after.items()
     )
 
 
 def table(before: Counts, after: Counts) -> str:
-    """Set two counts side by side, a line for every operator under a line for every kind of block."""
+    """Format two counts side by side, with one line per operator under each kind of block."""
     lines = []
     for kind, ops in after.items():
         traced = before.get(kind, {})

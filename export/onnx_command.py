@@ -1,4 +1,4 @@
-"""The command `export onnx`: a checkpoint to an ONNX artifact."""
+"""Command `export onnx`: export a checkpoint to an ONNX artifact."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CHECKPOINT_HELP = "a folder in diffusers layout, a hub id, a variant, `sample`, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder of the artifact")
     add_onnx_options(parser)
 
 
 def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
-    """Add what `export onnx` takes beside the checkpoint and the place of the artifact."""
-    onnx.add_argument("--parts", metavar="A,B", help=f"of {', '.join(ALL_PARTS)}; default: all that the variant has")
-    onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="what the graphs compute in")
+    """Add the options of `export onnx` other than the checkpoint and the output folder."""
+    onnx.add_argument("--parts", metavar="A,B", help=f"of {', '.join(ALL_PARTS)}; default: all parts of the variant")
+    onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="the type the graphs compute in")
     onnx.add_argument(
         "--attention",
         choices=("op", "matmul"),
@@ -34,21 +34,21 @@ def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
         help="the ONNX Attention operator (TensorRT 10.14 and later) or MatMul-Softmax-MatMul (default)",
     )
     onnx.add_argument(
-        "--config", metavar="CHECKPOINT", help="where sizes, tokenizer and other parts of a single file come from"
+        "--config", metavar="CHECKPOINT", help="where a single file takes sizes, tokenizer and other parts from"
     )
-    onnx.add_argument("--transformer", metavar="FILE", help="a single file in place of the checkpoint's transformer")
-    onnx.add_argument("--vae", metavar="FILE", help="a single file in place of the checkpoint's VAE")
+    onnx.add_argument("--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer")
+    onnx.add_argument("--vae", metavar="FILE", help="single file that replaces the checkpoint's VAE")
     onnx.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[=WEIGHT]",
-        help="merge an adapter into the transformer; may be given several times, weight 1 by default",
+        help="merge an adapter into the transformer; can be repeated; the default weight is 1",
     )
 
 
 def parse_parts(text: str) -> tuple[PartName, ...]:
-    """Read "a,b" as parts, in the order of the pipeline; raises UsageError for an unknown one."""
+    """Parse "a,b" into parts, in pipeline order; raises UsageError for an unknown part."""
     wanted = [word.strip() for word in text.split(",") if word.strip()]
     for word in wanted:
         if word not in ALL_PARTS:
@@ -59,7 +59,7 @@ def parse_parts(text: str) -> tuple[PartName, ...]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Export and print; returns the facts."""
+    """Run the export and print its progress; returns the facts."""
     parts = None if args.parts is None else parse_parts(args.parts)
     from export.lora.terms import Lora
     from export.sources import find_sources
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sources = find_sources(args.checkpoint, parts or PARTS, args.config, args.transformer, args.vae)
     from tqdm import tqdm
 
-    from export.artifact import ExportConfig, PartReport, export  # brings torch: only once the arguments make sense
+    from export.artifact import ExportConfig, PartReport, export  # imports torch: only for valid arguments
     from export.node_report import summary
 
     parts = parts or parts_of(read_variant(sources.checkpoint))
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if part.copied_bytes:
                 weights += f", {part.copied_bytes / 1e6:.1f} MB copied (no hard links between these file systems)"
             if part.derived_bytes:
-                weights += f", {part.derived_bytes / 1e6:.1f} MB written anew"
+                weights += f", {part.derived_bytes / 1e6:.1f} MB computed and written"
             bar.update()
             bar.write(
                 f"{part.part:<19} {part.seconds:6.1f} s  {part.nodes:>5} nodes  "
@@ -97,6 +97,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_parsed(args: argparse.Namespace) -> int:
-    """Export with arguments that another command line has parsed; returns the exit code."""
+    """Run an export with arguments that another command line has parsed; returns the exit code."""
     args.out = Path(args.out)
     return report(lambda: run(args), args.json)

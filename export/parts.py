@@ -1,4 +1,4 @@
-"""The parts of an artifact: which module traces them, and which tensors of the checkpoint belong to them."""
+"""Define the parts of an artifact: the module that traces each one and the checkpoint tensors it uses."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from kit.ports import PartName
 from kit.safetensors_file import StoredTensor
 from kit.variants import Variant
 
-MODULE = "model."  # the attribute under which every graph module holds the checkpoint's modules
+MODULE = "model."  # the attribute of every graph module that holds the checkpoint's modules
 EMBEDDING = "embed_tokens.weight"
 NOTHING = r"(?!)"
 
 
 @dataclass(frozen=True)
 class Part:
-    """How one part is made."""
+    """How one part is built and where its files are."""
 
-    folder: str  # of the checkpoint, where its weights lie
+    folder: str  # the checkpoint folder that holds its weights
     build: Callable[[Variant, Attention], nn.Module]
-    unneeded: str  # pattern of tensors that lie in the folder and rightly stay out of the graph
-    graph: str  # its place in an artifact; graphs of the same weights lie in one folder, which then holds them once
+    unneeded: str  # pattern of tensors in that folder that the graph does not use
+    graph: str  # path in the artifact; graphs that share weights share a folder, which holds the weights once
 
     @property
     def home(self) -> str:
-        """Return the folder of an artifact in which graph and weights lie."""
+        """Return the artifact folder that holds the graph and its weights."""
         return self.graph.partition("/")[0]
 
 
@@ -81,8 +81,8 @@ PARTS: Mapping[PartName, Part] = {
 def source_names(part: PartName, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Map the names that the graph module uses to the names in the checkpoint.
 
-    They are the same but for the prefix of a language model, which depends on the class that saved it:
-    "model.", "model.language_model.", "language_model.model.". A tensor outside the prefix keeps its whole name.
+    They differ only in the prefix of a language model, which depends on the class that saved it: "model.",
+    "model.language_model." or "language_model.model.". A tensor outside the prefix keeps its full name.
     """
     if part != "text_encoder":
         return {name: name for name in stored}
@@ -91,7 +91,7 @@ def source_names(part: PartName, stored: Mapping[str, StoredTensor]) -> dict[str
 
 
 def is_unneeded(part: PartName, name: str, variant: Variant) -> bool:
-    """Tell whether a tensor may be left out: layers above the last tap, heads, the other half of the VAE."""
+    """Return whether a tensor may be left out: layers above the last tap, heads, the other half of the VAE."""
     layer = re.fullmatch(r"layers\.(\d+)\..*", name)
     if (
         part == "text_encoder"

@@ -1,8 +1,8 @@
-"""Weights from one file with black-forest-labs' names: the transformer, or the VAE, under diffusers' names.
+"""Read the weights of a transformer or VAE from one file with black-forest-labs' names, under diffusers' names.
 
-A fused matrix is given out in thirds, each a byte range of the file. FP8 files have one fp32 scale per matrix beside it
-(`weight_scale`); their `input_scale`, for runtimes that multiply in FP8, plays no part in a graph that computes in
-a wider type.
+A fused matrix is split into thirds, each a byte range of the file. FP8 files also hold one fp32 scale per matrix
+(`weight_scale`). Their `input_scale` is meant for runtimes that multiply in FP8; graphs that compute in a wider type
+ignore it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "first_stage_model.",
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The tensors of one part by diffusers' names; what is unknown keeps the name that it has."""
+    """The tensors of one part by diffusers' names; a tensor with an unknown name keeps it."""
 
     tensors: Mapping[str, StoredTensor]
-    swapped: frozenset[str] = frozenset()  # the halves of their rows must change places
-    scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # one number, by the name of its FP8 tensor
+    swapped: frozenset[str] = frozenset()  # tensors whose row halves must be exchanged
+    scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # one number per FP8 tensor
 
 
 def read_single_file(folder: str, file: Path, variant: Variant) -> StoredWeights:
-    """Read the tensors of one file that takes the place of a folder of a checkpoint ("transformer" or "vae").
+    """Read the tensors of one file that replaces a checkpoint folder ("transformer" or "vae").
 
-    Raises CheckpointError, naming file and tensor, for files that are truncated or of a format that cannot be read.
+    Raises CheckpointError, naming the file and the tensor, for files that are truncated or in an unsupported format.
     """
     stored = {_bare(name): tensor for name, tensor in read_header(file).items()}
     return _transformer(file, stored, variant.transformer) if folder == "transformer" else StoredWeights(_vae(stored))
@@ -58,7 +58,7 @@ def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transfor
         module, _, word = name.rpartition(".")
         if word == "weight_scale_2":
             raise CheckpointError(
-                f"{file}: {tensor.name!r} belongs to NVFP4, which cannot be exported; take the BF16 or FP8 file"
+                f"{file}: {tensor.name!r} belongs to NVFP4, which cannot be exported; use the BF16 or FP8 file"
             )
         if word == "weight_scale" and module in scaled:
             if math.prod(tensor.shape) != 1 or tensor.dtype != "F32":
@@ -67,7 +67,7 @@ def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transfor
                     "scale per tensor can be exported"
                 )
             if not 0 < (value := float(read_all(tensor).reshape(()))) < math.inf:
-                raise CheckpointError(f"{file}: {tensor.name!r} is {value}; a scale is a positive, finite number")
+                raise CheckpointError(f"{file}: {tensor.name!r} is {value}; a scale must be positive and finite")
         elif word == "input_scale" and module in scaled:
             pass
         elif module in norms and word in ("scale", "weight"):
@@ -86,12 +86,12 @@ def _transformer(file: Path, stored: Mapping[str, StoredTensor], sizes: Transfor
 
 
 def _third(file: Path, tensor: StoredTensor, third: int | None, name: str) -> StoredTensor:
-    """Return one of the three blocks of rows of a fused matrix, or the matrix itself, under another name."""
+    """Return one of the three blocks of rows of a fused matrix, or the whole matrix, under another name."""
     if third is None:
         return replace(tensor, name=name)
     if not tensor.shape or tensor.shape[0] % 3:
         raise CheckpointError(
-            f"{file}: tensor {tensor.name!r} of shape {list(tensor.shape)} is no stack of queries, keys and values"
+            f"{file}: tensor {tensor.name!r} of shape {list(tensor.shape)} is not a stack of queries, keys and values"
         )
     rows, nbytes = tensor.shape[0] // 3, tensor.nbytes // 3
     return replace(
@@ -117,7 +117,7 @@ _VAE_RULES: tuple[tuple[str, str], ...] = (
 
 
 def _vae(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Rename the tensors of a VAE; blocks of the decoder count the other way round, 1x1 convolutions become linears."""
+    """Rename the tensors of a VAE; decoder blocks are counted in reverse order and 1x1 convolutions become linears."""
     blocks = {int(match[1]) for name in stored if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
     tensors = {}
     for name, tensor in stored.items():
@@ -134,10 +134,10 @@ def _vae(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def sizes_of_vae(file: Path, sizes: Vae) -> Vae:
-    """Return the sizes of the VAE in a single file: the published small decoder differs from the checkpoint's config.
+    """Return the sizes of the VAE in a single file; the published small decoder differs from the checkpoint's config.
 
-    The widths of the decoder's blocks are read from their first convolutions; a file that does not have them all keeps
-    what the config says, and is later refused by the name of what is missing.
+    The widths of the decoder's blocks are read from their first convolutions. If some of these are missing, the
+    config's sizes are returned, and loading the file later fails with the name of the missing tensor.
     """
     tensors = _vae({_bare(name): tensor for name, tensor in read_header(file).items()})
     count = len(sizes.decoder_channels)
@@ -147,6 +147,6 @@ def sizes_of_vae(file: Path, sizes: Vae) -> Vae:
 
 
 def has_decoder_alone(file: Path) -> bool:
-    """Tell whether a VAE's file leaves the encoder to the checkpoint, as the published small decoder's does."""
+    """Return whether a VAE file holds the decoder only, as the published small decoder does."""
     names = [_bare(name) for name in read_header(file)]
     return any(n.startswith("decoder.") for n in names) and not any(n.startswith("encoder.") for n in names)

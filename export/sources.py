@@ -1,7 +1,7 @@
-"""From the words of the command line to where an export reads: a folder, and single files in place of its parts.
+"""Resolve the command line to the folder and single files that an export reads.
 
 A single file of black-forest-labs holds the weights of one part and nothing else. Sizes, tokenizer, scheduler and the
-other parts come from a checkpoint in diffusers layout, which then needs no weights of the part that the file replaces.
+other parts come from a checkpoint in diffusers layout, which then needs no weights for the part that the file replaces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kit.ports import PartName
 
 @dataclass(frozen=True)
 class Sources:
-    """A checkpoint folder, and by part folder ("transformer", "vae") the file that is read in its place."""
+    """A checkpoint folder and, by part folder ("transformer", "vae"), the single files that replace its weights."""
 
     checkpoint: Path
     single_files: dict[str, Path] = field(default_factory=dict)
@@ -33,22 +33,22 @@ def find_sources(
 ) -> Sources:
     """Resolve CHECKPOINT, --config, --transformer and --vae.
 
-    A CHECKPOINT that is a file is the transformer of the checkpoint that `config` names. From a hub only the weights
-    of the parts that are exported, and that no single file replaces, are downloaded. Raises UsageError for options
-    that contradict each other, exclude parts that are not exported, or name no file.
+    A CHECKPOINT that is a file is the transformer of the checkpoint given by `config`. From a hub, only the weights of
+    exported parts that no single file replaces are downloaded. Raises UsageError for options that contradict each
+    other, for a file that replaces a part that is not exported, and for a file that does not exist.
     """
     folder = checkpoint
     if Path(checkpoint).expanduser().is_file():
         if transformer is not None:
-            raise UsageError(f"{checkpoint} and --transformer {transformer} are both the transformer; give one")
+            raise UsageError(f"{checkpoint} and --transformer {transformer} both give the transformer; pass one")
         if config is None:
             raise UsageError(
-                f"{checkpoint} is a single file, which holds the weights of the transformer and nothing else; name the "
-                "folder, hub id or variant that has sizes, tokenizer and the other parts: --config"
+                f"{checkpoint} is a single file, which holds the weights of the transformer and nothing else; pass the "
+                "folder, hub id or variant that has sizes, tokenizer and the other parts as --config"
             )
         folder, transformer = config, checkpoint
     elif config is not None:
-        raise UsageError(f"--config goes with a single file; {checkpoint} is none")
+        raise UsageError(f"--config requires a single file; {checkpoint} is not a file")
     files = {name: Path(file).expanduser() for name, file in (("transformer", transformer), ("vae", vae)) if file}
     needed = {PART_FOLDERS[part] for part in parts}
     for name, file in files.items():

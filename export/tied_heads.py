@@ -1,4 +1,4 @@
-"""Language models whose embedding is also their head: a file may hold the matrix under either name."""
+"""Restore the embedding of a language model whose checkpoint stores it under the name of the tied output head."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FIRST_NORM = "layers.0.input_layernorm.weight"
 
 
 def restore_embedding(stored: Mapping[str, StoredTensor], config: Path) -> Mapping[str, StoredTensor]:
-    """Put a tied head in the place of an embedding that is not there, as the class's own loader does.
+    """Use a tied output head as the embedding if the embedding is missing, as the class's own loader does.
 
-    A model whose config does not say that both are one matrix keeps its tensors; the embedding is then missing.
+    If the config does not say that the two are tied, the tensors are returned as they are, without an embedding.
     """
     heads = [name for name in stored if name.endswith(HEAD)]
     prefixes = [name.removesuffix(FIRST_NORM) for name in stored if name.endswith(FIRST_NORM)]

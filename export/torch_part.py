@@ -1,8 +1,8 @@
-"""A part of a checkpoint as a torch module with real weights: the module that is exported, run instead of traced.
+"""Run a part of a checkpoint in torch, using the same module that is exported.
 
-The names of its layers are those of the exported graph, and every source that can be exported (folders, shards, single
-files, merged adapters) can be run. Weights are memory-mapped: a model larger than memory is paged in from its own files
-layer by layer, and on a GPU `offload` moves each layer in for the moment in which it runs.
+Its layers have the names of the exported graph, and every source that can be exported (folders, shards, single files,
+merged adapters) can be run. Weights are memory-mapped: a model larger than memory is paged in from its files layer by
+layer. On a GPU, `offload` moves each layer to the device only while it runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Offload = Literal["none", "layers"]
 
 
 class TorchPart:
-    """Runs one part in torch; behind the same protocol as the engines of a server, with fp32 at its ports."""
+    """Run one part in torch, with the same interface as the server's engines and fp32 inputs and outputs."""
 
     def __init__(self, module: nn.Module, part: PartName, variant: Variant, dtype: torch.dtype, device: str) -> None:
         self.module, self.dtype, self.device = module, dtype, device
@@ -53,7 +53,7 @@ class TorchPart:
         return tensor if wide else tensor.to(self.dtype)
 
     def linears(self) -> dict[str, nn.Module]:
-        """Return the linear layers by their names in an exported graph."""
+        """Return the linear layers by their names in the exported graph."""
         return {
             name.removeprefix(MODULE): module
             for name, module in self.module.named_modules()
@@ -68,7 +68,7 @@ def bind(
     single_file: Path | None = None,
     loras: tuple[Lora, ...] = (),
 ) -> Binding:
-    """Find the weights of a part, adapters merged; raises as an export does."""
+    """Find the weights of a part and merge adapters; raises the same errors as an export."""
     shapes = FakePart(part, variant, "fp32", "matmul").shapes()
     binding = find(part, variant, checkpoint, shapes, single_file)
     return merge(binding, loras, variant.transformer) if loras and part == "transformer" else binding
@@ -82,7 +82,7 @@ def load(
     device: str = "cpu",
     offload: Offload = "none",
 ) -> TorchPart:
-    """Build a part and give it its weights; `compute` None takes the type in which most of them are stored."""
+    """Build a part and load its weights; `compute` None selects the type in which most of them are stored."""
     compute = compute or stored_type(binding)
     dtype = torch_type(compute)
     module = FakePart(part, variant, compute, "matmul").module
@@ -102,18 +102,18 @@ def load(
 
 
 def stored_type(binding: Binding) -> Compute:
-    """Return the type in which most weights are stored, where a graph can compute in it."""
+    """Return bf16 if most bytes are stored in BF16 or FP8, otherwise fp32."""
     stored: list[StoredTensor | Derived] = [*binding.tensors.values(), *binding.derived.values()]
     half = sum(tensor.nbytes for tensor in stored if tensor.dtype in ("BF16", "F8_E4M3"))
     return "bf16" if 2 * half > sum(tensor.nbytes for tensor in stored) else "fp32"
 
 
 def tensors(binding: Binding) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight by its name in the graph module: mapped from its file, or computed where it is derived."""
+    """Yield every weight by its name in the graph module, mapped from its file or computed if it is derived."""
     maps: dict[Path, mmap.mmap] = {}
     for name, stored in binding.tensors.items():
         if stored.file not in maps:
-            with stored.file.open("rb") as stream:  # a private map: torch wants memory it could write to
+            with stored.file.open("rb") as stream:  # a private mapping, because torch expects writable memory
                 maps[stored.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         tensor = _mapped(maps[stored.file], stored)
         if name in binding.scales:
@@ -140,8 +140,8 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def check_device(device: str, offload: Offload) -> None:
-    """Raise UsageError for a device that is not here, and for offloading from a CPU to itself."""
+    """Raise UsageError for a device that does not exist, and for offloading on a CPU."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA GPU here; use --device cpu")
     if offload != "none" and device == "cpu":
-        raise UsageError("--offload layers goes with a GPU; on a CPU weights are paged in from their files anyway")
+        raise UsageError("--offload layers requires a GPU; on a CPU weights are paged in from their files anyway")

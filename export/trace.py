@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX graph without a single weight: fake tensors in, shapes out."""
+"""Trace a torch module to an ONNX graph without weights, using fake tensors."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from kit.dtypes import Compute, torch_type
 from kit.ports import PartName, Ports, ports, split_axis
 from kit.variants import Variant
 
-OPSET = 23  # BF16 Conv, fp32 scales in QuantizeLinear, Attention; TensorRT 10.15 to 11 and ONNX Runtime read it
-# Sizes of the example: all different and none of them 1, so that no axis is taken for another or for a constant.
+OPSET = 23  # BF16 Conv, fp32 scales in QuantizeLinear, Attention; read by TensorRT 10.15 to 11 and ONNX Runtime
+# Example sizes: all different and none equal to 1, so that no axis is merged with another or treated as a constant.
 EXAMPLE = {"batch": 2, "image_tokens": 24, "ref_tokens": 20, "latent_height": 4, "latent_width": 6}
 
 
 class FakePart:
-    """One part as a module of fake tensors: it has names, shapes and types, and no memory."""
+    """One part as a module of fake tensors, which have names, shapes and types but no memory."""
 
     def __init__(self, part: PartName, variant: Variant, compute: Compute, attention: Attention) -> None:
         self.part = part
@@ -41,7 +41,7 @@ class FakePart:
             self.module: nn.Module = PARTS[part].build(variant, attention).eval()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of all weights that a checkpoint must bring, by name."""
+        """Return the shapes of all weights that a checkpoint must provide, by name."""
         state = self.module.state_dict()
         return {
             name.removeprefix(MODULE): tuple(tensor.shape)
@@ -50,7 +50,7 @@ class FakePart:
         }
 
     def trace(self) -> ir.Model:
-        """Trace the module at symbolic sizes and translate it; initializers have names and shapes but no values."""
+        """Trace the module with symbolic sizes and translate it; initializers have names and shapes but no values."""
         axes: dict[str, Any] = {}
         with self.mode, torch.no_grad(), _quiet():
             example = {
@@ -83,9 +83,9 @@ class FakePart:
 def translate(program: torch.export.ExportedProgram) -> ir.Model:
     """Translate an exported program operator by operator.
 
-    torch.onnx.export would first trace the program a second time, to break composite operators up, which takes two
-    thirds of its time. The graph modules here use operators that the translator knows as they are, but for casts and
-    the assertions around them; those are put in its words first.
+    torch.onnx.export would first trace the program a second time to decompose composite operators, which takes two
+    thirds of its time. The translator already supports the operators of these graph modules, except casts and the
+    assertions around them; those are replaced first.
     """
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -101,7 +101,7 @@ def translate(program: torch.export.ExportedProgram) -> ir.Model:
 
 
 def _by_parameter(module: nn.Module, by_port: dict[str, Any]) -> dict[str, Any]:
-    """Give a forward what belongs to ports: by their names, in their order; last, as `cache`, all that it names not."""
+    """Map ports to a forward's parameters by name; inputs the signature does not name go into `cache`, in order."""
     parameters = inspect.signature(module.forward).parameters
     named = {name: entry for name, entry in by_port.items() if name in parameters}
     rest = {name: entry for name, entry in by_port.items() if name not in named}
@@ -127,7 +127,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hush what torch's exporter says to everybody: that torchvision is absent, and a deprecation of its own."""
+    """Silence two known messages of torch's exporter: that torchvision is absent, and a deprecation in torch itself."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)

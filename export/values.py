@@ -1,4 +1,4 @@
-"""Rows of stored tensors as numbers, and numbers as stored bytes."""
+"""Convert rows of stored tensors to fp32 values, and fp32 values to stored bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kit.dtypes import numpy_type
 from kit.safetensors_file import StoredTensor
 
 Float32 = npt.NDArray[np.float32]
-READABLE = ("F32", "F16", "BF16", "F8_E4M3")  # what rows are read from
+READABLE = ("F32", "F16", "BF16", "F8_E4M3")  # types that rows can be read from
 
 
 def read_rows(tensor: StoredTensor, begin: int, end: int) -> Float32:
-    """Read rows `begin` to `end` of a tensor, of any shape, as fp32; a scalar is one row."""
+    """Read rows `begin` to `end` of a tensor of any shape as fp32; a scalar counts as one row."""
     rows = tensor.shape[0] if tensor.shape else 1
     assert 0 <= begin <= end <= rows
     row_bytes = tensor.nbytes // rows
@@ -33,7 +33,7 @@ def read_all(tensor: StoredTensor) -> Float32:
 
 
 def as_stored(values: Float32, dtype: str) -> bytes:
-    """Round fp32 once, to the nearest and ties to even, to a stored type; what is too large becomes infinite."""
+    """Round fp32 once to a stored type, to nearest with ties to even; values out of range become infinite."""
     with np.errstate(over="ignore"):
         stored: npt.NDArray[Any] = values.astype(numpy_type(dtype))
     return stored.tobytes()

@@ -1,4 +1,4 @@
-"""Weights stay where they lie: each initializer of a graph becomes a byte range of the checkpoint's own files."""
+"""Attach weights to a graph: each initializer becomes a byte range of the checkpoint's own files."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from kit.safetensors_file import StoredTensor, read_folder
 from kit.variants import Variant
 
 PLAIN = ("F32", "F16", "BF16")
-SCALED = (FP8,)  # of no use without the scale that makes numbers of them
+SCALED = (FP8,)  # only usable with a scale
 
 
 @dataclass(frozen=True)
 class Binding:
-    """Where the initializers of one part lie, by their names in the graph module."""
+    """Where the initializers of one part are stored, by their names in the graph module."""
 
     tensors: Mapping[str, StoredTensor]
-    derived: Mapping[str, Derived] = field(default_factory=dict)  # those that lie nowhere yet
-    scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # of those that are stored in FP8
+    derived: Mapping[str, Derived] = field(default_factory=dict)  # tensors that are not written yet
+    scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # scales of the tensors stored in FP8
 
     @property
     def files(self) -> list[Path]:
-        """Return the files that hold at least one of them; a shard of upper layers alone is not needed."""
+        """Return the files that hold at least one tensor; a shard that holds only unused layers is left out."""
         return sorted({tensor.file for tensor in self.tensors.values()})
 
     def settle(self, folder: Path) -> Binding:
-        """Write what is derived to a file in `folder`, and return a binding that points at it."""
+        """Write the derived tensors to a file in `folder` and return a binding that points to it."""
         if not self.derived:
             return self
         taken = {file.name for file in self.files}
@@ -57,9 +57,9 @@ def find(
 ) -> Binding:
     """Find every tensor of a part, given the shapes that the graph module expects.
 
-    `single_file` is a file that is read in place of the part's folder; where it is a VAE's decoder alone, the folder
-    still gives what it lacks. Raises CheckpointError, naming tensor and place, when one is missing, mis-shaped, of a
-    type that no graph can hold, or unknown: an unknown tensor means that the checkpoint is not the model that its
+    `single_file` is read in place of the part's folder; if it holds only the decoder of a VAE, the folder provides the
+    rest. Raises CheckpointError, naming the tensor and the place, for a tensor that is missing, has the wrong shape or
+    a type that no graph can hold, or is unknown. An unknown tensor means that the checkpoint is not the model that its
     config describes.
     """
     folder = single_file or checkpoint / PARTS[part].folder
@@ -81,29 +81,27 @@ def find(
                 f"{folder}: tensor {tensor.name!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
             )
         if tensor.dtype == FP8 and names[name] not in read.scales:
-            raise CheckpointError(
-                f"{folder}: tensor {tensor.name!r} is stored as {FP8} without a weight_scale beside it"
-            )
+            raise CheckpointError(f"{folder}: tensor {tensor.name!r} is stored as {FP8} without a weight_scale")
         if tensor.dtype not in (*PLAIN, *SCALED):
             raise CheckpointError(
-                f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}; a graph can point at {', '.join(PLAIN)}"
+                f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}; a graph can hold {', '.join(PLAIN)}"
             )
         found[name] = tensor
     unknown = [names[name] for name in names if name not in shapes and not is_unneeded(part, name, variant)]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise CheckpointError(f"{folder}: tensor {unknown[0]!r}{more} is no part of the {part}; is the config right?")
+        raise CheckpointError(f"{folder}: tensor {unknown[0]!r}{more} is not part of the {part}; check the config")
     turned = {name: Derived(names[name], found.pop(name).dtype, stored[names[name]], True) for name in read.swapped}
     return Binding(found, turned, read.scales)
 
 
 def attach(model: ir.Model, binding: Binding) -> None:
-    """Point the initializers of a traced graph at the checkpoint's byte ranges, under the checkpoint's names.
+    """Point the initializers of a traced graph to the checkpoint's byte ranges, under the checkpoint's names.
 
-    Where a tensor is stored in another type than the graph computes in, it keeps its stored type and a Cast follows,
-    which every runtime folds when it loads the graph; no byte of a weight is rewritten. A table whose rows are looked
-    up is not cast as a whole, which would double it in memory: the rows are. What is stored in FP8 is followed by a
-    DequantizeLinear with its scale.
+    A tensor stored in a type other than the compute type keeps its stored type and is followed by a Cast, which every
+    runtime folds when it loads the graph; no weight is rewritten. A lookup table is not cast as a whole, which would
+    double its memory: the looked-up rows are cast instead. A tensor stored in FP8 is followed by a DequantizeLinear
+    with its scale.
     """
     graph = model.graph
     for name in [name for name in graph.initializers if name.startswith(MODULE)]:
@@ -114,7 +112,7 @@ def attach(model: ir.Model, binding: Binding) -> None:
         graph.register_initializer(source)
         if stored_scale := binding.scales.get(name.removeprefix(MODULE)):
             scale = ir.Value(name=stored_scale.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(()))
-            scale.const_value = ir.tensor(read_all(stored_scale), name=stored_scale.name)  # four bytes, in the graph
+            scale.const_value = ir.tensor(read_all(stored_scale), name=stored_scale.name)  # stored in the graph
             graph.register_initializer(scale)
             replacement = _dequantize(graph, source, scale, traced)
         elif traced.dtype != source.dtype and all(_is_lookup(use) for use in traced.uses()):
@@ -127,7 +125,7 @@ def attach(model: ir.Model, binding: Binding) -> None:
 
 
 def _external(tensor: StoredTensor) -> ir.Value:
-    """Return an initializer that is a byte range of a file."""
+    """Return an initializer that references a byte range of a file."""
     dtype = onnx_type(tensor.dtype)
     source = ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape))
     source.const_value = ir.ExternalTensor(
@@ -143,7 +141,7 @@ def _external(tensor: StoredTensor) -> ir.Value:
 
 
 def _dequantize(graph: ir.Graph, source: ir.Value, scale: ir.Value, traced: ir.Value) -> ir.Value:
-    """Put a DequantizeLinear from FP8 to the traced type at the head of the graph."""
+    """Insert a DequantizeLinear from FP8 to the traced type at the start of the graph."""
     assert traced.dtype is not None
     wider = {} if traced.dtype == scale.dtype else {"output_dtype": traced.dtype}
     node = ir.node("DequantizeLinear", inputs=[source, scale], attributes=wider, name=f"{source.name}/DequantizeLinear")
@@ -159,7 +157,7 @@ def _is_lookup(use: ir.Usage) -> bool:
 
 
 def _cast_rows(graph: ir.Graph, lookup: ir.Node, source: ir.Value) -> None:
-    """Let a Gather read the stored table, and put a Cast to its former type behind it."""
+    """Let a Gather read the stored table and insert a Cast to the traced type after it."""
     rows = lookup.outputs[0]
     assert rows.dtype is not None
     stored = ir.node("Gather", [source, lookup.inputs[1]], dict(lookup.attributes), name=lookup.name)
@@ -175,7 +173,7 @@ def _cast_rows(graph: ir.Graph, lookup: ir.Node, source: ir.Value) -> None:
 
 
 def _cast(graph: ir.Graph, source: ir.Value, traced: ir.Value) -> ir.Value:
-    """Put a Cast from the stored type to the traced one at the head of the graph."""
+    """Insert a Cast from the stored type to the traced type at the start of the graph."""
     assert traced.dtype is not None
     node = ir.node("Cast", inputs=[source], attributes={"to": traced.dtype}, name=f"{source.name}/Cast")
     node.outputs[0].name = f"{source.name}/as_{traced.dtype.name.lower()}"

@@ -1,9 +1,9 @@
-"""Compile a checkpoint with AOTInductor: packages that a server runs without diffusers and without compiling.
+"""Compile a checkpoint with AOTInductor into packages that a server runs without diffusers and without compiling.
 
-The modules are those that are exported to ONNX, with the projections of queries, keys and values joined, torch's own
-attention kernels, and, for an 8-bit recipe, quantized linears in the blocks. Compiled code has fixed shapes: one
-package per bucket. Packages hold no weights; all packages of a part share one safetensors file, which, unlike an ONNX
-artifact's, is written anew: joined and quantized weights are no byte ranges of the checkpoint.
+The modules are those exported to ONNX, with the projections of queries, keys and values joined, torch's own attention
+kernels and, for an 8-bit recipe, quantized linear layers in the blocks. Compiled code has fixed shapes, so there is one
+package per bucket. Packages hold no weights; all packages of a part share one safetensors file. Unlike the weights of
+an ONNX artifact, this file is written from scratch: joined and quantized weights are not byte ranges of the checkpoint.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from kit.variants import Variant
 from runtimes.aoti.engine import WEIGHTS, this_processor, this_torch
 
 INDEX = "packages.json"
-REVISION = 1  # raised when the same checkpoint and options give other packages
+REVISION = 1  # increment when the same checkpoint and options produce different packages
 
 
 @dataclass(frozen=True)
 class AotConfig:
-    """What to compile, for which shapes, in which numbers, on which device."""
+    """What to compile: shapes, number format and device."""
 
     sizes: tuple[tuple[int, int], ...] = ((1024, 1024),)  # width, height
-    batches: tuple[int, ...] = (1,)  # rows of a call; classifier-free guidance takes two per image
+    batches: tuple[int, ...] = (1,)  # rows of a call; classifier-free guidance uses two per image
     recipe: str = "bf16"
     device: str = "cuda"
     parts: tuple[ServedPart, ...] = SERVED_PARTS
@@ -74,9 +74,9 @@ class Package:
 def compile_artifact(
     checkpoint: Path, out: Path, config: AotConfig, progress: Callable[[Package], None] = lambda package: None
 ) -> list[Package]:
-    """Compile; `progress` is told of every package.
+    """Compile all packages of an artifact; `progress` is called after each package.
 
-    Raises UsageError for a size, recipe or device that cannot be, CheckpointError as an export does.
+    Raises UsageError for an invalid size, recipe or device, and the same CheckpointErrors as an export.
     """
     check(config)
     variant = read_variant(checkpoint)
@@ -115,9 +115,9 @@ def compile_artifact(
 
 
 def check(config: AotConfig) -> None:
-    """Raise UsageError for what cannot be compiled, before anything is loaded."""
+    """Raise UsageError for a config that cannot be compiled, before anything is loaded."""
     if config.recipe not in RECIPES:
-        raise UsageError(f"--recipe {config.recipe}: no form in torch; there are: {', '.join(RECIPES)}")
+        raise UsageError(f"--recipe {config.recipe}: not available in torch; there are: {', '.join(RECIPES)}")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {config.device}: torch finds no CUDA GPU here; use --device cpu")
     for width, height in config.sizes:
@@ -128,7 +128,7 @@ def check(config: AotConfig) -> None:
 
 
 def buckets(part: ServedPart, variant: Variant, config: AotConfig) -> list[dict[str, int]]:
-    """List the sizes for which a part is compiled; two images of equal area share the transformer's packages."""
+    """List the sizes for which a part is compiled; images of equal area share the transformer's packages."""
     batches = sorted(set(config.batches))
     match part:
         case "text_encoder":
@@ -143,7 +143,7 @@ def buckets(part: ServedPart, variant: Variant, config: AotConfig) -> list[dict[
 
 
 def _module(part: ServedPart, variant: Variant, config: AotConfig, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Build a part with its weights on the device, joined and quantized as the recipe says."""
+    """Build a part with its weights on the device, joined and quantized according to the recipe."""
     module: Any = meta_part(part, variant, config.compute)
     for name, weight in weights.items():
         assign(module, MODULE + name, weight.to(torch_type(config.compute)))
@@ -156,7 +156,7 @@ def _module(part: ServedPart, variant: Variant, config: AotConfig, weights: Mapp
 
 
 def _write_weights(module: nn.Module, path: Path) -> None:
-    """Write all parameters and buffers, the computed constants too: a package asks for them by these names."""
+    """Write all parameters and buffers, including computed constants: a package looks them up by these names."""
     from safetensors.torch import save_file
 
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -193,5 +193,5 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Read "1024x1024,512x768"."""
     sizes: Sequence[Sequence[str]] = [word.strip().lower().split("x") for word in text.split(",")]
     if not all(len(pair) == 2 and all(side.isdigit() for side in pair) for pair in sizes):
-        raise UsageError(f"--sizes {text}: write WIDTHxHEIGHT, several separated by commas, as 1024x1024,512x768")
+        raise UsageError(f"--sizes {text}: expected comma-separated WIDTHxHEIGHT, for example 1024x1024,512x768")
     return tuple((int(width), int(height)) for width, height in sizes)

@@ -1,4 +1,4 @@
-"""`quantize compile`: from a checkpoint to AOTInductor packages for this machine."""
+"""Command `quantize compile`: compile a checkpoint to AOTInductor packages for this machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from kit.ports import SERVED_PARTS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
-    parser.add_argument("--sizes", default="1024x1024", metavar="WxH,...", help="images that it will generate")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder of the artifact")
+    parser.add_argument("--sizes", default="1024x1024", metavar="WxH,...", help="image sizes to compile for")
     parser.add_argument("--batches", default="1", metavar="N,...", help="rows of a call; other batches are padded")
-    parser.add_argument("--recipe", choices=RECIPES, default="bf16", help="numbers of the block linears")
-    parser.add_argument("--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on no other")
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default="bf16", help="number format of the linear layers in the blocks"
+    )
+    parser.add_argument(
+        "--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on this device type only"
+    )
     parser.add_argument("--parts", default=",".join(SERVED_PARTS), metavar="A,B")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
     parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
@@ -28,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compile; returns what was made."""
+    """Compile the packages and return a summary of them."""
     parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
     for part in parts:
         if part not in SERVED_PARTS:
             raise UsageError(f"--parts {part}: cannot be compiled; there are: {', '.join(SERVED_PARTS)}")
     if not all(word.strip().isdigit() for word in args.batches.split(",")):
-        raise UsageError(f"--batches {args.batches}: write numbers separated by commas, as 1,2,4")
+        raise UsageError(f"--batches {args.batches}: expected comma-separated numbers, for example 1,2,4")
     from export.lora.terms import Lora
     from export.sources import find_sources
 

@@ -1,11 +1,12 @@
-"""Quantized linear layers in plain torch: what a GPU runs when no ONNX runtime stands in between.
+"""Quantized linear layers in plain torch, for packages that run without an ONNX runtime.
 
     fp8           E4M3 weights with a scale per output row, activations with a scale per token, one fp8 product
     int8          the same in INT8 with an INT32 sum
     int8-weights  INT8 weights with a scale per row, the product in the compute type
 
-Activations are scaled as they come (dynamic), so no calibration is needed; the scales and the cast are elementwise work
-that a compiler fuses into what made the activations. Weights are quantized once, row by row, from their largest value.
+Activations are scaled dynamically, so no calibration is needed; the compiler fuses the scales and casts, which are
+elementwise, into the operator that produces the activations. Weights are quantized once, with one scale per row from
+its largest absolute value.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from kit.errors import UsageError
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0  # largest finite E4M3
+FP8_MAX = 448.0  # largest finite E4M3 value
 INT8_MAX = 127.0
-TINY = 1e-12  # keeps a row of zeros from dividing by zero
+TINY = 1e-12  # avoids a division by zero for a row of zeros
 IN_BLOCKS = re.compile(r"(^|\.)(transformer_blocks|single_transformer_blocks|layers)\.")
 
 
@@ -52,7 +53,7 @@ class Fp8Linear(QuantizedLinear):
             scale_a=scale,
             scale_b=self.scale.unsqueeze(0),
             out_dtype=x.dtype,
-            use_fast_accum=True,  # sums in the tensor core's own accumulator; what public FP8 timings use
+            use_fast_accum=True,  # accumulates in the tensor core's own precision, as public FP8 timings do
         )
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
@@ -70,7 +71,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int8WeightLinear(QuantizedLinear):
-    """INT8 weights, product in the type of the activations."""
+    """INT8 weights; the product is computed in the type of the activations."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight, INT8_MAX, torch.int8)
@@ -95,17 +96,17 @@ def to_rows(x: Tensor, largest: float, dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 def is_quantized(name: str) -> bool:
-    """Tell whether the linear of this name is one that recipes quantize: those of the blocks, nothing else."""
+    """Return whether recipes quantize the linear layer of this name: only layers of the blocks."""
     return IN_BLOCKS.search(name) is not None
 
 
 def quantize_linears(module: nn.Module, recipe: str) -> int:
-    """Replace the linears of all blocks by quantized ones, one at a time; returns how many were replaced.
+    """Replace the linear layers of all blocks by quantized ones, one at a time; returns the number replaced.
 
-    Raises UsageError for a recipe that has no torch form.
+    Raises UsageError for a recipe that is not available in torch.
     """
     if recipe not in LINEARS:
-        raise UsageError(f"recipe {recipe!r} has no form in torch; there are: bf16, fp32, {', '.join(LINEARS)}")
+        raise UsageError(f"recipe {recipe!r} is not available in torch; there are: bf16, fp32, {', '.join(LINEARS)}")
     replaced = 0
     for name, linear in list(module.named_modules()):
         if isinstance(linear, nn.Linear) and is_quantized(name):

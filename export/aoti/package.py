@@ -1,4 +1,4 @@
-"""One module at one set of shapes to one AOTInductor package, machine code without weights."""
+"""Compile one module at one set of shapes to an AOTInductor package that holds no weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from kit.dtypes import torch_type
 from kit.ports import Ports
 
-# Weights stay outside the package; the wrapper is cheap to run and dear to optimise.
+# Weights stay outside the package. The wrapper is cheap to run and slow to optimize, so it is not optimized.
 INDUCTOR = {"aot_inductor.package_constants_in_so": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
 
 
 def example(wired: Ports, sizes: Mapping[str, int], device: str) -> dict[str, Tensor]:
-    """Return inputs of a bucket's shapes."""
+    """Return example inputs with the shapes of a bucket."""
     return {
         port.name: torch.ones(port.shape(sizes), dtype=torch_type(port.dtype), device=device) for port in wired.inputs
     }
@@ -34,7 +34,7 @@ def compile_package(module: nn.Module, inputs: Mapping[str, Tensor], path: Path)
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hush a deprecation of torch's own and a word of its compiler about graphs that are frozen in a package."""
+    """Silence a deprecation in torch itself and a compiler note about graphs that are frozen in a package."""
     logger = logging.getLogger("torch._inductor")
     level = logger.level
     logger.setLevel(logging.ERROR)

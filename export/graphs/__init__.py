@@ -1,1 +1,1 @@
-"""The parts as torch modules written for export."""
+"""The parts of the model as torch modules written for export."""

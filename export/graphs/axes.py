@@ -1,6 +1,6 @@
-"""Split and join axes by plain reshapes, whose target shapes a graph then shares among all blocks.
+"""Split and join axes with plain reshapes, whose target shapes are shared by all blocks of a graph.
 
-torch's own flatten and unflatten ask every tensor for its shape again, a handful of nodes each time.
+torch's own flatten and unflatten read the shape of every tensor again, which costs several nodes each time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def split_axis(x: Tensor, axis: int, *sizes: int) -> Tensor:
 
 
 def join_axes(x: Tensor, first: int, last: int) -> Tensor:
-    """Replace the axes first to last by one."""
+    """Replace the axes from first to last, inclusive, by one."""
     first, last = first % x.ndim, last % x.ndim
     joined = 1
     for size in x.shape[first : last + 1]:

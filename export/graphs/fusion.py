@@ -1,7 +1,7 @@
-"""Queries, keys and values of a double block out of one matrix product instead of three.
+"""Compute the queries, keys and values of a double block with one matrix product instead of three.
 
-The three weights read the same activations, so on a GPU one wide product saves two launches and two passes over its
-input. The single blocks of FLUX.2 are trained that way already. A graph for ONNX keeps the checkpoint's three tensors.
+The three weights read the same activations, so on a GPU one wide product saves two launches and two reads of its input.
+The single blocks of FLUX.2 are trained in this form. An ONNX graph keeps the checkpoint's three tensors.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def project_text(attn: Any, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fuse_projections(blocks: Iterable[Any]) -> int:
-    """Join the projections of double blocks and drop the single ones; returns how many were joined.
+    """Join the projections of double blocks and delete the separate ones; returns how many were joined.
 
-    Must run before weights are quantized: it joins plain weights. One set of old and new weights is held at a time.
+    Must run before weights are quantized, because it joins plain weights. Only one set of old and new weights is in
+    memory at a time.
     """
     joined = 0
     for block in blocks:
@@ -43,7 +44,7 @@ def fuse_projections(blocks: Iterable[Any]) -> int:
             weight = torch.cat([getattr(block.attn, name).weight for name in single])
             for name in single:
                 delattr(block.attn, name)
-            with torch.device("meta"):  # no memory for weights that are replaced at once
+            with torch.device("meta"):  # no memory for weights that are replaced immediately
                 linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
             linear.weight = nn.Parameter(weight, requires_grad=False)
             setattr(block.attn, fused, linear)

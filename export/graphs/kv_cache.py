@@ -1,10 +1,10 @@
-"""The two graphs of klein-kv, which looks at reference images once and then remembers their keys and values.
+"""The two graphs of klein-kv, which processes reference images once and caches their keys and values.
 
-diffusers runs its first step over text, references and image at once ("extract") and later steps without the
-references ("cached"). In that first step references attend to references alone and are modulated as at timestep 0, so
-they depend on nothing else: neither on the prompt nor on the noise. Here they have a graph of their own, and every
-step, the first one too, is the cached one. The sums are the same; references are computed once for any number of
-images, the last block stops at its keys and values, and no graph needs to be told how many tokens are references.
+diffusers runs its first step over text, references and image together ("extract") and later steps without the
+references ("cached"). In that first step, references attend only to references and are modulated as at timestep 0, so
+they depend on neither the prompt nor the noise. Here they have their own graph, and every step, including the first,
+is a cached one. The results are the same. References are computed once for any number of images, the last block stops
+at its keys and values, and no graph needs to know how many tokens are references.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFERENCE_TIMESTEP = 0.0
 
 
 class ExtractGraph(TransformerModule):
-    """Packed latents of reference images to the keys and values of every block."""
+    """Map packed latents of reference images to the keys and values of every block."""
 
     def __init__(self, sizes: Transformer, attention: Attention) -> None:
         if sizes.guidance_embeds:
@@ -58,7 +58,7 @@ class ExtractGraph(TransformerModule):
     def double_block(
         self, block: Flux2TransformerBlock, x: Tensor, mods: list[Modulation], ropes: Ropes
     ) -> tuple[Tensor, Memory]:
-        """Run the image stream of a double block by itself."""
+        """Run the image stream of a double block without the text stream."""
         attn = block.attn
         shift, scale, gate = mods[0]
         normed = block.norm1(x) * scale + shift
@@ -71,7 +71,7 @@ class ExtractGraph(TransformerModule):
     def single_block(
         self, block: Flux2SingleTransformerBlock, x: Tensor, mod: Modulation, ropes: Ropes, goes_on: bool
     ) -> tuple[Tensor, Memory]:
-        """Run a single block; what nobody reads after the last one is left out."""
+        """Run a single block; the last one stops at its keys and values."""
         attn = block.attn
         shift, scale, gate = mod
         dim, mlp = attn.inner_dim, attn.mlp_hidden_dim
@@ -85,17 +85,17 @@ class ExtractGraph(TransformerModule):
         return x + gate * out, memory
 
     def remember(self, key: Tensor, value: Tensor, ropes: Ropes) -> Memory:
-        """Rotate fp32 keys [B, R, H, D] and give them the type of the values; both leave as [B, H, R, D]."""
+        """Rotate fp32 keys [B, R, H, D] and cast them to the type of the values; returns both as [B, H, R, D]."""
         return self.rotate(key, ropes[1], value.dtype), value.transpose(1, 2)
 
     def recall(self, query: Tensor, memory: Memory, ropes: Ropes) -> Tensor:
-        """Attend with fp32 queries [B, R, H, D] to the references themselves; returns [B, R, H * D]."""
+        """Attend from fp32 queries [B, R, H, D] to the references themselves; returns [B, R, H * D]."""
         key, value = memory
         return self.attend(self.rotate(query, ropes[0], value.dtype), key, value)
 
 
 class CachedGraph(TransformerGraph):
-    """The transformer, whose text and image attend to remembered references too."""
+    """The transformer with text and image tokens that also attend to cached references."""
 
     def forward(
         self,
@@ -107,7 +107,7 @@ class CachedGraph(TransformerGraph):
         guidance: Tensor | None = None,
         cache: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Compute a velocity; `cache` has the outputs of ExtractGraph in their order, each [B, H, R, D]."""
+        """Compute a velocity; `cache` holds the outputs of ExtractGraph in order, each [B, H, R, D]."""
         assert cache is not None
         tensors = tuple(cache.values())
         memories = zip(tensors[::2], tensors[1::2], strict=True)

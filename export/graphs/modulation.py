@@ -1,4 +1,4 @@
-"""How timestep and guidance act on the transformer: shifts, scales and gates that all blocks of a kind share."""
+"""Modulation of the transformer by timestep and guidance: shifts, scales and gates shared by all blocks of a kind."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Modulation = tuple[Tensor, Tensor, Tensor]  # shift, 1 + scale, gate, each [B, 1
 
 
 class Mods(NamedTuple):
-    """How timestep and guidance act on the network: the same vectors for all blocks of a kind."""
+    """The modulation vectors of all blocks and of the last norm."""
 
-    image: list[Modulation]  # of the double blocks: one for attention, one for the feed-forward
+    image: list[Modulation]  # double blocks: one for attention, one for the feed-forward
     text: list[Modulation]
     single: Modulation
     out: Tensor  # [B, 2 * dim], scale and shift of the last norm

@@ -1,7 +1,7 @@
-"""The text encoders as they are exported: a Qwen3 or Mistral decoder cut at its last tap.
+"""The text encoders written for export: a Qwen3 or Mistral decoder truncated after its last tap.
 
-No upper layer, no final norm, no language-model head, no vision tower. Attributes are named as in the checkpoints; the
-two families differ in the norm of queries and keys alone.
+The graph has no layers above it, no final norm, no language-model head and no vision tower. Attributes are named as in
+the checkpoints. The two families differ only in the norm of queries and keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from export.graphs.norms import as_type, rms_norm, unit_rms
 from export.graphs.rotary import Rope, angles, rope_of_halves, rotate_halves, scaled, turns_per_id
 from kit.variants import TextEncoder
 
-Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
+Ropes = tuple[Rope, Rope]  # of queries, including the scale of attention, and of keys
 
 
 class Norm(nn.Module):
@@ -28,7 +28,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return as_type(unit_rms(x, self.eps), x.dtype) * self.weight  # in this order, as transformers has it
+        return as_type(unit_rms(x, self.eps), x.dtype) * self.weight  # the same order of operations as transformers
 
 
 class SelfAttention(nn.Module):
@@ -100,7 +100,7 @@ class DecoderLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding and the layers up to the last tap."""
+    """The embedding and the layers up to the last tap."""
 
     def __init__(self, sizes: TextEncoder, attention: Attention) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
 
 
 class TextEncoderGraph(nn.Module):
-    """Token ids and their mask to the concatenated hidden states of the taps."""
+    """Map token ids and their mask to the concatenated hidden states of the taps."""
 
     rope_turns: Tensor
 
@@ -121,18 +121,18 @@ class TextEncoderGraph(nn.Module):
         hold_constant(self, "rope_turns", turns_per_id(sizes.rope_theta, sizes.head_dim))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Map ids and mask [B, T] to [B, T, 3H], tap by tap along the last axis."""
+        """Map ids and mask [B, T] to [B, T, 3H], one tap after another along the last axis."""
         tokens = input_ids.shape[1]
-        # whatever the padding side, position 0 is the first of all T rows
+        # position 0 is the first of all T rows, whichever side is padded
         positions = torch.arange(tokens, device=input_ids.device)
         rope = rope_of_halves(angles(positions.reshape(1, tokens, 1), self.rope_turns))  # [1, T, 1, D]
         ropes = scaled(rope, self.sizes.head_dim**-0.5), rope
-        causal = positions.unsqueeze(0) <= positions.unsqueeze(1)  # [T, T]: a row sees what is not after it
+        causal = positions.unsqueeze(0) <= positions.unsqueeze(1)  # [T, T]: a row attends to itself and earlier rows
         seen = torch.logical_and(causal, attention_mask.to(torch.bool).unsqueeze(1).unsqueeze(1))  # [B, 1, T, T]
         x = self.model.embed_tokens(input_ids)  # [B, T, H]
         bias = torch.where(seen, 0.0, HIDDEN).to(x.dtype)
         bias = stacked(self.attention, bias, self.sizes.heads // self.sizes.kv_heads)
-        # a padding row on the left sees nothing at all; its attention is defined as zero, as in torch
+        # a padding row on the left attends to nothing; its attention output is defined as zero, as in torch
         sighted = seen.any(dim=-1, keepdim=True).transpose(1, 2).to(x.dtype)  # [B, T, 1, 1]
         taps = []
         for depth, layer in enumerate(self.model.layers, start=1):

@@ -1,8 +1,8 @@
-"""The FLUX.2 diffusion transformer as it is exported: diffusers' modules and weights, a forward written for graphs.
+"""The FLUX.2 diffusion transformer written for export: diffusers' modules and weights with a different forward.
 
-It differs from Flux2Transformer2DModel.forward in form only: position ids belong to the row, RoPE stays in fp32 (no
-DOUBLE tensor), queries and keys go from their norm to RoPE without a round trip through bf16, and what is shared by
-all blocks (modulation, angles) is computed once.
+It computes the same function as Flux2Transformer2DModel.forward with four differences: position ids may differ between
+rows of a batch, RoPE stays in fp32 (no DOUBLE tensor), queries and keys go from their norm to RoPE without a round trip
+through bf16, and values shared by all blocks (modulation, angles) are computed once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from export.graphs.rotary import Rope, angles, rope_of_pairs, rotate_pairs, scal
 from kit.errors import CheckpointError
 from kit.variants import Transformer
 
-Ropes = tuple[Rope, Rope]  # of queries, which it also scales, and of keys
+Ropes = tuple[Rope, Rope]  # of queries, including the scale of attention, and of keys
 Memory = tuple[Tensor, Tensor]  # rotated keys and values of reference tokens, each [B, H, R, D]
-MAX_PERIOD = 10_000  # of the sinusoidal embedding of timestep and guidance
+MAX_PERIOD = 10_000  # of the sinusoidal embeddings of timestep and guidance
 
 
 class TransformerModule(nn.Module):
-    """What all graphs of the transformer share: the modules of diffusers, and the pieces that blocks are made of."""
+    """Base of all transformer graphs: diffusers' modules and the operations that their blocks share."""
 
     time_frequencies: Tensor
     rope_turns: Tensor
@@ -67,18 +67,18 @@ class TransformerModule(nn.Module):
         hold_constant(self, "rope_turns", turns_per_id(sizes.rope_theta, sizes.rope_axes[0]))
 
     def use(self, double_block: Callable[..., Any], single_block: Callable[..., Any]) -> None:
-        """Let the blocks of diffusers keep their modules and names, and run these functions of (block, ...)."""
+        """Keep the modules and names of diffusers' blocks, but replace their forward with functions of (block, ...)."""
         for double in self.model.transformer_blocks:
             double.forward = partial(double_block, double)
         for single in self.model.single_transformer_blocks:
             single.forward = partial(single_block, single)
 
     def embed(self, value: Tensor, embedder: Any, compute: torch.dtype) -> Tensor:
-        """Embed a number per row: x1000 in the compute type as diffusers does, sinusoids in fp32, cosines first.
+        """Embed one number per row: scaled by 1000 in the compute type as in diffusers, fp32 sinusoids, cosines first.
 
-        Every row is there twice: a product of one row with a matrix is summed in another order than one of several
-        rows (ONNX Runtime on a CPU, where weights are not prepacked), and a request alone must get the very bits that
-        it gets in a batch.
+        Every row is duplicated, because ONNX Runtime on a CPU sums the product of a single row with a matrix in a
+        different order than the product of several rows if weights are not prepacked. A request alone must produce
+        exactly the same bits as in a batch.
         """
         scaled = as_type(as_type(value, compute) * 1000, torch.float32)  # [B]
         angle = torch.cat([scaled, scaled]).unsqueeze(1) * self.time_frequencies  # [2B, 128]
@@ -87,7 +87,7 @@ class TransformerModule(nn.Module):
         return embedded
 
     def ropes(self, ids: Tensor) -> Ropes:
-        """Return the rotations of queries, with the scale of attention, and of keys at position ids [B, S, 4]."""
+        """Return the rotations of queries, including the scale of attention, and of keys at position ids [B, S, 4]."""
         rope = rope_of_pairs(angles(ids, self.rope_turns))  # [B, S, 1, head_dim]
         return scaled(rope, self.sizes.head_dim**-0.5), rope
 
@@ -96,20 +96,20 @@ class TransformerModule(nn.Module):
         return split_axis(x, -1, self.sizes.heads, self.sizes.head_dim)
 
     def split_norm(self, x: Tensor, norm: nn.RMSNorm) -> Tensor:
-        """Split [B, S, H * D] into normalised heads [B, S, H, D], fp32."""
+        """Split [B, S, H * D] into normalized heads [B, S, H, D], fp32."""
         return rms_norm(norm.weight, self.split(x), self.sizes.eps)
 
     def rotate(self, x: Tensor, rope: Rope, dtype: torch.dtype) -> Tensor:
-        """Rotate fp32 heads [B, S, H, D] and return them as attention wants them, [B, H, S, D]."""
+        """Rotate fp32 heads [B, S, H, D] and return them in the layout of attention, [B, H, S, D]."""
         return as_type(rotate_pairs(x, rope), dtype).transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend with queries [B, H, S, D], keys and values [B, H, K, D]; returns [B, S, H * D]."""
+        """Attend from queries [B, H, S, D] to keys and values [B, H, K, D]; returns [B, S, H * D]."""
         return join_axes(attend(self.attention, query, key, value).transpose(1, 2), 2, 3)
 
 
 class TransformerGraph(TransformerModule):
-    """The transformer from packed latents, text and ids to a velocity."""
+    """Map packed latents, text and position ids to a velocity."""
 
     def __init__(self, sizes: Transformer, attention: Attention) -> None:
         super().__init__(sizes, attention)
@@ -122,7 +122,7 @@ class TransformerGraph(TransformerModule):
         timestep: Tensor,  # [B], 0 to 1
         img_ids: Tensor,  # [B, S, 4]
         txt_ids: Tensor,  # [B, T, 4]
-        guidance: Tensor | None = None,  # [B], the plain scale
+        guidance: Tensor | None = None,  # [B], the unscaled value
     ) -> Tensor:
         return self.velocity(hidden_states, encoder_hidden_states, timestep, img_ids, txt_ids, guidance)
 
@@ -136,13 +136,13 @@ class TransformerGraph(TransformerModule):
         guidance: Tensor | None = None,
         memories: Iterable[Memory] = (),
     ) -> Tensor:
-        """Compute a velocity [B, S, 128]; with `memories`, one for each block, everything attends to those too."""
+        """Compute a velocity [B, S, 128]; with `memories`, one per block, all tokens attend to those as well."""
         mods = self.modulate(timestep, hidden_states.dtype, guidance)
         text = self.model.context_embedder(encoder_hidden_states)  # [B, T, dim]
         return self.generate(hidden_states, text, mods, self.ropes(torch.cat([txt_ids, img_ids], dim=1)), memories)
 
     def modulate(self, timestep: Tensor, compute: torch.dtype, guidance: Tensor | None = None) -> Mods:
-        """Compute the 17 vectors per row by which timestep [B] and guidance [B] act on the whole network."""
+        """Compute the 17 modulation vectors per row from timestep [B] and guidance [B]."""
         model = self.model
         rows = timestep.shape[0]
         time = self.embed(timestep, model.time_guidance_embed.timestep_embedder, compute)  # [2B, dim]
@@ -159,7 +159,7 @@ class TransformerGraph(TransformerModule):
     def generate(
         self, hidden_states: Tensor, text: Tensor, mods: Mods, ropes: Ropes, memories: Iterable[Memory] = ()
     ) -> Tensor:
-        """Run the blocks on latents [B, S, 128] and embedded text [B, T, dim]: all that changes from step to step."""
+        """Run the blocks on latents [B, S, 128] and embedded text [B, T, dim]: everything that changes at each step."""
         model = self.model
         image = model.x_embedder(hidden_states)  # [B, S, dim]
         memory = chain(memories, repeat(None))
@@ -184,7 +184,7 @@ class TransformerGraph(TransformerModule):
         ropes: Ropes,
         memory: Memory | None,
     ) -> tuple[Tensor, Tensor]:
-        """Let both streams attend to each other, each with its own weights, then go through their feed-forwards."""
+        """Run joint attention of both streams, each with its own weights, and then their feed-forwards."""
         attn = block.attn
         shift, scale, gate = image_mods[0]
         text_shift, text_scale, text_gate = text_mods[0]
@@ -214,7 +214,7 @@ class TransformerGraph(TransformerModule):
         ropes: Ropes,
         memory: Memory | None,
     ) -> Tensor:
-        """Attention and feed-forward side by side, with one projection in and one out."""
+        """Run attention and feed-forward in parallel, with one input and one output projection."""
         attn = block.attn
         shift, scale, gate = mod
         dim, mlp = attn.inner_dim, attn.mlp_hidden_dim
@@ -236,10 +236,10 @@ class TransformerGraph(TransformerModule):
 
 
 def time_frequencies(channels: int) -> Float32:
-    """Return the frequencies of the sinusoidal embedding, [channels / 2], to the bit as diffusers computes them.
+    """Return the frequencies of the sinusoidal embedding, [channels / 2], identical to diffusers' to the last bit.
 
-    An error of one unit in the last place would move an angle by 6e-5 at timestep 1000, so torch's own fp32
-    exponential is called, past a fake mode where one is on.
+    An error of one unit in the last place would change an angle by 6e-5 at timestep 1000, so torch's own fp32
+    exponential is used, outside the fake mode if one is active.
     """
     half = channels // 2
     with unset_fake_temporarily():

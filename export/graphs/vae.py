@@ -1,4 +1,4 @@
-"""The two halves of the VAE as they are exported, with patches, batch norm and the last steps to bytes inside."""
+"""The two halves of the VAE written for export, including patching, batch norm and the conversion to bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kit.variants import Vae
 
 
 def attend_places(attn: Any, form: Attention, x: Tensor, temb: None = None) -> Tensor:
-    """Attend with one head over all places of a feature map [B, C, h, w]; the forward of diffusers' Attention here."""
+    """Attend with one head over all positions of a feature map [B, C, h, w]; replaces diffusers' Attention.forward."""
     places = attn.group_norm(join_axes(x, 2, 3)).transpose(1, 2)  # [B, h * w, C]
     query, key, value = (project(places).unsqueeze(1) for project in (attn.to_q, attn.to_k, attn.to_v))
     mixed = attend(form, query * query.shape[-1] ** -0.5, key, value)  # [B, 1, h * w, C]
@@ -24,7 +24,7 @@ def attend_places(attn: Any, form: Attention, x: Tensor, temb: None = None) -> T
 
 
 class Enlarge(nn.Module):
-    """Double height and width and convolve; diffusers' own module branches on the batch size, which no graph can."""
+    """Double height and width and convolve; diffusers' own module branches on the batch size, which a graph cannot."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def autoencoder(sizes: Vae, attention: Attention) -> AutoencoderKLFlux2:
 
 
 class VaeEncoderGraph(nn.Module):
-    """An image to the packed, normalised latents of its posterior mode."""
+    """Map an image to the packed, normalized latents of its posterior mode."""
 
     def __init__(self, sizes: Vae, attention: Attention) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class VaeEncoderGraph(nn.Module):
 
 
 class VaeDecoderGraph(nn.Module):
-    """Packed, normalised latents to bytes."""
+    """Map packed, normalized latents to image bytes."""
 
     def __init__(self, sizes: Vae, attention: Attention) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class VaeDecoderGraph(nn.Module):
                 block.upsamplers = nn.ModuleList(Enlarge(old.conv) for old in block.upsamplers)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Map latents [B, 128, h, w] to images [B, 16h, 16w, 3] of bytes, rounded as diffusers does."""
+        """Map latents [B, 128, h, w] to images [B, 16h, 16w, 3] of bytes, with the rounding of diffusers."""
         mean, deviation = statistics(self.model)
         packed = split_axis(latents * deviation + mean, 1, latents.shape[1] // 4, 2, 2)  # [B, 32, 2, 2, h, w]
         mode = join_axes(join_axes(packed.permute(0, 1, 4, 2, 5, 3), 4, 5), 2, 3)  # [B, 32, 2h, 2w]

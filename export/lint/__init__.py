@@ -1,1 +1,1 @@
-"""Would TensorRT take every node of a graph?"""
+"""Check whether TensorRT supports every node of a graph, without TensorRT or a GPU."""

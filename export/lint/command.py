@@ -1,4 +1,4 @@
-"""The command `export lint`: would TensorRT take every node of an artifact?"""
+"""Command `export lint`: check whether TensorRT supports every node of an artifact."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from kit.errors import CheckFailed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx` or `quantize apply` wrote")
+    parser.add_argument(
+        "artifact", type=Path, metavar="DIR", help="artifact written by `export onnx` or `quantize apply`"
+    )
     parser.add_argument(
         "--tensorrt", default=",".join(VERSIONS), metavar="VERSIONS", help="comma-separated versions of TensorRT"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Check and print; raises CheckFailed when a node would be refused."""
+    """Lint the artifact and print the findings; raises CheckFailed if TensorRT would reject a node."""
     from export.lint.lint import lint
 
     findings, nodes = lint(args.artifact, parse_versions(args.tensorrt))
@@ -30,5 +32,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         mine = sum(finding.graph == part for finding in findings)
         print(f"{part:<19} {count:>5} nodes  {f'{mine} findings' if mine else 'accepted'}")
     if findings:
-        raise CheckFailed(f"{args.artifact}: TensorRT would refuse {len(findings)} nodes; the lines above say which")
+        raise CheckFailed(f"{args.artifact}: TensorRT would reject {len(findings)} nodes, listed above")
     return {"artifact": str(args.artifact), "nodes": nodes, "tensorrt": args.tensorrt.split(",")}

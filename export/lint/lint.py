@@ -1,7 +1,7 @@
 """Check every node of every graph of an artifact against TensorRT's operator table, without TensorRT or a GPU.
 
-A build that fails does so after minutes, with the name of a layer; this says node, rule and remedy in seconds. What
-depends on kernels (whether a fused attention exists for a shape) cannot be decided here.
+A failing build takes minutes and reports only the name of a layer; this reports the node, the rule and the remedy in
+seconds. It cannot decide what depends on kernels, such as whether a fused attention exists for a shape.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kit.artifact import verify
 from kit.dtypes import format_of_onnx
 
 _ALL_RULES: Mapping[str, tuple[Rule, ...]] = {**RULES, **QUANTIZED_RULES}
-_MAIN = {"Where": "T"}  # the type variable that the table speaks of, where it is not that of the first input
-_Q_DQ = ("QuantizeLinear", "DequantizeLinear")  # their operands have rules of their own
+_MAIN = {"Where": "T"}  # the type variable that the table refers to, if it is not that of the first input
+_Q_DQ = ("QuantizeLinear", "DequantizeLinear")  # their operands have separate rules
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that TensorRT would refuse."""
+    """One node that TensorRT would reject, with the rule it breaks and the remedy."""
 
     graph: str
     node: str
@@ -42,7 +42,7 @@ class Finding:
 
 
 def lint(artifact: Path, versions: Sequence[TensorRT] = VERSIONS) -> tuple[list[Finding], dict[str, int]]:
-    """Lint every graph of an artifact; returns the findings, and the number of nodes by part."""
+    """Lint every graph of an artifact; returns the findings and the number of nodes by part."""
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     findings: list[Finding] = []
     nodes: dict[str, int] = {}
@@ -54,7 +54,7 @@ def lint(artifact: Path, versions: Sequence[TensorRT] = VERSIONS) -> tuple[list[
 
 
 def load(path: Path) -> ir.Model:
-    """Load a graph with every type and shape that can be inferred; weights stay unread."""
+    """Load a graph and infer types and shapes; weights are not read."""
     proto = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), data_prop=True)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
@@ -86,7 +86,7 @@ def _complaints(node: ir.Node, versions: tuple[TensorRT, ...]) -> Iterator[tuple
     older = tuple(v for v in versions if release(v) < row.since)
     if older:
         since = ".".join(map(str, row.since))
-        yield (f"the operator came with TensorRT {since}", _instead(node.op_type)), older
+        yield (f"the operator was added in TensorRT {since}", _instead(node.op_type)), older
     for complaint in _types(node, row):
         yield complaint, versions
     for rule in _ALL_RULES.get(node.op_type, ()):
@@ -95,14 +95,14 @@ def _complaints(node: ir.Node, versions: tuple[TensorRT, ...]) -> Iterator[tuple
 
 
 def _instead(op: str) -> str:
-    return "export with --attention matmul" if op == "Attention" else "export it as a composition of older operators"
+    return "export with --attention matmul" if op == "Attention" else "export it as older operators"
 
 
 def _types(node: ir.Node, row: Operator) -> Iterator[Complaint]:
-    """Check element types: DOUBLE nowhere, quantized types around Q/DQ alone, the rest as the table says.
+    """Check element types: no DOUBLE, quantized types only around Q/DQ, the rest according to the table.
 
-    The table speaks of the operands that share the operator's main type variable; indices, shapes and conditions have
-    types of their own, which the ONNX checker has already compared.
+    The table refers to the operands that share the operator's main type variable. Indices, shapes and conditions have
+    their own types, which the ONNX checker has already verified.
     """
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.dtype == ir.DataType.DOUBLE:
@@ -115,13 +115,13 @@ def _types(node: ir.Node, row: Operator) -> Iterator[Complaint]:
         if value.dtype in EIGHT_BIT:
             yield f"{value.name} is {value.dtype} outside QuantizeLinear and DequantizeLinear", "dequantize it first"
         elif not (value.dtype == ir.DataType.UINT8 and value.is_graph_input()):
-            yield f"{value.name} is {value.dtype}; TensorRT has UINT8 as an input of the graph only", "cast it first"
+            yield f"{value.name} is {value.dtype}; TensorRT supports UINT8 only as a graph input", "cast it first"
     operands = _operands(node)
     for values in operands.values():
         types = {value.dtype: value for value in values if value.dtype is not None}
         if len(types) > 1:
             mixed = " and ".join(f"{value.name} is {dtype}" for dtype, value in types.items())
-            yield f"{mixed}; a strongly typed network takes one type", "cast one of them"
+            yield f"{mixed}; a strongly typed network requires one type", "cast one of them"
     for value in operands.get(_MAIN.get(node.op_type) or next(iter(operands), ""), []):
         found = format_of_onnx(value.dtype)
         name = found.title if found is not None else None if value.dtype is None else str(value.dtype)
@@ -131,12 +131,12 @@ def _types(node: ir.Node, row: Operator) -> Iterator[Complaint]:
             yield f"{value.name} is {name}; the operator takes {', '.join(sorted(row.types))}", "cast it first"
     for output in node.outputs:
         if output.dtype == ir.DataType.UINT8 and not output.is_graph_output():
-            yield f"{output.name} is UINT8; TensorRT has UINT8 as an output of the graph only", "keep it wider"
+            yield f"{output.name} is UINT8; TensorRT supports UINT8 only as a graph output", "use a wider type"
 
 
 def _operands(node: ir.Node) -> dict[str, list[ir.Value]]:
-    """Sort what a node reads by the type variables of its operator, the first input's first; outputs where it reads
-    nothing. Inputs that may each have a type of their own are left out.
+    """Group the inputs of a node by type variable of its operator, starting with the first input's; the outputs if it
+    has no inputs. Inputs that may each have a different type are left out.
     """
     version = node.graph.opset_imports[""] if node.graph is not None and node.graph.opset_imports else None
     schema = onnx.defs.get_schema(node.op_type, version or onnx.defs.onnx_opset_version(), "")

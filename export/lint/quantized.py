@@ -1,8 +1,8 @@
-"""Restrictions of TensorRT on QuantizeLinear and DequantizeLinear, and on what stands between them and a product.
+"""Check TensorRT's restrictions on QuantizeLinear, DequantizeLinear and the nodes between them and a product.
 
-TensorRT sees low precision in the pattern x -> Q -> DQ -> MatMul <- DQ <- weight and nowhere else: eight-bit and
-four-bit tensors live between a Q and its DQ, or as constants in front of a DQ. A graph that breaks a rule is refused,
-or multiplies in the wide type without a word.
+TensorRT uses low precision only for the pattern x -> Q -> DQ -> MatMul <- DQ <- weight: eight-bit and four-bit tensors
+exist only between a Q and its DQ, or as constants in front of a DQ. A graph that breaks a rule is rejected, or silently
+computed in the wide type.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ TYPE_OPSETS: Mapping[ir.DataType, int] = {
     ir.DataType.FLOAT4E2M1: 23,
 }
 OUTPUT_DTYPE_OPSETS = {"QuantizeLinear": 21, "DequantizeLinear": 23}
-PACKED = {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}  # two to a byte
+PACKED = {ir.DataType.INT4, ir.DataType.FLOAT4E2M1}  # two values per byte
 FP4_BLOCK = 16
 PASSING = {"Cast", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice"}
-SCALING = {"Mul", "Div", "Add", "Sub"}  # with a constant
+SCALING = {"Mul", "Div", "Add", "Sub"}  # with a constant operand
 
 
 def quantize(node: ir.Node) -> Iterator[Complaint]:
-    """QuantizeLinear stands on an activation: one scale, read by DequantizeLinear alone."""
+    """Check QuantizeLinear: it quantizes an activation with one scale and only DequantizeLinear reads it."""
     value, output = operand(node, 0), node.outputs[0]
     if value is not None and value.dtype is not None and value.dtype not in FLOATS:
         yield f"quantizes {value.name}, which is {value.dtype}", "quantize FP32, FP16 or BF16"
     yield from _scales(node, value, output.dtype, value.dtype if value is not None else None)
     if output.dtype is not None and output.dtype not in EIGHT_BIT:
-        yield f"quantizes to {output.dtype}; TensorRT has INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
+        yield f"quantizes to {output.dtype}; TensorRT supports INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
     if output.dtype == ir.DataType.INT4 and not is_constant(value):
-        yield "quantizes an activation to INT4, which TensorRT has for weights only", "use INT8 or FP8"
+        yield "quantizes an activation to INT4, which TensorRT supports for weights only", "use INT8 or FP8"
     if output.is_graph_output() or any(use.node.op_type != "DequantizeLinear" for use in output.uses()):
-        yield "its output goes to something else than DequantizeLinear", "put a DequantizeLinear behind it"
+        yield "its output is read by an operator other than DequantizeLinear", "insert a DequantizeLinear after it"
 
 
 def dequantize(node: ir.Node) -> Iterator[Complaint]:
-    """DequantizeLinear follows a QuantizeLinear or a quantized weight, and gives the compute type."""
+    """Check DequantizeLinear: it reads a QuantizeLinear or a quantized weight and produces the compute type."""
     value, output = operand(node, 0), node.outputs[0]
     yield from _scales(node, value, value.dtype if value is not None else None, output.dtype)
     if value is not None and not is_constant(value):
         before = value.producer()
         if before is None or before.op_type != "QuantizeLinear":
-            yield "its input is neither a QuantizeLinear nor an initializer", "remove what stands between"
+            yield "its input is neither from a QuantizeLinear nor an initializer", "remove the nodes in between"
     if value is not None and value.dtype is not None and value.dtype not in EIGHT_BIT:
-        yield f"dequantizes {value.dtype}; TensorRT has INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
+        yield f"dequantizes {value.dtype}; TensorRT supports INT8, FP8 E4M3, INT4 and FP4", "use a signed type"
     if output.dtype is not None and output.dtype not in FLOATS:
-        yield f"gives {output.dtype}", "dequantize to FP32, FP16 or BF16"
+        yield f"dequantizes to {output.dtype}", "use FP32, FP16 or BF16"
 
 
 def product(node: ir.Node) -> Iterator[Complaint]:
-    """A product of two dequantized operands is fused into a low-precision one if nothing stands in between."""
+    """Check that no node prevents the fusion of a product of two dequantized operands into a low-precision one."""
     between = [_behind_dequantize(operand(node, index)) for index in (0, 1)]
     if None in between:
-        return  # at most one of them is quantized: weights alone, which are dequantized first
+        return  # at most one operand is quantized: weight-only, dequantized before the product
     for chain in between:
         for other in chain or ():
             yield (
-                f"{other.name or 'unnamed'} ({other.op_type}) stands between DequantizeLinear and the product, which "
-                "then is not one in low precision",
-                "move it before the QuantizeLinear, or store the weight so that it is not needed",
+                f"{other.name or 'unnamed'} ({other.op_type}) is between DequantizeLinear and the product, which "
+                "is therefore not computed in low precision",
+                "move it before the QuantizeLinear, or store the weight in a layout that does not need it",
             )
 
 
 def _behind_dequantize(value: ir.Value | None) -> list[ir.Node] | None:
-    """Return what stands between a value and the DequantizeLinear that it comes from; None where there is none."""
+    """Return the nodes between a value and the DequantizeLinear it comes from; None if there is none."""
     between: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "DequantizeLinear":
@@ -87,7 +87,7 @@ def _behind_dequantize(value: ir.Value | None) -> list[ir.Node] | None:
 def _scales(
     node: ir.Node, value: ir.Value | None, narrow: ir.DataType | None, wide: ir.DataType | None
 ) -> Iterator[Complaint]:
-    """Check scale, zero point, axis and block of a node that goes between a narrow and a wide type."""
+    """Check scale, zero point, axis and block size of a node that converts between a narrow and a wide type."""
     yield from _opset(node, narrow)
     scale = operand(node, 1)
     if scale is None or not is_constant(scale):
@@ -96,15 +96,15 @@ def _scales(
     if scale.dtype not in FLOATS:
         yield f"its scale is {scale.dtype}", "store scales as FP32"
     elif wide in FLOATS and scale.dtype not in (ir.DataType.FLOAT, wide):
-        yield f"its scale is {scale.dtype} beside {wide}", "store scales as FP32, or in the type that they scale"
+        yield f"its scale is {scale.dtype} while the wide type is {wide}", "store scales as FP32 or in the wide type"
     values = _values(scale)
     if values is not None and (not np.isfinite(values).all() or (values <= 0).any()):
-        yield "its scale is not strictly positive", "calibrate again; an amax of zero or NaN gives such a scale"
+        yield "its scale is not strictly positive", "calibrate again; the cause is an amax of zero or NaN"
     yield from _layout(node, value, scale)
     yield from _zero_point(node, scale, narrow)
     sizes = value.shape.numpy() if value is not None and value.shape is not None and value.shape.is_static() else None
     if narrow in PACKED and sizes is not None and np.prod(sizes) % 2:
-        yield f"{np.prod(sizes)} elements of {narrow} are an odd number", "pad the weight to an even number"
+        yield f"{np.prod(sizes)} elements of {narrow} are an odd number", "pad the weight to an even number of elements"
 
 
 def _opset(node: ir.Node, narrow: ir.DataType | None) -> Iterator[Complaint]:
@@ -122,7 +122,7 @@ def _opset(node: ir.Node, narrow: ir.DataType | None) -> Iterator[Complaint]:
 
 
 def _layout(node: ir.Node, value: ir.Value | None, scale: ir.Value) -> Iterator[Complaint]:
-    """Check how scales lie on the value: one, one per entry of an axis, or one per block along an axis."""
+    """Check the layout of the scales: one, one per entry of an axis, or one per block along an axis."""
     if scale.shape is None or not scale.shape.is_static():
         return
     counts = [int(size) for size in scale.shape]
@@ -130,7 +130,7 @@ def _layout(node: ir.Node, value: ir.Value | None, scale: ir.Value) -> Iterator[
     if all(count == 1 for count in counts) and not block:
         return
     if not _is_weight(value):
-        what = "is in blocks" if block else "has more than one scale"
+        what = "is quantized in blocks" if block else "has more than one scale"
         yield f"an activation {what}", "quantize activations per tensor"
         return
     if value is None or value.shape is None or not value.shape.is_static():
@@ -157,12 +157,12 @@ def _blocks(
     if sizes[axis] % block:
         yield (
             f"axis {axis} has {sizes[axis]} entries, which blocks of {block} do not fill",
-            "choose a block that divides",
+            "choose a block size that divides it",
         )
     elif counts != expected:
         yield (
             f"has scales {counts}; {sizes} in blocks of {block} along axis {axis} needs {expected}",
-            "block one axis and give each block a scale",
+            "use blocks along one axis, with one scale per block",
         )
     if narrow == ir.DataType.FLOAT4E2M1 and block != FP4_BLOCK:
         yield f"FP4 in blocks of {block}", f"use blocks of {FP4_BLOCK}"
@@ -173,10 +173,10 @@ def _zero_point(node: ir.Node, scale: ir.Value, narrow: ir.DataType | None) -> I
     if zero is None:
         return
     if not is_constant(zero):
-        yield "its zero point is computed", "export it as a constant, or leave it out"
+        yield "its zero point is computed", "export it as a constant or omit it"
         return
     if narrow is not None and zero.dtype not in (None, narrow):
-        yield f"its zero point is {zero.dtype}, its codes are {narrow}", "give both one type"
+        yield f"its zero point is {zero.dtype}, its codes are {narrow}", "use the same type for both"
     values = _values(zero)
     if values is not None and values.any():
         yield "its zero point is not zero", "quantize symmetrically"
@@ -187,7 +187,7 @@ def _zero_point(node: ir.Node, scale: ir.Value, narrow: ir.DataType | None) -> I
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    """Tell whether codes, or what they are made from, are known when the engine is built."""
+    """Return whether a quantized tensor, or the tensor it is computed from, is known when the engine is built."""
     if value is None:
         return False
     before = value.producer()
@@ -197,7 +197,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 
 
 def _values(value: ir.Value) -> npt.NDArray[np.float32] | None:
-    """Return the numbers of a constant, also behind a Cast; None where they are not at hand."""
+    """Return the values of a constant, also through a Cast; None if they are not available."""
     before = value.producer()
     if before is not None and before.op_type == "Cast" and before.inputs[0] is not None:
         return _values(before.inputs[0])

@@ -1,7 +1,7 @@
-"""Restrictions of TensorRT's parser that can be decided from a graph, one small rule each.
+"""Check restrictions of TensorRT's parser that can be decided from a graph, with one small rule each.
 
-A rule takes a node and yields what is wrong with it and what to do. Rules come from operators.md (see operators.py);
-those about quantization stand in lint_quantized.py.
+A rule takes a node and yields what is wrong with it and what to do. The rules come from operators.md (see
+operators.py); the rules about quantization are in quantized.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESIZE_NEAREST = {"floor", "ceil", "round_prefer_floor", "round_prefer_ceil"}
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:
-    """Return an input, None when it is left out."""
+    """Return an input, or None if it is omitted."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
@@ -35,7 +35,7 @@ def number(node: ir.Node, name: str, default: float) -> float:
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    """Tell whether a value is known when the engine is built: an initializer, a Constant, or a Cast of one."""
+    """Return whether a value is known when the engine is built: an initializer, a Constant, or a Cast of one."""
     if value is None:
         return False
     node = value.producer()
@@ -45,7 +45,7 @@ def is_constant(value: ir.Value | None) -> bool:
 
 
 def constant(index: int, name: str) -> Rule:
-    """Make a rule: an input must be known when the engine is built."""
+    """Return a rule: an input must be known when the engine is built."""
 
     def rule(node: ir.Node) -> Iterator[Complaint]:
         if operand(node, index) is not None and not is_constant(operand(node, index)):
@@ -56,12 +56,12 @@ def constant(index: int, name: str) -> Rule:
 
 def squeeze(node: ir.Node) -> Iterator[Complaint]:
     if operand(node, 1) is None:
-        yield "axes are left out, which only TensorRT 11.5 takes", "name the axes"
+        yield "axes are omitted, which only TensorRT 11.5 supports", "give the axes explicitly"
 
 
 def first_output_only(node: ir.Node) -> Iterator[Complaint]:
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        yield "only the first output is supported", "compute the other outputs with operators of their own"
+        yield "only the first output is supported", "compute the other outputs with separate operators"
 
 
 def attention(node: ir.Node) -> Iterator[Complaint]:
@@ -104,7 +104,7 @@ def top_k(node: ir.Node) -> Iterator[Complaint]:
         yield "sorted must be 1", "sort the result"
     count = operand(node, 1)
     if count is not None and count.const_value is not None and int(count.const_value.numpy().max()) >= 3840:
-        yield f"K is {int(count.const_value.numpy().max())}, it must be less than 3840", "choose fewer"
+        yield f"K is {int(count.const_value.numpy().max())}, it must be less than 3840", "choose a smaller K"
 
 
 def position_ids(node: ir.Node) -> Iterator[Complaint]:
@@ -114,7 +114,7 @@ def position_ids(node: ir.Node) -> Iterator[Complaint]:
 
 
 def ones(name: str) -> Rule:
-    """Make a rule: a list attribute must be absent or all ones."""
+    """Return a rule: a list attribute must be absent or all ones."""
 
     def rule(node: ir.Node) -> Iterator[Complaint]:
         attribute = node.attributes.get(name)

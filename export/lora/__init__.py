@@ -1,1 +1,1 @@
-"""Adapters (LoRA, LoKr) read from any of the file styles in use and added to the weights that an export points at."""
+"""Read adapters (LoRA, LoKr) of all common file formats and add them to the weights of an export."""

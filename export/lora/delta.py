@@ -1,4 +1,4 @@
-"""What an adapter adds to one weight, computed for a few rows at a time."""
+"""Compute what an adapter adds to one weight, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """The Kronecker product of two matrices, each whole or itself a product of two (`[A, B]` is A B)."""
+    """The Kronecker product of two matrices, each stored whole or as a product of two (`[A, B]` is A B)."""
 
     left: tuple[StoredTensor, ...]
     right: tuple[StoredTensor, ...]
@@ -61,18 +61,18 @@ class Kronecker:
 
 @dataclass(frozen=True)
 class Term:
-    """One adapter's part of one weight: `scale` times rows `offset` and on of the factors' product."""
+    """The contribution of one adapter to one weight: `scale` times the rows of the product from `offset` on."""
 
     factors: LowRank | Kronecker
     scale: float  # the user's weight x alpha / rank
     file: Path
-    offset: int = 0  # where the weight's rows begin in a fused product
-    swapped: bool = False  # the halves of the rows change places
+    offset: int = 0  # the first row of the weight in a fused product
+    swapped: bool = False  # the halves of the rows are exchanged
 
     def load(self, height: int) -> RowsOf:
         """Return a function that computes rows of this term, for a weight of `height` rows.
 
-        Where halves are swapped, a range must not cross the middle.
+        If the halves are swapped, a range of rows must not cross the middle.
         """
         product = self.factors.load()
         half = height // 2 if self.swapped else 0

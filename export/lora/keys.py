@@ -1,7 +1,7 @@
-"""From the keys of an adapter file to modules and the roles of their tensors; no key is left unread.
+"""Map the keys of an adapter file to modules and the roles of their tensors; every key must be recognized.
 
-Files in use differ in three ways that combine freely: how they name modules (black-forest-labs, diffusers, either with
-underscores), which prefix they put before them, and what they call the factors.
+Files in use differ in three independent ways: the names of modules (black-forest-labs or diffusers, either of them with
+underscores), the prefix before these names, and the names of the factors.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _SHOWN = 3
 
 @dataclass
 class Module:
-    """The tensors of one module of a file, by role, and what the module stands for."""
+    """The tensors of one module of a file by role, and the weights they change."""
 
-    name: str  # as the file has it
+    name: str  # as in the file
     targets: Targets
     tensors: dict[Role, StoredTensor] = field(default_factory=dict)
 
 
 def read_modules(file: Path, stored: Mapping[str, StoredTensor], sizes: Transformer) -> list[Module]:
-    """Sort the tensors of an adapter file by module.
+    """Group the tensors of an adapter file by module.
 
-    Raises UsageError, naming the first keys and their number, for keys that cannot be applied.
+    Raises UsageError for keys that cannot be applied, with the first of them and their number.
     """
     linears = all_linears(sizes)
     names = linears | {name.replace(".", "_"): targets for name, targets in linears.items()}
@@ -72,7 +72,7 @@ def read_modules(file: Path, stored: Mapping[str, StoredTensor], sizes: Transfor
             module.tensors[role] = stored[key]
     _refuse(file, refused)
     if not modules:
-        raise UsageError(f"{file}: holds no tensor, so it is no adapter")
+        raise UsageError(f"{file}: holds no tensors, so it is not an adapter")
     return list(modules.values())
 
 
@@ -87,7 +87,7 @@ def _role(key: str) -> tuple[str, Role] | None:
 
 
 def _bare(name: str) -> str:
-    """Take the prefixes off the name of a module."""
+    """Remove the prefixes from the name of a module."""
     for prefix in (*_PREFIXES, *_UNDERSCORED):
         name = name.removeprefix(prefix)
     return name
@@ -95,11 +95,11 @@ def _bare(name: str) -> str:
 
 def _refuse(file: Path, refused: Mapping[str, list[str]]) -> None:
     reasons = {
-        "dora": "a DoRA rescales the rows of the merged weight, so its effect is no sum that can be merged beside "
-        "others; train or convert it to a plain LoRA",
+        "dora": "a DoRA rescales the rows of the merged weight, so its effect is not a sum that can be combined with "
+        "other adapters; train or convert it to a plain LoRA",
         "text": "the adapter changes the text encoder; only adapters of the transformer can be merged",
-        "role": "no LoRA or LoKr factor that can be merged (biases, full differences and other methods are not)",
-        "module": "the transformer of this variant has no such linear; is the adapter for another model?",
+        "role": "not a LoRA or LoKr factor; biases, full differences and other methods cannot be merged",
+        "module": "the transformer of this variant has no such linear layer; check that the adapter is for this model",
     }
     for kind, reason in reasons.items():
         if keys := refused.get(kind):

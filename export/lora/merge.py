@@ -1,4 +1,4 @@
-"""Adapters added to the weights of a transformer: which tensors are written anew, and what a manifest says of it."""
+"""Merge adapters into the weights of a transformer and describe them for the manifest."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kit.variants import Transformer
 
 
 def merge(binding: Binding, loras: Sequence[Lora], sizes: Transformer) -> Binding:
-    """Return a binding in which every weight that an adapter changes is derived; all others point where they did.
+    """Return a binding in which every weight that an adapter changes is derived; the others are unchanged.
 
-    A merged weight keeps the type of its source; one stored in FP8 becomes BF16, because a sum does not fit its scale.
-    Raises UsageError, naming file and key, for what cannot be applied.
+    A merged weight keeps the type of its source, except that FP8 becomes BF16, because a sum may not fit the FP8 scale.
+    Raises UsageError, naming the file and the key, for an adapter that cannot be applied.
     """
     shapes = {name: tensor.shape for name, tensor in binding.tensors.items()}
     shapes |= {name: tensor.shape for name, tensor in binding.derived.items()}
@@ -36,7 +36,7 @@ def merge(binding: Binding, loras: Sequence[Lora], sizes: Transformer) -> Bindin
 
 
 def record(loras: Sequence[Lora]) -> list[dict[str, Any]]:
-    """Describe adapters for a manifest: name, weight and digest of the content, that of peft's config included."""
+    """Describe adapters for a manifest: name, weight and digest of the content, including peft's config."""
     records = []
     for lora in loras:
         content = hashlib.sha256()

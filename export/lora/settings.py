@@ -1,7 +1,7 @@
-"""The strength that a peft adapter was trained with, which diffusers and peft keep outside of the tensors.
+"""Read the strength that a peft adapter was trained with, which diffusers and peft store outside of the tensors.
 
-diffusers writes it into the header of the file, peft into adapter_config.json beside it. Files without either, and
-without alpha tensors, are meant to be applied at scale 1.
+diffusers writes it into the header of the file, peft into adapter_config.json in the same folder. Files without
+either, and without alpha tensors, are meant to be applied at scale 1.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PEFT_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What header or config say about alpha; patterns are regular expressions for the ends of module names."""
+    """Alpha according to a header or config; patterns are regular expressions for the ends of module names."""
 
-    origin: str  # where it stands, for messages
+    origin: str  # its source, for messages
     alpha: float
     alpha_pattern: Mapping[str, float]
-    by_root: bool = False  # rank-stabilised: alpha / sqrt(rank)
+    by_root: bool = False  # rank-stabilized: alpha / sqrt(rank)
 
     def scale(self, module: str, rank: int) -> float:
-        """Return alpha / rank of one module; the first pattern that matches wins, as in peft."""
+        """Return alpha / rank of one module; the first matching pattern wins, as in peft."""
         alpha = next(
             (value for key, value in self.alpha_pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), self.alpha
         )
@@ -40,15 +40,15 @@ class LoraSettings:
 
 
 def config_beside(file: Path) -> Path | None:
-    """Return peft's config of an adapter file, which lies beside it under a fixed name, where there is one."""
+    """Return peft's config next to an adapter file, or None if there is none."""
     config = file.parent / PEFT_CONFIG
     return config if file.name == PEFT_FILE and config.is_file() else None
 
 
 def read_settings(file: Path) -> LoraSettings | None:
-    """Read the settings of an adapter file, None where there are none.
+    """Read the settings of an adapter file; None if there are none.
 
-    Raises UsageError when they cannot be understood or ask for what cannot be merged.
+    Raises UsageError if they are invalid or require something that cannot be merged.
     """
     header = read_metadata(file).get(HEADER_KEY)
     config = config_beside(file)
@@ -70,7 +70,7 @@ def read_settings(file: Path) -> LoraSettings | None:
 def _settings(origin: str, raw: Mapping[str, Any]) -> LoraSettings | None:
     kind = raw.get("peft_type", "LORA")
     if kind != "LORA":
-        raise UsageError(f"{origin}: peft_type {kind!r} cannot be merged; only LORA can")
+        raise UsageError(f"{origin}: peft_type {kind!r} cannot be merged; only LORA is supported")
     for key in ("use_dora", "fan_in_fan_out", "lora_bias"):
         if raw.get(key):
             raise UsageError(f"{origin}: {key} is set, which cannot be merged")
@@ -85,7 +85,7 @@ def _settings(origin: str, raw: Mapping[str, Any]) -> LoraSettings | None:
         try:
             re.compile(key)
         except re.error as error:
-            raise UsageError(f"{origin}: alpha_pattern {key!r} is no regular expression ({error})") from None
+            raise UsageError(f"{origin}: alpha_pattern {key!r} is not a regular expression ({error})") from None
     return LoraSettings(
         origin=origin,
         alpha=_number(origin, "lora_alpha", raw["lora_alpha"]),

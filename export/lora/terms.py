@@ -1,4 +1,4 @@
-"""From adapter files to what each adds to which weight, all checked before anything is computed or written."""
+"""Turn adapter files into the terms they add to each weight, checking everything before any computation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter file and how strongly to apply it."""
+    """An adapter file and its weight."""
 
     file: Path
     weight: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """Read FILE or FILE=WEIGHT; raises UsageError for a weight that is no finite number and for a missing file.
+        """Parse FILE or FILE=WEIGHT; raises UsageError for a weight that is not a finite number and for a missing file.
 
-        A file whose own name holds "=" is taken as it is when it exists.
+        An existing file whose name contains "=" is used as it is.
         """
         if Path(text).is_file():
             return cls(Path(text))
@@ -48,9 +48,10 @@ class Lora:
 
 
 def read_terms(loras: Sequence[Lora], sizes: Transformer, shapes: Shapes) -> dict[str, tuple[Term, ...]]:
-    """Return what all adapters add, by the name of the weight.
+    """Return the terms of all adapters by the name of the weight they change.
 
-    `shapes` are those of the transformer's weights. Raises UsageError, naming file and key, for what cannot be applied.
+    `shapes` holds the shapes of the transformer's weights. Raises UsageError, naming the file and the key, for an
+    adapter that cannot be applied.
     """
     terms: dict[str, list[Term]] = defaultdict(list)
     for lora in loras:
@@ -62,12 +63,12 @@ def read_terms(loras: Sequence[Lora], sizes: Transformer, shapes: Shapes) -> dic
 
 
 def _module_terms(lora: Lora, module: Module, settings: LoraSettings | None, shapes: Shapes) -> list[tuple[str, Term]]:
-    """Check one module of a file against the weights that it stands for."""
+    """Check one module of a file against the weights that it changes."""
     where = f"{lora.file}: {module.name}"
     for tensor in module.tensors.values():
         if tensor.dtype not in READABLE:
             raise UsageError(
-                f"{lora.file}: {tensor.name!r} is stored as {tensor.dtype}; an adapter is {', '.join(READABLE)}"
+                f"{lora.file}: {tensor.name!r} is stored as {tensor.dtype}; expected {', '.join(READABLE)}"
             )
     factors, rank = _factors(where, module.tensors)
     scale = _scale(where, module, rank, settings, isinstance(factors, Kronecker))
@@ -75,7 +76,7 @@ def _module_terms(lora: Lora, module: Module, settings: LoraSettings | None, sha
     heights = [shapes[weight][0] for weight in weights]
     needed = (sum(heights), shapes[weights[0]][1])
     if factors.shape != needed:
-        raise UsageError(f"{where}: the factors give {list(factors.shape)}, the weight is {list(needed)}")
+        raise UsageError(f"{where}: the factors have shape {list(factors.shape)}, the weight {list(needed)}")
     return [
         (weight, Term(factors, lora.weight * scale, lora.file, sum(heights[: target.third or 0]), target.swapped))
         for weight, target in zip(weights, module.targets, strict=True)
@@ -83,13 +84,13 @@ def _module_terms(lora: Lora, module: Module, settings: LoraSettings | None, sha
 
 
 def _factors(where: str, tensors: Mapping[Role, StoredTensor]) -> tuple[LowRank | Kronecker, int | None]:
-    """Put the factors of a module together; returns them with their rank, None where nothing is factored."""
+    """Combine the factors of a module; returns them with their rank, None for a module without low-rank factors."""
     found = set(tensors) - {"alpha"}
     for role in found:
         if len(tensors[role].shape) != 2:
             raise UsageError(f"{where}: {tensors[role].name!r} has shape {list(tensors[role].shape)}, not a matrix")
     if not found:
-        raise UsageError(f"{where}: has alpha and no factors")
+        raise UsageError(f"{where}: has alpha but no factors")
     if found & {"A", "B"}:
         if found != {"A", "B"}:
             lacking = " and ".join(sorted({"A", "B"} - found)) or "nothing"
@@ -106,7 +107,7 @@ def _factors(where: str, tensors: Mapping[Role, StoredTensor]) -> tuple[LowRank 
 def _side(
     where: str, tensors: Mapping[Role, StoredTensor], whole: Role, first: Role, second: Role
 ) -> tuple[StoredTensor, ...]:
-    """Return one side of a Kronecker product: a matrix, or two whose product it is."""
+    """Return one side of a Kronecker product: one matrix, or two matrices to multiply."""
     found = {role for role in (whole, first, second) if role in tensors}
     if found == {whole}:
         return (tensors[whole],)
@@ -129,10 +130,10 @@ def _rank(where: str, left: StoredTensor, right: StoredTensor) -> int:
 
 
 def _scale(where: str, module: Module, rank: int | None, settings: LoraSettings | None, kronecker: bool) -> float:
-    """Return alpha / rank; a LoKr of two whole matrices has no rank, and its alpha is without meaning."""
+    """Return alpha / rank; a LoKr of two whole matrices has no rank, so its alpha is ignored."""
     stored = module.tensors.get("alpha")
     if kronecker and settings is not None:
-        raise UsageError(f"{settings.origin}: settings of a LoRA, but {module.name!r} is a LoKr")
+        raise UsageError(f"{settings.origin}: these are settings of a LoRA, but {module.name!r} is a LoKr")
     if rank is None:
         return 1.0
     if stored is None:

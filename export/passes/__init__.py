@@ -1,4 +1,4 @@
-"""Graph passes: each takes a model, changes it in place and tells whether it did."""
+"""Graph passes, each of which changes a model in place and returns whether it did."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIPELINE: tuple[Pass, ...] = (clean, constant_shapes, name_axes, merge_constants
 
 
 def simplify(model: ir.Model) -> None:
-    """Run all passes in order, then drop what torch's exporter notes about scopes and its source files."""
+    """Run all passes in order, then remove the metadata of torch's exporter about scopes and source files."""
     for step in PIPELINE:
         step(model)
     ClearMetadataAndDocStringPass()(model)

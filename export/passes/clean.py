@@ -1,4 +1,4 @@
-"""Fold what is known at export time; weights have no values yet, so none of them can be read by accident."""
+"""Fold constants and remove unused or duplicate nodes; weights have no values yet, so none can be read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from onnxscript.optimizer import fold_constants
 
 
 def clean(model: ir.Model) -> bool:
-    """Fold constants, drop what is unused or double, apply onnxscript's rewrite rules to the rest, and fold again.
+    """Fold constants, remove unused and duplicate nodes, apply onnxscript's rewrite rules and fold again.
 
-    The rules cost 0.1 ms per rule and node, so they come after the graph has shrunk, and once.
+    The rules cost 0.1 ms per rule and node, so they run once, after the graph has shrunk.
     """
     before = len(model.graph)
     common.InlinePass()(model)

@@ -1,4 +1,4 @@
-"""Give a Reshape a constant target: one put together at run time costs a chain of nodes and hides a fusion."""
+"""Give Reshape a constant target, because one computed at run time costs several nodes and prevents a fusion."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kit.graph_values import constant
 
 
 def constant_shapes(model: ir.Model) -> bool:
-    """Replace computed targets of Reshape by constants with 0 (as the input has it) and -1 (what is left).
+    """Replace computed targets of Reshape by constants with 0 (copy from the input) and -1 (infer).
 
-    It applies where the shapes of input and output are known but for named axes, and all named axes of the output but
-    one stand where the input has them. What computed the targets is removed where nothing else uses it.
+    A target is replaced if the shapes of input and output are known except for named axes, and all named axes of the
+    output but one are at the same place in the input. Nodes that only computed the target are removed.
     """
     modified = False
     for node in model.graph:
@@ -34,7 +34,7 @@ def constant_shapes(model: ir.Model) -> bool:
 
 
 def _target(source: ir.Shape | None, output: ir.Shape | None) -> list[int] | None:
-    """Write the shape of the output in numbers, or return None where that takes more than one -1."""
+    """Return the shape of the output as integers, or None if that takes more than one -1."""
     if source is None or output is None:
         return None
     sizes = []

@@ -1,4 +1,4 @@
-"""Keep one copy of constants that are equal: shapes, axes and scalars repeat in every block."""
+"""Merge equal constants: shapes, axes and scalars repeat in every block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 def merge_constants(model: ir.Model) -> bool:
-    """Replace embedded initializers by the first equal one; external ones (weights) are left alone and unread."""
+    """Replace embedded initializers by the first equal one; external ones (weights) are neither changed nor read."""
     first: dict[tuple[object, ...], ir.Value] = {}
     modified = False
     for name, value in list(model.graph.initializers.items()):

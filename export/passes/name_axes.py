@@ -1,4 +1,4 @@
-"""Name the axes of a Squeeze that leaves them out, which TensorRT's parser takes from 11.5 on only."""
+"""Give every Squeeze explicit axes, which TensorRT's parser requires before 11.5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kit.graph_values import constant
 def name_axes(model: ir.Model) -> bool:
     """Give a Squeeze without axes those of size one.
 
-    Raises ValueError, naming the node, where the shape of the input is not known well enough to tell them.
+    Raises ValueError, naming the node, if the shape of its input is not known well enough to find them.
     """
     modified = False
     for node in model.graph:
@@ -30,7 +30,7 @@ def name_axes(model: ir.Model) -> bool:
 
 
 def _sizes(value: ir.Value | None) -> list[int] | None:
-    """Return the static shape of a value; that of a Shape with start and end is known without inference."""
+    """Return the static shape of a value; that of a Shape with start and end needs no inference."""
     if value is None:
         return None
     if value.shape is not None and value.shape.is_static():

@@ -1,4 +1,4 @@
-"""Name nodes by where they stand in the model, so that a profile or a lint message can be read."""
+"""Name nodes after their module in the model, so that profiles and lint messages are readable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def name_nodes(model: ir.Model) -> bool:
-    """Name each node "<module path>/<operator>", numbered where that is not unique, and its outputs after it.
+    """Name each node "<module path>/<operator>", numbered if not unique, and name its outputs after it.
 
     Graph outputs keep their names.
     """
@@ -29,10 +29,10 @@ def name_nodes(model: ir.Model) -> bool:
 
 
 def module_path(node: ir.Node) -> str:
-    """Return the path of the module that a node belongs to, "" where that is the whole graph.
+    """Return the path of the module that a node belongs to; "" means the whole graph.
 
-    It comes from the scopes that torch's exporter leaves in the metadata. A node without, which a rewrite made, stands
-    where its first computed input stands.
+    The path comes from the scopes in the metadata of torch's exporter. A node without scopes, created by a rewrite,
+    belongs to the module of its first computed input.
     """
     while SCOPES not in node.metadata_props:
         producers = [value.producer() for value in node.inputs if value is not None]
@@ -41,5 +41,5 @@ def module_path(node: ir.Node) -> str:
             return ""
         node = maker
     scopes = ast.literal_eval(node.metadata_props[SCOPES])
-    paths = [scope for scope in scopes[:-1] if scope and not scope.startswith("_")]  # "_...": torch's own bookkeeping
+    paths = [scope for scope in scopes[:-1] if scope and not scope.startswith("_")]  # "_..." is internal to torch
     return paths[-1].removeprefix(MODULE) if paths else ""

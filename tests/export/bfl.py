@@ -1,4 +1,4 @@
-"""Test material: a transformer's weights under black-forest-labs' names, and back by diffusers' own converter."""
+"""Test helpers: rename a transformer's weights to black-forest-labs' names, and back with diffusers' own converter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QKV = {"img": ("to_q", "to_k", "to_v"), "txt": ("add_q_proj", "add_k_proj", "add
 
 
 def to_bfl(state: State) -> State:
-    """Rename, fuse queries, keys and values, and put shift before scale."""
+    """Rename tensors, fuse queries, keys and values, and put shift before scale."""
     left = dict(state)
     made: State = {}
     for i in {name.split(".")[1] for name in state if name.startswith("transformer_blocks.")}:
@@ -53,6 +53,6 @@ def to_bfl(state: State) -> State:
 
 
 def to_diffusers(state: State) -> State:
-    """Do what diffusers does with such a file."""
+    """Convert the tensors back with diffusers' own function."""
     converted: State = convert_flux2_transformer_checkpoint_to_diffusers(dict(state))
     return converted

@@ -1,10 +1,10 @@
-"""Digests of the sample's exported and quantized graphs: a change that only moves code must leave them as they are.
+"""Digests of the sample's exported and quantized graphs, which refactoring must not change.
 
     python -m tests.export.graph_digests --save    writes tests/export/graph_digests.json
 
-Graphs are digested without names of tools or paths. Constants that are computed in floating point may differ in the
-last bit between CPUs, so each graph has two digests: `form` (operators, names, shapes, types, integer constants) holds
-everywhere, `bytes` (the file) and `weights` (what quantization wrote) on CPUs with the same vector instructions.
+Digests exclude names of tools and paths. Constants computed in floating point may differ in the last bit between CPUs,
+so each graph has two digests: `form` (operators, names, shapes, types, integer constants) is the same everywhere, while
+`bytes` (the file) and `weights` (the output of quantization) are the same on CPUs with equal vector instructions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VECTORS = torch.backends.cpu.get_cpu_capability()
 
 
 def synthetic_record(artifact: Path) -> Record:
-    """Make a calibration record out of layers' names, so that no arithmetic of a CPU goes into it."""
+    """Make a calibration record from the names of layers, without arithmetic that depends on the CPU."""
     parts: dict[str, dict[str, Seen]] = {}
     for part in QUANTIZED_PARTS:
         folder = artifact / part
@@ -93,7 +93,7 @@ def _sha(content: bytes) -> str:
 
 
 def digests(work: Path) -> dict[str, dict[str, str]]:
-    """Export and quantize the sample in every way below `work`; returns the digests of each graph by its name."""
+    """Export and quantize the sample in every way in `work`; returns the digests of each graph by name."""
     found: dict[str, dict[str, str]] = {}
     for dtype, attention in EXPORTS:
         out = work / f"{dtype}-{attention}"
@@ -113,7 +113,7 @@ def exported(artifact: Path, name: str) -> dict[str, dict[str, str]]:
 
 
 def quantized(source: Path, dtype: str, recipes: Iterable[str], work: Path) -> dict[str, dict[str, str]]:
-    """Quantize an exported artifact by each recipe below `work`; returns the digests of graphs and weights."""
+    """Quantize an exported artifact with each recipe in `work`; returns the digests of graphs and weights."""
     record, found = synthetic_record(source), {}
     for name in recipes:
         out = work / f"{dtype}-{name}"
@@ -139,17 +139,17 @@ def main() -> int:
             form_[graph] = made["form"]
             bytes_[graph] = [made["bytes"], made.get("weights", "")]
         if EXPECTED.is_file() and json.loads(EXPECTED.read_text())["form"] != form_:
-            known = {}  # digests of other CPUs are of older graphs
+            known = {}  # digests of other CPUs belong to older graphs
         content = {"form": form_, "bytes": {**known, VECTORS: bytes_}}
         EXPECTED.write_text(json.dumps(content, indent=1) + "\n")
         return 0
     wrong = differences(found, whole=True)
-    print("\n".join(wrong) or f"{len(found)} graphs are as they were")
+    print("\n".join(wrong) or f"{len(found)} graphs are unchanged")
     return 1 if wrong else 0
 
 
 def differences(found: dict[str, dict[str, str]], whole: bool = False) -> list[str]:
-    """Say which graphs are not the expected ones; with `whole`, also which are missing."""
+    """List the graphs that differ from the expected ones; with `whole`, also those that are missing."""
     expected = json.loads(EXPECTED.read_text())
     bytes_ = expected["bytes"].get(VECTORS, {})
     wrong = []

@@ -1,10 +1,10 @@
-"""Run exports that are killed, one at each thing they do to the file system; a program of its own, since it forks.
+"""Run exports that are killed, one at each file system operation; a separate program because it forks.
 
-    python -m tests.killed_export CHECKPOINT ADAPTER FOLDER SEED
+    python -m tests.export.killed_export CHECKPOINT ADAPTER FOLDER SEED
 
-The parts are traced once, then a child is forked for every event: at the n-th it sends itself SIGKILL, at once or a
-moment later, somewhere within what the event began. Prints one JSON object: the number of events of an export that is
-left alone, and for each child how it ended.
+The parts are traced once, then a child is forked for every event. At the n-th event the child sends itself SIGKILL,
+immediately or a moment later, during the operation that the event started. Prints one JSON object with the number of
+events of an uninterrupted export and, for each child, how it ended.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from kit.ports import PartName
 
 EVENTS = {"open", "os.link", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.copyfile"}
 KILLED_PARTS: tuple[PartName, ...] = ("transformer", "vae_decoder")
-MOMENT = 0.004  # seconds; about what the longest write takes
+MOMENT = 0.004  # seconds; about the duration of the longest write
 
 
 def run(config: ExportConfig, checkpoint: Path, out: Path, last: int | None, delay: float) -> int:
-    """Export to the end, or to the event `last`; returns the number of events."""
+    """Export to the end, or up to the event `last`; returns the number of events."""
     count = 0
 
     def kill() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             run(config, checkpoint, place / "out", n, delay)
-            time.sleep(2 * MOMENT)  # so that one that is to be killed at the very end is
+            time.sleep(2 * MOMENT)  # so that a child to be killed at the very end is killed
             os._exit(0)
         ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     print(json.dumps({"events": events, "ends": ends}))

@@ -1,4 +1,4 @@
-"""An export writes a small graph, links the weights, reads none of them, and never leaves half an artifact."""
+"""An export writes a small graph, links the weights without reading them, and never leaves a partial artifact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def graphs(artifact: Path) -> dict[PartName, onnx.ModelProto]:
-    """Load the graphs without their weights: the onnx package refuses external data that is hard linked."""
+    """Load the graphs without their weights: the onnx package rejects external data that is hard linked."""
     return {part: onnx.load(artifact / part / "model.onnx", load_external_data=False) for part in PARTS}
 
 
@@ -43,7 +43,7 @@ def external(tensor: onnx.TensorProto) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", ["klein", "dev"])
 class TestWrittenArtifact:
-    """What lies in the folder after an export of all parts."""
+    """Content of the folder after an export of all parts."""
 
     def test_verifies_and_names_ports_and_source(
         self, artifact_of: ByFamily, checkpoint_of: ByFamily, family: str
@@ -122,7 +122,7 @@ def test_attention_form_is_the_one_asked_for(checkpoint: Path, tmp_path: Path, a
 
 
 def test_no_weight_is_read(checkpoint: Path, tmp_path: Path) -> None:
-    """The graphs of a checkpoint whose weights are all zero are the same to the byte."""
+    """The graphs of a checkpoint whose weights are all zero are identical, byte by byte."""
     export(checkpoint, tmp_path / "real", DECODER)
     zeros = tmp_path / "zeros"
     shutil.copytree(checkpoint, zeros)
@@ -140,7 +140,7 @@ def test_shards_are_linked_only_where_a_part_needs_them(tmp_path: Path) -> None:
     export(sharded, tmp_path / "out", ExportConfig(parts=("text_encoder", "vae_decoder")))
     shards = {file.name for file in (sharded / "text_encoder").glob("*.safetensors")}
     linked = {file.name for file in (tmp_path / "out" / "text_encoder").glob("*.safetensors")}
-    assert linked < shards  # those with upper layers alone stay behind
+    assert linked < shards  # shards that hold only upper layers are left out
     ort.InferenceSession(tmp_path / "out" / "text_encoder" / "model.onnx", providers=["CPUExecutionProvider"])
 
 
@@ -175,7 +175,7 @@ def test_bf16_graphs_compute_in_bf16_and_norm_in_fp32(tmp_path: Path) -> None:
 
 
 class TestUpToDate:
-    """A second export does nothing when it would make the same, and everything otherwise."""
+    """A second export does nothing if the result would be the same, and runs completely otherwise."""
 
     def test_the_second_export_is_quick_and_writes_nothing(self, checkpoint: Path, tmp_path: Path) -> None:
         assert not export(checkpoint, tmp_path / "out", DECODER).up_to_date
@@ -232,7 +232,7 @@ class TestUpToDate:
 
 
 def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the header of a safetensors file and leave its data."""
+    """Change the header of a safetensors file but not its data."""
     raw = file.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
@@ -242,7 +242,7 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
 
 
 class TestRefusals:
-    """A checkpoint that is not what its config says is refused by tensor name, before anything is written."""
+    """A checkpoint that does not match its config is rejected by tensor name before anything is written."""
 
     WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
@@ -274,7 +274,7 @@ class TestRefusals:
 
         rewrite_header(checkpoint / self.WEIGHTS, rename)
         self.refuse(
-            checkpoint, tmp_path / "out", r"tensor 'decoder.conv_in.lora_A.weight' is no part of the vae_decoder"
+            checkpoint, tmp_path / "out", r"tensor 'decoder.conv_in.lora_A.weight' is not part of the vae_decoder"
         )
 
     def test_stored_type_that_no_graph_holds(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ class TestRefusals:
         self.refuse(
             checkpoint,
             tmp_path / "out",
-            r"'model.layers.36.input_layernorm.weight' is no part of the text_encoder",
+            r"'model.layers.36.input_layernorm.weight' is not part of the text_encoder",
             ExportConfig(parts=("text_encoder",)),
         )
 
@@ -319,7 +319,7 @@ def test_an_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) 
 
 
 def test_older_key_layouts_of_the_language_model_are_found(tmp_path: Path) -> None:
-    """Published encoders were saved under several prefixes; one byte range each, whatever the prefix."""
+    """Published encoders were saved under several prefixes; each weight is one byte range, whatever the prefix."""
     checkpoint = tiny.save(tmp_path / "checkpoint", tiny.Tiny("dev", text_tokens=64))
     file = checkpoint / "text_encoder" / "model.safetensors"
 

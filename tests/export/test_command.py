@@ -1,4 +1,4 @@
-"""The command line of export: what it prints, what it returns, and how it refuses."""
+"""The command line of export: its output, exit codes and errors."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_sample_is_the_shipped_checkpoint_or_a_tiny_one_made_once(
     stamp = (made / "model_index.json").stat().st_mtime_ns
     assert resolve("sample") == made
     assert (made / "model_index.json").stat().st_mtime_ns == stamp
-    assert [p.name for p in made.parent.iterdir()] == [made.name]  # no scratch folder is left
+    assert [p.name for p in made.parent.iterdir()] == [made.name]  # no temporary folder is left
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / "model_index.json").write_text("{}")
     assert resolve("sample") == tmp_path / "shipped"

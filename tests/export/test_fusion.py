@@ -1,4 +1,4 @@
-"""What fuses away gives the same numbers as the plain form, on tiny modules, and every part runs off the CPU."""
+"""Fused forms compute the same numbers as plain ones on tiny modules, and no part depends on CPU tensors."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_torchs_attention_equals_the_written_out_one(keys: int, masked: bool) ->
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_runs_on_a_device_that_is_not_the_cpu(part: PartName, variant: Variant) -> None:
-    """The meta device stands in for a GPU: an operation on tensors of two devices fails on it too."""
+    """The meta device stands in for a GPU: an operation on tensors of two devices fails there as well."""
     module = meta_part(part, variant, "bf16").to("meta")
     sizes = {"batch": 2, "image_tokens": 16, "latent_height": 4, "latent_width": 4}
     wired = ports(part, variant, "bf16")

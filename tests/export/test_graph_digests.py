@@ -1,6 +1,6 @@
-"""The graphs that the kit makes of the sample are the ones it made before.
+"""The graphs made from the sample have not changed.
 
-Every form, in bf16 and with the Attention operator too: `python -m tests.export.graph_digests`.
+To check all forms, including bf16 and the Attention operator, run `python -m tests.export.graph_digests`.
 """
 
 from __future__ import annotations

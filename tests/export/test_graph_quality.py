@@ -1,4 +1,4 @@
-"""What stands inside the blocks of an exported bf16 graph: nothing that keeps a runtime from fusing its products."""
+"""The blocks of an exported bf16 graph contain no node that prevents a runtime from fusing their products."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def computed(node: ir.Node) -> list[ir.Value]:
 
 
 def of_blocks(model: ir.Model, op: str) -> list[ir.Node]:
-    """Return the nodes of one kind that work on activations inside blocks."""
+    """Return the nodes of one operator that process activations inside blocks."""
     return [n for n in model.graph if n.op_type == op and ("blocks." in n.name or "layers." in n.name) and computed(n)]
 
 
 def test_casts_stand_around_norms_and_rotations_alone(model: ir.Model) -> None:
-    """Statistics of norms and rotations are fp32; everything else in a block, every product above all, is bf16."""
+    """Statistics of norms and rotations are fp32; everything else in a block, including every product, is bf16."""
     for cast in of_blocks(model, "Cast"):
         (source,), users = computed(cast), {use.node.op_type for use in cast.outputs[0].uses()}
         if cast.attributes["to"].as_int() == ir.DataType.FLOAT:
@@ -64,7 +64,7 @@ def test_nothing_but_what_folds_stands_between_a_weight_and_its_product(model: i
             value = value.producer().inputs[0]
         if value is not None and isinstance(value.const_value, ir.ExternalTensor):
             products += 1
-            assert between == ["Transpose"], node.name  # of a constant: done once, when the engine is built
+            assert between == ["Transpose"], node.name  # of a constant: computed once, when the engine is built
     assert products > 15
 
 
@@ -93,4 +93,4 @@ def test_a_block_has_fewer_nodes_than_were_traced(
             before, after = sum(report.nodes_traced[kind].values()), sum(ops.values())
             assert after < before, (part, kind, before, after)
     casts = {kind: ops["Cast"] for kind, ops in made[1]["transformer"].nodes_exported.items()}
-    assert casts == {"double": 6, "single": 4}  # queries and keys, of both streams and of one, there and back
+    assert casts == {"double": 6, "single": 4}  # queries and keys, of both streams and of one, in both directions

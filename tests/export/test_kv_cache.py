@@ -1,4 +1,4 @@
-"""klein-kv's two graphs, references to keys and values and the transformer that remembers them, against diffusers."""
+"""klein-kv's two graphs, from references to keys and values and the transformer that reads them, match diffusers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pipeline() -> Any:
 
 @pytest.fixture(scope="module", params=["matmul", "op"])
 def artifact(request: Any, checkpoint_of: ByFamily, artifact_of: ByFamily, tmp_path_factory: Any) -> Path:
-    """Export the tiny klein-kv with either form of attention."""
+    """Export the tiny klein-kv with each form of attention."""
     form: Attention = request.param
     if form == "matmul":
         return artifact_of("klein-kv")
@@ -54,7 +54,7 @@ def grid(time: int, height: int, width: int) -> torch.Tensor:
 
 
 def feeds_of(references: tuple[tuple[int, int], ...], batch: int) -> tuple[Feeds, Feeds]:
-    """Return what goes into the extracting graph, and what goes into the cached one beside its results."""
+    """Return the inputs of the extracting graph, and the inputs of the cached one except its keys and values."""
     places = torch.cat([grid(10 + 10 * i, *size) for i, size in enumerate(references)])
     text = torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(TOKENS))
     extract = {
@@ -77,7 +77,7 @@ def extracted(artifact: Path, feeds: Feeds) -> Feeds:
 
 
 def both(references: Feeds, rest: Feeds) -> tuple[dict[str, Any], int]:
-    """Return what diffusers takes at its first step: references before the image in one sequence."""
+    """Return the inputs of diffusers' first step: references before the image in one sequence."""
     tensors = {name: torch.from_numpy(array) for name, array in rest.items()}
     for ours, theirs in (("ref_hidden_states", "hidden_states"), ("ref_ids", "img_ids")):
         tensors[theirs] = torch.cat([torch.from_numpy(references[ours]), tensors[theirs]], dim=1)
@@ -144,7 +144,7 @@ def test_a_row_gives_the_same_bits_alone_and_in_a_batch(artifact_of: ByFamily) -
 
 
 def generate(artifact: Path, embeds: Array, images: list[Image.Image], width: int, height: int, seed: int) -> Array:
-    """Do what Flux2KleinKVPipeline does in four steps, in its shortest form, with the graphs of an artifact alone."""
+    """Run the four steps of Flux2KleinKVPipeline, in minimal form, with only the graphs of an artifact."""
     packed, places = [], []
     for i, image in enumerate(images):
         pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
@@ -193,7 +193,7 @@ def test_a_image_with_references_is_that_of_diffusers(artifact_of: ByFamily, cou
 
 
 class TestArtifact:
-    """The two graphs stand beside the plain one, on the same weights."""
+    """The two graphs are in the folder of the plain one and share its weights."""
 
     @pytest.fixture
     def folder(self, artifact_of: ByFamily) -> Path:
@@ -221,7 +221,7 @@ class TestArtifact:
         assert "x_embedder.weight" in names
         assert not [name for name in names if "context" in name or "add" in name or "txt" in name or "out.li" in name]
         assert "single_transformer_blocks.2.attn.to_qkv_mlp_proj.weight" in names
-        assert "single_transformer_blocks.2.attn.to_out.weight" not in names  # nobody reads what the last block gives
+        assert "single_transformer_blocks.2.attn.to_out.weight" not in names  # the output of the last block is not used
 
     def test_an_adapter_is_merged_once_for_all_three(self, checkpoint_of: ByFamily, tmp_path: Path) -> None:
         module = "transformer_blocks.0.attn.to_k"

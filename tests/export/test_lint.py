@@ -1,4 +1,4 @@
-"""The linter: graphs that break each rule, made by hand, and exported graphs that break none."""
+"""The linter reports each rule on a hand-made graph that breaks it, and nothing on exported graphs."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
     ),
     "uint8 inside": (
         graph([node("Cast", "x", "u", to=U8), node("Cast", "u", to=F32)]),
-        "u is UINT8; TensorRT has UINT8 as an output of the graph only",
+        "u is UINT8; TensorRT supports UINT8 only as a graph output",
     ),
     "computed axes": (
         graph([node("Shape", "x", "axes"), node("ReduceSum", "x,axes")]),
         "axes is computed in the graph, it must be an initializer",
     ),
-    "squeeze without axes": (graph([node("Squeeze", "x")]), "axes are left out"),
+    "squeeze without axes": (graph([node("Squeeze", "x")]), "axes are omitted"),
     "attention in three dimensions": (
         graph(
             [node("Attention", "q,k,v", q_num_heads=2, kv_num_heads=2)],
@@ -162,7 +162,7 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
     "a zero point that is not zero": (graph(QDQ, {"scale": ONE, "zero": np.int8(3)}), "its zero point is not zero"),
     "an unsigned zero point": (
         graph(QDQ, {"scale": ONE, "zero": np.uint8(0)}),
-        "quantizes to UINT8; TensorRT has INT8, FP8 E4M3",
+        "quantizes to UINT8; TensorRT supports INT8, FP8 E4M3",
     ),
     "a computed scale": (
         graph([node("ReduceMax", "x", "scale", keepdims=0), *QDQ], {"zero": ZERO}),
@@ -198,7 +198,7 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
             ],
             {"scale": ONE, "zero": ZERO},
         ),
-        "its input is neither a QuantizeLinear nor an initializer",
+        "its input is neither from a QuantizeLinear nor an initializer",
     ),
 }
 
@@ -221,7 +221,7 @@ def test_a_broken_graph_is_told_node_and_rule(name: str) -> None:
 def test_an_operator_is_too_new_for_older_versions_only(op: str, model: ir.Model, older: tuple[TensorRT, ...]) -> None:
     (finding,) = lint_model(model, "part")
     assert finding.versions == older
-    assert "the operator came with TensorRT" in finding.rule
+    assert "the operator was added in TensorRT" in finding.rule
     assert not lint_model(model, "part", ("11.x",))
 
 
@@ -260,6 +260,6 @@ def test_the_command_names_what_would_be_refused(
     export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), attention="op"))
     assert main(["lint", str(tmp_path / "a"), "--tensorrt", "10.13"]) == 1
     captured = capsys.readouterr()
-    assert "(Attention): the operator came with TensorRT 10.14; export with --attention matmul" in captured.err
+    assert "(Attention): the operator was added in TensorRT 10.14; export with --attention matmul" in captured.err
     assert main(["lint", str(tmp_path / "a"), "--tensorrt", "10.16,11.x"]) == 0
     assert main(["lint", str(tmp_path / "a"), "--tensorrt", "12"]) == 2

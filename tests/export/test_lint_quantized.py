@@ -1,4 +1,4 @@
-"""The linter on quantized graphs: those that TensorRT fuses pass, and each rule is broken by a graph of its own."""
+"""The linter on quantized graphs: accepts those that TensorRT fuses and reports each rule on a graph that breaks it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ K, N = 64, 48
 
 
 def constant(name: str, dtype: int, *shape: int, value: float = 1.0) -> TensorProto:
-    """Make an initializer of any type, four-bit ones too."""
+    """Make an initializer of any type, including four-bit types."""
     tensor = ir.Tensor(np.full(shape, value, NUMPY[dtype]), dtype=ir.DataType(dtype), name=name)
     return ir.to_proto(tensor)
 
@@ -51,7 +51,7 @@ def linear(
     between: str | None = None,
     **layout: int,
 ) -> ir.Model:
-    """Make one linear layer as it is written for TensorRT: Q and DQ on the input, DQ alone on the weight [K, N]."""
+    """Make one linear layer as written for TensorRT: Q and DQ on the input, only DQ on the weight [K, N]."""
     nodes = []
     values = [constant("w", weights, K, N), constant("ws", F32, *scales, value=0.5)]
     product = "x"
@@ -97,7 +97,7 @@ def test_a_linear_as_tensorrt_fuses_it_passes_for_every_version(name: str) -> No
 
 
 def weight_only(*values: TensorProto, opset: int = 23, zero: bool = False, **attributes: Any) -> ir.Model:
-    """Dequantize a weight `w` with scales `ws` and, if there is one, the zero point `wz`, and multiply with it."""
+    """Dequantize a weight `w` with scales `ws` and, if present, the zero point `wz`, and multiply with it."""
     operands = "w,ws,wz" if zero else "w,ws"
     nodes = [node("DequantizeLinear", operands, "d", **attributes), node("MatMul", "x,d")]
     return graph(nodes, constants(*values), [("x", F32, ["n", 16, K])], opset=opset)
@@ -106,7 +106,7 @@ def weight_only(*values: TensorProto, opset: int = 23, zero: bool = False, **att
 def on_activation(
     *values: TensorProto, wide: int = F32, opset: int = 23, q: dict[str, Any] | None = None, dq: Any = None
 ) -> ir.Model:
-    """Quantize and dequantize the input with what is given as `s` and `z`."""
+    """Quantize and dequantize the input with the scale `s` and the zero point `z`."""
     nodes = [node("QuantizeLinear", "x,s,z", "c", **(q or {})), node("DequantizeLinear", "c,s,z", **(dq or {}))]
     return graph(nodes, constants(*values), [("x", wide, ["n", 16, 8])], ("y", wide), opset)
 
@@ -146,11 +146,11 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
     "an integer scale": (weight_only(W8, constant("ws", I32)), "its scale is INT32"),
     "an fp16 scale of a bf16 activation": (
         on_activation(constant("s", F16), Z, wide=BF16, dq={"output_dtype": BF16}),
-        "its scale is FLOAT16 beside BFLOAT16",
+        "its scale is FLOAT16 while the wide type is BFLOAT16",
     ),
     "a bf16 scale of a weight that becomes fp32": (
         weight_only(W8, constant("ws", BF16), output_dtype=F32),
-        "its scale is BFLOAT16 beside FLOAT",
+        "its scale is BFLOAT16 while the wide type is FLOAT",
     ),
     "too many scales": (weight_only(W8, constant("ws", F32, K), axis=1), "has 64 scales for the 48 entries of axis 1"),
     "scales for another axis": (
@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
             q={"axis": 2, "block_size": 4},
             dq={"axis": 2, "block_size": 4},
         ),
-        "an activation is in blocks",
+        "an activation is quantized in blocks",
     ),
     "an activation with a scale per channel behind its DQ alone": (
         graph(
@@ -222,18 +222,18 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
     ),
     "an activation in INT4": (
         on_activation(S, constant("z", I4, value=0.0)),
-        "quantizes an activation to INT4, which TensorRT has for weights only",
+        "quantizes an activation to INT4, which TensorRT supports for weights only",
     ),
     "FP8 of the other kind": (
         graph(
             [node("QuantizeLinear", "x,s", "c", output_dtype=TensorProto.FLOAT8E5M2), node("DequantizeLinear", "c,s")],
             constants(S),
         ),
-        "quantizes to FLOAT8E5M2; TensorRT has INT8, FP8 E4M3",
+        "quantizes to FLOAT8E5M2; TensorRT supports INT8, FP8 E4M3",
     ),
     "no zero point, which means UINT8": (
         graph([node("QuantizeLinear", "x,s", "c"), node("DequantizeLinear", "c,s")], constants(S)),
-        "quantizes to UINT8; TensorRT has INT8, FP8 E4M3",
+        "quantizes to UINT8; TensorRT supports INT8, FP8 E4M3",
     ),
     "a bias in INT32": (
         graph(
@@ -252,11 +252,11 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
     ),
     "codes as an input of the graph": (
         graph([node("DequantizeLinear", "x,s")], constants(S), [("x", I8, ["n", 8])]),
-        "its input is neither a QuantizeLinear nor an initializer",
+        "its input is neither from a QuantizeLinear nor an initializer",
     ),
     "codes as an output of the graph": (
         graph([node("QuantizeLinear", "x,s,z")], constants(S, Z), output=("y", I8)),
-        "its output goes to something else than DequantizeLinear",
+        "its output is read by an operator other than DequantizeLinear",
     ),
     "a weight turned before it is dequantized": (
         graph(
@@ -277,7 +277,7 @@ BROKEN: dict[str, tuple[ir.Model, str]] = {
             [("x", BF16, ["n", 16, K])],
             ("y", BF16),
         ),
-        "the/MatMul: x is BFLOAT16 and d is FLOAT; a strongly typed network takes one type",
+        "the/MatMul: x is BFLOAT16 and d is FLOAT; a strongly typed network requires one type",
     ),
 }
 
@@ -293,12 +293,12 @@ def test_a_broken_graph_is_told_node_and_rule(name: str) -> None:
 def test_what_stands_between_dequantize_and_the_product_is_named(between: str) -> None:
     (finding,) = lint_model(linear(between=between), "part")
     assert finding.node == "the/MatMul"
-    assert finding.rule.startswith(f"the/{between} ({between}) stands between DequantizeLinear and the product")
+    assert finding.rule.startswith(f"the/{between} ({between}) is between DequantizeLinear and the product")
     assert finding.versions == VERSIONS
 
 
 def test_a_weight_may_be_turned_where_it_alone_is_quantized() -> None:
-    """It is dequantized before the product in any case: so FP8 single files are exported, whose bytes stay in place."""
+    """It is dequantized before the product anyway; this is how FP8 single files are exported without rewriting them."""
     model = graph(
         [node("DequantizeLinear", "w,ws", "d"), node("Transpose", "d", "t"), node("MatMul", "x,t")],
         constants(constant("w", FP8, N, K), constant("ws", F32)),

@@ -1,4 +1,4 @@
-"""An export with adapters: what the graph computes, what the manifest says, and that it agrees with diffusers."""
+"""An export with adapters: the output of the graph, the content of the manifest, and agreement with diffusers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def state(checkpoint: Path) -> State:
 
 
 def assert_computes(artifact: Path, checkpoint: Path, expected: State) -> None:
-    """Compare the exported graph with torch, in units of the largest output."""
+    """Compare the exported graph with torch, relative to the largest output."""
     runner = session(artifact, "transformer")
     feeds = feeds_of(runner)
     wanted = reference(checkpoint, expected, feeds)
@@ -129,7 +129,7 @@ def test_the_graph_of_every_style_equals_torch_with_the_deltas_added(
 
 
 class TestManifest:
-    """An artifact says which adapters are in it, and one with others is made again."""
+    """An artifact lists the adapters it contains, and is exported again if they change."""
 
     @pytest.fixture
     def lora(self, state: State, tmp_path: Path) -> Lora:
@@ -182,7 +182,7 @@ def test_the_command_merges_what_it_is_given(
         argv += ["--lora", f"{lora.file}={lora.weight}"]
     assert command.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("MB of weights linked, 0.1 MB written anew")
+    assert lines[0].endswith("MB of weights linked, 0.1 MB computed and written")
     assert json.loads(lines[-1])["derived_bytes"] == (3 + 2) * 64 * 64 * 4
     derived = load_file(tmp_path / "out" / "transformer" / "derived.safetensors")
     assert all(torch.allclose(tensor, expected[name], atol=TOLERANCE) for name, tensor in derived.items())
@@ -191,7 +191,7 @@ def test_the_command_merges_what_it_is_given(
 class TestAgainstDiffusers:
     """Where diffusers applies a file as it is meant, the kit merges the same weights."""
 
-    # By style: whether the file has black-forest-labs' names, and the modules that diffusers can load in it. It drops
+    # By style: whether the file has black-forest-labs' names, and the modules that diffusers can load from it. It drops
     # or misapplies modulations and the last layer's.
     LOADED: dict[str, tuple[bool, str, Style]] = {
         "diffusers": (False, r"(?!norm_out|.*modulation).*", low_rank(prefixed("transformer."))),
@@ -218,7 +218,7 @@ class TestAgainstDiffusers:
         return make({name: weight for name, weight in modules.items() if re.fullmatch(pattern, name)})
 
     def effective(self, pipe: Any) -> State:
-        """Return the weights with what is active added to them."""
+        """Return the weights including the active adapters."""
         pipe.fuse_lora()
         fused = pipe.transformer.state_dict()
         return {n.replace(".base_layer.", "."): t for n, t in fused.items() if "lora_" not in n}

@@ -1,4 +1,4 @@
-"""Adapters of every file style, merged at export, equal torch with the delta added by hand."""
+"""Adapters of every file style, merged at export, match torch with the delta added by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RANK = 4
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a checkpoint of the family that has every linear, guidance too."""
+    """Make a checkpoint of the family that has every linear layer, including guidance."""
     return tiny.save(tmp_path_factory.mktemp("lora") / "checkpoint", tiny.Tiny("dev", text_tokens=64))
 
 
@@ -46,7 +46,7 @@ def bind(checkpoint: Path, *loras: Lora) -> Binding:
 
 
 def merged(checkpoint: Path, folder: Path, *loras: Lora) -> State:
-    """Merge and read every weight of the transformer from where the graph would read it."""
+    """Merge adapters and read every weight of the transformer from where the graph would read it."""
     out = folder / "settled"
     out.mkdir(exist_ok=True)
     settled = bind(checkpoint, *loras).settle(out)
@@ -90,7 +90,7 @@ def low_rank(
     metadata: dict[str, str] | None = None,
     scale_of: Callable[[str], float] | None = None,
 ) -> Style:
-    """Describe a style of A and B factors; `scale_of` gives a module's scale where it is not alpha / rank."""
+    """Describe a style of A and B factors; `scale_of` returns a module's scale if it is not alpha / rank."""
 
     def make(matrices: State) -> Made:
         made: State = {}
@@ -109,7 +109,7 @@ def low_rank(
 
 
 def lokr(name: Callable[[str], str], left: bool, right: bool, alpha: float | None = None, height: int = 4) -> Style:
-    """Describe a style of Kronecker factors; `left` and `right` tell which of them is itself a product."""
+    """Describe a style of Kronecker factors; `left` and `right` say which of them is itself a product."""
 
     def side(made: State, key: str, rows: int, columns: int, seed: int, factored: bool) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -222,7 +222,7 @@ def test_every_linear_is_merged_from_a_file_with_names_of_diffusers(
 def test_every_linear_is_merged_from_a_file_with_names_of_black_forest_labs(
     checkpoint: Path, state: State, tmp_path: Path, style: str
 ) -> None:
-    """The delta is added under the names of the file; diffusers' converter brings the sum back."""
+    """The delta is added under the names of the file; diffusers' converter renames the sum."""
     bfl = to_bfl(state)
     made = OF_BFL[style](linears(bfl))
     expected = to_diffusers(
@@ -258,7 +258,7 @@ def test_peft_keeps_alpha_in_a_config_beside_its_file(checkpoint: Path, state: S
 
 
 def stack(state: State, folder: Path) -> tuple[list[Lora], State]:
-    """Three adapters of mixed ranks, styles and weights on overlapping modules, and the sum that they should give."""
+    """Three adapters of mixed ranks, styles and weights on overlapping modules, and their expected sum."""
     q, qkv = "transformer_blocks.0.attn.to_q", "double_blocks.0.img_attn.qkv"
     bfl = to_bfl(state)
     first, second = factors(state[f"{q}.weight"], 1, rank=2), factors(bfl[f"{qkv}.weight"], 2, rank=16)

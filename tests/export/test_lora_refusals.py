@@ -1,4 +1,4 @@
-"""No key of an adapter is ignored in silence: what cannot be applied is named, before anything is written."""
+"""No key of an adapter is silently ignored: a key that cannot be applied is reported before anything is written."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def put(module: str, rows: int = 64, columns: int = 64) -> Change:
             lambda s: [put(f"double_blocks.{i}.img_attn.qkv")(s) for i in (7, 8)],
             r"'double_blocks.7.img_attn.qkv.lora_A.weight', .* and 1 more: the transformer of this variant",
         ),
-        (lambda s: s.update({f"{MODULE}.diff_b": torch.ones(64)}), r"'.*to_q.diff_b': no LoRA or LoKr factor"),
-        (lambda s: s.update({f"{MODULE}.lora_B.bias": torch.ones(64)}), r"'.*lora_B.bias': no LoRA or LoKr factor"),
-        (lambda s: s.update({f"{MODULE}.hada_w1_a": torch.ones(64, 4)}), r"'.*hada_w1_a': no LoRA or LoKr factor"),
+        (lambda s: s.update({f"{MODULE}.diff_b": torch.ones(64)}), r"'.*to_q.diff_b': not a LoRA or LoKr factor"),
+        (lambda s: s.update({f"{MODULE}.lora_B.bias": torch.ones(64)}), r"'.*lora_B.bias': not a LoRA or LoKr factor"),
+        (lambda s: s.update({f"{MODULE}.hada_w1_a": torch.ones(64, 4)}), r"'.*hada_w1_a': not a LoRA or LoKr factor"),
         (lambda s: s.pop(A), f"{MODULE}: lacks A, has B"),
         (lambda s: s.pop(B), f"{MODULE}: lacks B, has A"),
-        (lambda s: (s.clear(), s.update({f"{MODULE}.alpha": torch.ones(())})), f"{MODULE}: has alpha and no factors"),
-        (lambda s: s.clear(), "holds no tensor, so it is no adapter"),
+        (lambda s: (s.clear(), s.update({f"{MODULE}.alpha": torch.ones(())})), f"{MODULE}: has alpha but no factors"),
+        (lambda s: s.clear(), "holds no tensors, so it is not an adapter"),
         (
             lambda s: s.update({B: torch.ones(64, 5)}),
             r"'.*lora_B.weight' \[64, 5\] and '.*lora_A.weight' \[4, 64\] cannot be multiplied",
         ),
-        (lambda s: s.update({A: torch.ones(4, 63)}), r"the factors give \[64, 63\], the weight is \[64, 64\]"),
-        (put("double_blocks.0.img_attn.qkv"), r"qkv: the factors give \[64, 64\], the weight is \[192, 64\]"),
+        (lambda s: s.update({A: torch.ones(4, 63)}), r"the factors have shape \[64, 63\], the weight \[64, 64\]"),
+        (put("double_blocks.0.img_attn.qkv"), r"qkv: the factors have shape \[64, 64\], the weight \[192, 64\]"),
         (lambda s: s.update({A: torch.ones(0, 64), B: torch.ones(64, 0)}), f"{MODULE}: has rank 0"),
         (lambda s: s.update({A: torch.ones(4, 64, 1, 1)}), r"lora_A.weight' has shape \[4, 64, 1, 1\], not a matrix"),
-        (lambda s: s.update({A: torch.ones(4, 64, dtype=torch.int8)}), "is stored as I8; an adapter is F32, F16, BF16"),
+        (lambda s: s.update({A: torch.ones(4, 64, dtype=torch.int8)}), "is stored as I8; expected F32, F16, BF16"),
         (
             lambda s: s.update({f"{MODULE}.alpha": torch.tensor(math.nan)}),
             f"alpha '{MODULE}.alpha' is nan, not a finite number",
@@ -134,10 +134,10 @@ def test_what_cannot_be_applied_is_refused_with_the_key_and_the_reason(
         (json.dumps({"transformer.lora_alpha": "8"}), "lora_alpha is '8', not a finite number"),
         (json.dumps({"lora_alpha": math.inf}), "lora_alpha is inf, not a finite number"),
         (json.dumps({"lora_alpha": 8, "alpha_pattern": [1]}), "alpha_pattern is not a JSON object"),
-        (json.dumps({"lora_alpha": 8, "alpha_pattern": {"(": 1}}), r"alpha_pattern '\(' is no regular expression"),
+        (json.dumps({"lora_alpha": 8, "alpha_pattern": {"(": 1}}), r"alpha_pattern '\(' is not a regular expression"),
         (json.dumps({"lora_alpha": 8, "alpha_pattern": {"to_q": None}}), "alpha of 'to_q' is None, not a finite"),
         (json.dumps({"alpha_pattern": {"to_q": 1}}), "has alpha_pattern but no lora_alpha"),
-        (json.dumps({"peft_type": "LOHA"}), "peft_type 'LOHA' cannot be merged; only LORA can"),
+        (json.dumps({"peft_type": "LOHA"}), "peft_type 'LOHA' cannot be merged; only LORA is supported"),
         (json.dumps({"lora_alpha": 8, "use_dora": True}), "use_dora is set, which cannot be merged"),
         (json.dumps({"lora_alpha": 8, "fan_in_fan_out": True}), "fan_in_fan_out is set, which cannot be merged"),
     ],
@@ -172,7 +172,7 @@ def test_a_sum_that_is_not_finite_is_refused_and_leaves_nothing(checkpoint: Path
     state[A][1, 2] = value
     file = tmp_path / "adapter.safetensors"
     save_file(state, file)
-    with pytest.raises(CheckpointError, match=f"added to tensor '{MODULE}.weight' it gives numbers that are not"):
+    with pytest.raises(CheckpointError, match=f"adding it to tensor '{MODULE}.weight' gives values that are not"):
         export(checkpoint, tmp_path / "out", ExportConfig(("transformer",), loras=(Lora(file),)))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
 
@@ -185,7 +185,7 @@ def test_a_sum_beyond_the_range_of_f16_is_refused(checkpoint: Path, tmp_path: Pa
     save_file({A: torch.full((4, 64), 300.0), B: torch.full((64, 4), 300.0)}, file)
     variant = read_variant(checkpoint)
     base = find("transformer", variant, checkpoint, {n: t.shape for n, t in stored.items()}, half)
-    with pytest.raises(CheckpointError, match=f"adapter.safetensors: added to tensor '{MODULE}.weight' it exceeds"):
+    with pytest.raises(CheckpointError, match=f"adapter.safetensors: adding it to tensor '{MODULE}.weight' exceeds"):
         merge(base, [Lora(file)], variant.transformer).settle(tmp_path)
 
 

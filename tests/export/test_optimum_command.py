@@ -1,4 +1,4 @@
-"""`optimum-cli export flux2` is the kit's exporter where users of optimum look for one."""
+"""`optimum-cli export flux2` runs the kit's exporter from optimum's command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every exported part computes what its torch module computes, for every family, size, batch and attention form."""
+"""Every exported part matches its torch module for every family, size, batch and form of attention."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ CASES: list[tuple[Family, Attention]] = [
     ("dev", "op"),  # klein-base has the graphs of klein
 ]
 SIZES = [(64, 64), (96, 128), (128, 64)]  # height, width in pixels
-PROMPTS = ("a red fox in the snow", "two boats on a lake at night, oil generating", "x", "")
+PROMPTS = ("a red fox in the snow", "two boats on a lake at night, oil painting", "x", "")
 TOKENS = 512
-TOLERANCE = 1e-4  # of the largest output
+TOLERANCE = 1e-4  # relative to the largest output
 
 ArtifactOf = Callable[[Family, Attention], Path]
 
@@ -41,7 +41,7 @@ ArtifactOf = Callable[[Family, Attention], Path]
 def exported(
     artifact_of: Callable[[Family], Path], checkpoint_of: Callable[[Family], Path], tmp_path_factory: Any
 ) -> ArtifactOf:
-    """Export with the other attention form where a test asks for it."""
+    """Export with the other form of attention if a test asks for it."""
 
     @cache
     def make(family: Family, attention: Attention) -> Path:
@@ -100,7 +100,7 @@ def transformer_feeds(family: Family, batch: int, height: int, width: int) -> Fe
 
 
 def transformer_reference(family: Family, feeds: Feeds) -> torch.Tensor:
-    """Run diffusers row by row, because its transformer takes the position ids of the first row for all."""
+    """Run diffusers row by row, because its transformer uses the position ids of the first row for all rows."""
     rows = []
     for i in range(len(feeds["timestep"])):
         row = {name: torch.from_numpy(array[i : i + 1]) for name, array in feeds.items()}
@@ -111,7 +111,7 @@ def transformer_reference(family: Family, feeds: Feeds) -> torch.Tensor:
 
 @cache
 def text_feeds(family: Family, prompts: tuple[str, ...]) -> tuple[Feeds, torch.Tensor]:
-    """Return what the pipeline feeds its text encoder, and the embeddings that it makes of it."""
+    """Return the inputs of the pipeline's text encoder and the resulting embeddings."""
     pipe = pipeline(family)
     fed: dict[str, torch.Tensor] = {}
     hook = pipe.text_encoder.register_forward_pre_hook(
@@ -141,7 +141,7 @@ class TestParity:
     ) -> None:
         feeds = transformer_feeds(family, 3, 6, 8)
         other = torch.cartesian_prod(torch.tensor([10]), torch.arange(8), torch.arange(6), torch.arange(1))
-        feeds["img_ids"][1] = other.numpy()  # another layout with as many tokens, as a reference image has it
+        feeds["img_ids"][1] = other.numpy()  # another layout with the same number of tokens, as for a reference image
         feeds["txt_ids"][2, :, 3] += 100
         found = run(exported(family, attention), "transformer", feeds)
         assert_close(found, transformer_reference(family, feeds))
@@ -188,7 +188,7 @@ def transformer_ids(feeds: Feeds) -> Feeds:
 
 
 def decode(pipe: Any, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Do what the pipeline does after its last step."""
+    """Repeat what the pipeline does after its last step."""
     bn = pipe.vae.bn
     mean, variance = (x.view(1, -1, 1, 1) for x in (bn.running_mean, bn.running_var))
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_both_paddings_are_met_by_the_prompts() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("family", ["klein", "dev"])
 class TestBatchInvariance:
-    """Row i of a batch is, to the bit, what the row gives alone: the ground on which requests may share batches."""
+    """Row i of a batch is bitwise equal to the same row alone, so requests may share batches."""
 
     def check(self, artifact: Path, part: PartName, feeds: Feeds, threads: int) -> None:
         rows = len(next(iter(feeds.values())))
@@ -242,7 +242,7 @@ class TestBatchInvariance:
 
 
 def test_heads_of_real_width_and_their_four_axes(tmp_path: Path) -> None:
-    """Heads of 128 and rotary axes of 32 as published; `benchmarks parity` has the other widths too."""
+    """Heads of 128 and rotary axes of 32 as published; `benchmarks parity` covers the other widths."""
     made = tiny.Tiny(double_blocks=2, single_blocks=2, heads=4, head_dim=128, text_hidden=64, text_tokens=64, gain=1.0)
     export(tiny.save(tmp_path / "checkpoint", made), tmp_path / "out", ExportConfig(("transformer",)))
     feeds = {

@@ -1,4 +1,4 @@
-"""Graph passes, each on a small graph made by hand."""
+"""Graph passes, each on a small hand-made graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RoPE without a DOUBLE tensor is as accurate as diffusers' float64, for every id that an image or a text can have."""
+"""RoPE without a DOUBLE tensor is as accurate as diffusers' float64 for every possible id of an image or a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapters that ship with the sample, merged at export, equal torch with their deltas added by hand."""
+"""The sample's adapters, merged at export, match torch with their deltas added by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def delta(file: Path) -> State:
-    """Compute alpha / rank * B A of every module, with alpha from the header that diffusers writes."""
+    """Compute alpha / rank * B A of every module, with alpha from diffusers' header."""
     with safe_open(file, "pt") as stored:
         settings = json.loads(stored.metadata()["lora_adapter_metadata"])
         tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118  # no mapping
@@ -86,5 +86,5 @@ def test_on_the_sample_itself_a_merged_weight_is_rounded_to_bf16_once(tmp_path: 
     for name, tensor in derived.items():
         exact = plain[name].double() + sum(0.5 * made[name].double() for made in deltas if name in made)
         assert tensor.dtype == torch.bfloat16
-        step = torch.finfo(torch.bfloat16).eps * exact.abs()  # at least the distance to the next number
+        step = torch.finfo(torch.bfloat16).eps * exact.abs()  # at least the distance to the next representable number
         assert ((tensor.double() - exact).abs() <= 0.5 * step + 1e-6).all(), name

@@ -1,4 +1,4 @@
-"""Single files with black-forest-labs' names give the very graphs that a checkpoint in diffusers layout gives."""
+"""Single files with black-forest-labs' names give the same graphs as a checkpoint in diffusers layout."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def session(artifact: Path, part: PartName) -> ort.InferenceSession:
 
 
 def feeds_of(runner: ort.InferenceSession) -> Feeds:
-    """Make noise for every input, small whole numbers for ids."""
+    """Make noise for every input and small integers for ids."""
     sizes = {"batch": 1, "image_tokens": 16, "latent_height": 4, "latent_width": 4}
     random = np.random.default_rng(0)
     feeds: Feeds = {}
@@ -89,7 +89,7 @@ def reference(checkpoint: Path, state: State, feeds: Feeds) -> npt.NDArray[Any]:
 
 
 def fp8(state: State) -> State:
-    """Quantize the block linears as the published FP8 files have them, and say what activations were scaled by."""
+    """Quantize the linear layers of the blocks as in the published FP8 files, and add input scales."""
     made: State = {}
     for name, weight in state.items():
         if weight.ndim == 2 and "_blocks." in name:
@@ -111,7 +111,7 @@ def dequantized(state: State) -> State:
 
 
 class TestTransformer:
-    """A file of the transformer alone."""
+    """A file that holds only the transformer."""
 
     @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
     @pytest.mark.parametrize("family", ["klein", "dev"])
@@ -146,7 +146,7 @@ class TestTransformer:
         assert not export(checkpoint_of("dev"), tmp_path / "out", config).up_to_date
 
     def test_fp8_stays_where_it_is_with_its_scale_behind_it(self, checkpoint_of: ByFamily, tmp_path: Path) -> None:
-        """The weights are read as FP8 and the graph computes with what they stand for."""
+        """The weights are read as FP8 and the graph computes with their dequantized values."""
         checkpoint = checkpoint_of("klein")
         quantized = fp8(to_bfl(load(checkpoint)))
         file = tmp_path / "flux2-fp8.safetensors"
@@ -201,10 +201,10 @@ class TestTransformer:
         ("change", "message"),
         [
             (lambda s: s.pop("img_in.weight"), r"tensor 'x_embedder.weight' of shape \[64, 128\] is missing"),
-            (lambda s: s.update(extra=torch.ones(1)), "tensor 'extra' is no part of the transformer"),
+            (lambda s: s.update(extra=torch.ones(1)), "tensor 'extra' is not part of the transformer"),
             (
                 lambda s: s.update({"img_in.weight_scale": torch.ones(1)}),
-                "tensor 'img_in.weight_scale' is no part of the transformer",
+                "tensor 'img_in.weight_scale' is not part of the transformer",
             ),
             (
                 lambda s: s.update({"img_in.weight": s["img_in.weight"].T.contiguous()}),
@@ -212,11 +212,12 @@ class TestTransformer:
             ),
             (
                 lambda s: s.update({"double_blocks.0.img_attn.qkv.weight": torch.ones(190, 64)}),
-                r"'double_blocks.0.img_attn.qkv.weight' of shape \[190, 64\] is no stack of queries, keys and values",
+                r"'double_blocks.0.img_attn.qkv.weight' of shape \[190, 64\] is not a stack of queries, keys and "
+                "values",
             ),
             (
                 lambda s: s.update({"img_in.weight": s["img_in.weight"].to(torch.float8_e4m3fn)}),
-                "tensor 'x_embedder.weight' is stored as F8_E4M3 without a weight_scale beside it",
+                "tensor 'x_embedder.weight' is stored as F8_E4M3 without a weight_scale",
             ),
             (
                 lambda s: s.update(
@@ -228,11 +229,11 @@ class TestTransformer:
                 lambda s: s.update(
                     {"img_in.weight": s["img_in.weight"].to(torch.float8_e4m3fn), "img_in.weight_scale": torch.zeros(1)}
                 ),
-                "'img_in.weight_scale' is 0.0; a scale is a positive, finite number",
+                "'img_in.weight_scale' is 0.0; a scale must be positive and finite",
             ),
             (
                 lambda s: s.update({"img_in.weight_scale_2": torch.ones(1)}),
-                "'img_in.weight_scale_2' belongs to NVFP4, which cannot be exported; take the BF16 or FP8 file",
+                "'img_in.weight_scale_2' belongs to NVFP4, which cannot be exported; use the BF16 or FP8 file",
             ),
         ],
     )
@@ -271,7 +272,7 @@ VAE_RULES = [
 
 
 def vae_to_bfl(state: State) -> State:
-    """Rename, count the blocks of the decoder from the other end, and make 1x1 convolutions of the attention."""
+    """Rename, reverse the order of the decoder's blocks, and turn linears of the attention into 1x1 convolutions."""
     made: State = {}
     for name, tensor in state.items():
         if match := re.match(r"decoder\.up_blocks\.(\d)\.(?:(resnets)|upsamplers\.0)\.(.*)", name):

@@ -1,4 +1,4 @@
-"""The small decoder: from a folder, from a file with an encoder, and from a file of its own, against diffusers."""
+"""The small decoder matches diffusers when loaded from a folder, a file with an encoder, or a decoder-only file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_file_of_the_decoder_alone_leaves_the_encoder_to_the_checkpoint(
     argv = ["onnx", str(checkpoint), "--out", str(tmp_path / "out"), "--parts", ",".join(BOTH), "--vae", str(file)]
     assert main(argv) == 0
     vae, encoder = (AutoencoderKLFlux2.from_pretrained(folder / "vae") for folder in (small, checkpoint))
-    encoder.bn.load_state_dict(vae.bn.state_dict())  # both halves have the statistics of the file, where it has some
+    encoder.bn.load_state_dict(vae.bn.state_dict())  # both halves use the statistics of the file, if it has any
     assert_generates_like(tmp_path / "out", vae, encoder)
     source = verify(tmp_path / "out").source
     assert "vae/diffusion_pytorch_model.safetensors" in source["files"]
@@ -120,7 +120,7 @@ def test_a_decoder_that_lacks_a_block_is_refused_by_name(checkpoint_of: ByFamily
 
 
 def test_the_published_widths_give_the_published_number_of_parameters() -> None:
-    """27.9 million in the small decoder, 49.6 in the whole one, both with the convolution in front."""
+    """27.9 million in the small decoder, 49.6 million in the full one, both with the convolution in front."""
     counts = []
     for widths in ((96, 192, 384, 384), Vae.decoder_channels):
         vae = Vae(decoder_channels=widths)

@@ -1,4 +1,4 @@
-"""Where an export reads: folders, single files in place of their parts, and the hub."""
+"""Sources of an export: folders, single files that replace their parts, and the hub."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def single(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """Answer downloads with the tiny checkpoint; the list tells what was asked for."""
+    """Answer downloads with the tiny checkpoint; returns the list of requests."""
     asked: list[tuple[str, list[str]]] = []
 
     def snapshot(repository: str, allow_patterns: list[str]) -> str:
@@ -78,14 +78,14 @@ class TestSingleFiles:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"checkpoint": "{file}"}, "flux2.safetensors is a single file, which holds .* other parts: --config"),
+            ({"checkpoint": "{file}"}, "flux2.safetensors is a single file, which holds .* other parts as --config"),
             (
                 {"checkpoint": "{file}", "transformer": "{file}"},
-                "flux2.safetensors and --transformer .*flux2.safetensors are both the transformer; give one",
+                "flux2.safetensors and --transformer .*flux2.safetensors both give the transformer; pass one",
             ),
             (
                 {"checkpoint": "{folder}", "config": "{folder}"},
-                "--config goes with a single file; .*checkpoint is none",
+                "--config requires a single file; .*checkpoint is not a file",
             ),
             ({"checkpoint": "{folder}", "transformer": "nowhere"}, "--transformer nowhere is not a file"),
             ({"checkpoint": "{folder}", "vae": "{folder}"}, "--vae .*checkpoint is not a file"),
@@ -114,7 +114,7 @@ class TestSingleFiles:
         argv = ["onnx", str(single), "--config", str(checkpoint), "--out", str(tmp_path / "out")]
         assert command.main([*argv, "--parts", "transformer"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0].endswith("MB written anew")
+        assert lines[0].endswith("MB computed and written")
         assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").is_file()
         assert (tmp_path / "out" / "transformer" / "flux2.safetensors").samefile(single)
 

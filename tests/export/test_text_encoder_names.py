@@ -1,4 +1,4 @@
-"""Published text encoders were saved by several classes; whatever their prefix, every weight is found."""
+"""Published text encoders were saved by several classes; every weight is found, whatever its prefix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kit.errors import CheckpointError
 
 
 def rename_weights(checkpoint: Path, rename: Callable[[str], str | None]) -> None:
-    """Give the tensors of the text encoder other names; None drops one."""
+    """Rename the tensors of the text encoder; None drops a tensor."""
     file = checkpoint / "text_encoder" / "model.safetensors"
     raw = file.read_bytes()
     length = int.from_bytes(raw[:8], "little")

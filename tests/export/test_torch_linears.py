@@ -1,4 +1,4 @@
-"""Quantized linears in torch: right to within their format, and only where a recipe quantizes."""
+"""Quantized linear layers in torch are accurate to their format and replace only the layers that recipes quantize."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_a_quantized_linear_is_as_near_as_its_format_allows(recipe: str, bound: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 64, generator=generator)
-    x = torch.randn(2, 20, 64, generator=generator) * torch.logspace(-2, 2, 20).reshape(1, 20, 1)  # rows far apart
+    x = torch.randn(2, 20, 64, generator=generator) * torch.logspace(-2, 2, 20).reshape(1, 20, 1)  # very different rows
     found, wanted = LINEARS[recipe](weight)(x), nn.functional.linear(x, weight)
     assert found.shape == wanted.shape
     assert 1e-4 < relative(found, wanted) < bound
-    for row in range(20):  # a scale per token: small rows are as good as large ones
+    for row in range(20):  # one scale per token: small rows are as accurate as large ones
         assert relative(found[:, row], wanted[:, row]) < 2 * bound
 
 
@@ -71,5 +71,7 @@ def test_weights_quantized_while_they_are_drawn_equal_those_quantized_after(reci
 
 
 def test_a_recipe_without_a_torch_form_is_refused() -> None:
-    with pytest.raises(UsageError, match="recipe 'int4-weights' has no form in torch; there are: bf16, fp32, fp8, "):
+    with pytest.raises(
+        UsageError, match="recipe 'int4-weights' is not available in torch; there are: bf16, fp32, fp8, "
+    ):
         quantize_linears(nn.Linear(2, 2), "int4-weights")

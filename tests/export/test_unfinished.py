@@ -1,4 +1,4 @@
-"""An export that is killed, or that finds no room, leaves nothing that a later step takes for an artifact."""
+"""An export that is killed or runs out of disk space leaves nothing that a later step accepts as an artifact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def accepted(folder: Path) -> bool:
-    """Tell whether a later step would go on with a folder."""
+    """Return whether a later step would accept a folder."""
     try:
         verify(folder)
     except Flux2Error:
@@ -57,7 +57,7 @@ def test_killed_at_any_event_it_leaves_nothing_or_the_whole(checkpoint: Path, ad
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["events"] > 15  # folders, links, graphs, the merged weight, texts, the manifest, the renaming
+    assert facts["events"] > 15  # folders, links, graphs, the merged weight, text files, the manifest, the rename
     assert facts["ends"] == [-signal.SIGKILL] * facts["events"]
     whole = content(tmp_path / "whole" / "out")
     left = 0
@@ -67,11 +67,11 @@ def test_killed_at_any_event_it_leaves_nothing_or_the_whole(checkpoint: Path, ad
         for folder in folders:
             if accepted(folder):
                 assert content(folder) == whole, folder
-    assert left > 1  # some were killed after the manifest was there
+    assert left > 1  # some were killed after the manifest was written
 
 
 def test_the_command_killed_at_a_random_moment_over_an_older_artifact(checkpoint: Path, tmp_path: Path) -> None:
-    """The older one is there or the new one, whole, and the next export goes through."""
+    """Either the old or the new artifact is complete, and the next export succeeds."""
     out = tmp_path / "out"
     command = [*EXPORT, str(checkpoint), "--parts", "vae_decoder", "--out", str(out)]
     begin = time.monotonic()
@@ -93,14 +93,14 @@ def test_the_command_killed_at_a_random_moment_over_an_older_artifact(checkpoint
 
 @pytest.fixture
 def little_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 600 KB, which takes root."""
+    """Mount a file system of 600 KB, which requires root."""
     folder = tmp_path / "little"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small file system takes root")
+        pytest.skip("mounting a small file system requires root")
     try:
         yield folder
     finally:
@@ -114,7 +114,7 @@ def assert_one_clear_sentence(done: subprocess.CompletedProcess[str], sentence: 
 
 
 def test_a_full_disk_is_told_in_one_sentence(checkpoint: Path, little_disk: Path) -> None:
-    """No hard links lead to another file system, so the weights are copied, and do not fit."""
+    """Hard links to another file system are impossible, so the weights are copied and do not fit."""
     out = little_disk / "out"
     command = [*EXPORT, str(checkpoint), "--parts", "vae_decoder", "--out", str(out), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -129,7 +129,7 @@ def test_a_full_disk_is_told_in_one_sentence(checkpoint: Path, little_disk: Path
 def test_a_merged_weight_that_must_not_grow_is_told_in_one_sentence(
     checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    """A quota that ends in the middle of a file."""
+    """A quota that is exceeded in the middle of a file."""
     out = tmp_path / "out"
     argv = ["--parts", "transformer", "--lora", str(adapter), "--out", str(out), "--json"]
     command = [*EXPORT, str(checkpoint), *argv]

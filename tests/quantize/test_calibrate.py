@@ -137,7 +137,7 @@ def test_an_overflow_is_refused_with_the_step(klein: Path, monkeypatch: pytest.M
         ({"parts": ("vae_decoder",)}, "--parts: vae_decoder cannot be calibrated; text_encoder, transformer can"),
         ({"parts": ()}, "--parts: nothing cannot be calibrated"),
         ({"device": "cuda:7"}, "--device cuda:7: torch finds no CUDA GPU here; use --device cpu"),
-        ({"offload": "layers"}, "--offload layers goes with a GPU; on a CPU weights are paged in from their files"),
+        ({"offload": "layers"}, "--offload layers requires a GPU; on a CPU weights are paged in from their files"),
         ({"width": 65}, "width: 65 is no"),
         ({"steps": 0}, "steps: 0 is"),
         ({"prompts": prompts("a fox " * 40)}, "prompt 'a fox a fox a fox .*: .* tokens .* the limit is 64, shorten"),

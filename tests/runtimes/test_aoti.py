@@ -213,7 +213,7 @@ def test_images_of_equal_area_share_the_transformers_packages() -> None:
     [
         (["--sizes", "1024"], "--sizes 1024: write WIDTHxHEIGHT"),
         (["--sizes", "100x64", "--device", "cpu"], "--sizes 100x64: 100 is not a multiple of 16; nearest: 96 or 112"),
-        (["--batches", "two"], "--batches two: write numbers separated by commas"),
+        (["--batches", "two"], "--batches two: expected comma-separated numbers"),
         (["--batches", "0", "--device", "cpu"], "--batches 0: every batch must be 1 or more"),
         (["--parts", "vae_encoder"], "--parts vae_encoder: cannot be compiled; there are: text_encoder, transformer"),
         (["--device", "cuda"], "--device cuda: torch finds no CUDA GPU here; use --device cpu"),

@@ -1,6 +1,6 @@
-"""Registers `optimum-cli export flux2 CHECKPOINT OUT`: the exporter of this kit where users of optimum look for one.
+"""Register `optimum-cli export flux2 CHECKPOINT OUT`, which runs this kit's exporter from optimum's command line.
 
-optimum imports every file of the namespace optimum.commands.register when it starts, so nothing heavy is imported here.
+optimum imports every file of the namespace optimum.commands.register at startup, so no heavy import is allowed here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Flux2ExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimu
     def parse_args(parser: ArgumentParser) -> None:
         from export.onnx_command import add_onnx_options
 
-        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what `python -m export onnx` takes")
-        parser.add_argument("out", metavar="OUT", help="folder of the artifact")
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint, as for `python -m export onnx`")
+        parser.add_argument("out", metavar="OUT", help="output folder of the artifact")
         add_onnx_options(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
 
