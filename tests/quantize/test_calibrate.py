@@ -1,4 +1,4 @@
-"""Calibration runs the modules that are exported, with real weights, over prompts and steps of every family."""
+"""Calibration runs the exported modules, with real weights, over prompts and steps of every family."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def linears_of(variant: Variant, part: PartName) -> set[str]:
 @pytest.mark.parametrize(
     ("family", "passes"), [("klein", 1), ("klein-base", 2), ("dev", 1)], ids=["klein", "klein-base", "dev"]
 )
-def test_every_linear_of_a_family_sees_every_prompt_and_step(
+def test_every_linear_layer_is_observed_for_every_prompt_and_step(
     checkpoint_of: Callable[[Family], Path], family: Family, passes: int
 ) -> None:
     checkpoint = checkpoint_of(family)
@@ -61,7 +61,7 @@ def test_every_linear_of_a_family_sees_every_prompt_and_step(
     assert image["transformer_blocks.0.attn.to_q"].rows == steps * TOKENS
     assert image["transformer_blocks.0.attn.add_q_proj"].rows == steps * variant.text_tokens
     assert image["single_transformer_blocks.0.attn.to_out"].rows == steps * (TOKENS + variant.text_tokens)
-    assert text["layers.3.mlp.up_proj"].rows == passes * variant.text_tokens  # two texts where guidance needs both
+    assert text["layers.3.mlp.up_proj"].rows == passes * variant.text_tokens  # two texts with classifier-free guidance
     assert len(image["transformer_blocks.1.ff.linear_in"].amax_by_step) == 2
     assert min(min(seen.amax_by_step) for seen in image.values()) > 0
     (run,) = made.runs
@@ -85,7 +85,7 @@ def test_merged_records_are_the_record_of_both_prompt_sets(klein: Path) -> None:
             assert found.channel_square == pytest.approx(seen.channel_square, rel=1e-5), name
 
 
-def test_requests_in_one_call_see_what_they_see_alone(klein: Path) -> None:
+def test_requests_in_one_batch_give_the_statistics_of_single_requests(klein: Path) -> None:
     alone = config("a red fox", "two boats on a lake", "x", steps=1)
     one, two = (calibrate(klein, replace(alone, batch=batch)).parts["transformer"] for batch in (1, 2))
     for name, seen in one.items():
@@ -116,7 +116,7 @@ def test_a_part_in_torch_is_the_exported_graph(sample_artifact: Path, part: Part
     assert difference.max() <= 1e-4, f"max {difference.max():.2e}, mean {difference.mean():.2e} of the scale"
 
 
-def test_an_overflow_is_refused_with_the_step(klein: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overflow_is_rejected_with_the_step(klein: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def overflow(self: TorchPart, inputs: dict[str, Array]) -> dict[str, Array]:
         return {"velocity": np.full_like(inputs["hidden_states"], np.inf)}
 
@@ -143,7 +143,7 @@ def test_an_overflow_is_refused_with_the_step(klein: Path, monkeypatch: pytest.M
         ({"prompts": prompts("a fox " * 40)}, "prompt 'a fox a fox a fox .*: .* tokens .* the limit is 64, shorten"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused(
+def test_what_cannot_be_calibrated_is_rejected(
     klein: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

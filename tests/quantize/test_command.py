@@ -1,4 +1,4 @@
-"""The command line of quantize: what it prints and returns, how it refuses, and what an interruption leaves."""
+"""The command line of quantize: its output, its errors, and what an interruption leaves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quantize import __main__ as command
 from quantize import conversions
 from quantize.calibration import record
 
-# Says when weights are being written, and then waits to be killed.
+# Prints a line when weights are being written, and then waits to be killed.
 SLOW = """
 import sys, time
 from quantize import __main__ as command
@@ -45,7 +45,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return facts
 
 
-def test_apply_tells_what_was_done_and_is_up_to_date_the_second_time(
+def test_apply_prints_its_work_and_is_up_to_date_the_second_time(
     sample_artifact: Path, sample_record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = words(sample_artifact, tmp_path / "out", "--recipe", "int8", "--calibration", sample_record, "--json")
@@ -91,7 +91,7 @@ def test_wrong_use_of_apply_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_an_artifact_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(words(tmp_path, tmp_path / "out", "--recipe", "int8-weights")) == 2
     assert "has no manifest.json, so it is not a finished artifact" in capsys.readouterr().err
     assert command.main(words(tmp_path / "none", tmp_path / "out", "--recipe", "int8-weights")) == 2

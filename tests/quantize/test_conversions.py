@@ -1,4 +1,4 @@
-"""Weights go to the quantized file a piece at a time: what is refused by name, what is exact, and how much memory."""
+"""Conversion of weights to the quantized file: exactness, memory, and errors that name the tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quantize import conversions
 from quantize.conversions import Kept, Quantized, convert
 
 MB = 1 << 20
-# 12 matrices of 128 MB, 1.5 GB together, of which every fourth is quantized; the file is sparse and takes no disk.
+# 12 matrices of 128 MB, 1.5 GB in total; every fourth is quantized. The file is sparse and takes no disk space.
 SCRIPT = """
 import resource, sys
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_a_part_of_one_and_a_half_gigabytes_takes_the_memory_of_a_few_tensors(tm
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-tensor", "fp8", "fp8-channel", "int4-weights"])
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path, scheme: str, bad: float) -> None:
+def test_a_weight_that_is_not_finite_is_rejected_by_name(tmp_path: Path, scheme: str, bad: float) -> None:
     weight = noise(32, 64)
     weight[31, 63] = bad
     sources = stored(tmp_path, good=noise(32, 64), bad=weight)
@@ -80,7 +80,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path, scheme: 
         made(tmp_path, *jobs)
 
 
-def test_a_file_that_ends_too_early_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_ends_too_early_is_rejected_by_name(tmp_path: Path) -> None:
     source = stored(tmp_path, w=noise(32, 64))["w"]
     content = source.file.read_bytes()
     source.file.write_bytes(content[:-1])
@@ -94,13 +94,13 @@ def test_zeros_stay_zeros_with_a_positive_scale(tmp_path: Path, scheme: str) -> 
         job = Quantized((stored(tmp_path, w=weight)["w"],), SCHEMES[scheme], (1.0,))
         tensors = made(tmp_path, job)
         assert tensors[job.scales_name].min() > 0
-        codes = tensors[job.codes_name].float()  # two int4 codes of zero are a byte of zero
+        codes = tensors[job.codes_name].float()  # two int4 codes of zero make a byte of zero
         assert (codes.mT[weight.abs().amax(1) == 0] == 0).all() if scheme != "int4-weights" else True
         assert codes.any() == weight.any()
 
 
 @pytest.mark.parametrize("n", [17, 33])
-def test_an_odd_number_of_outputs_is_no_matter_for_bytes(tmp_path: Path, n: int) -> None:
+def test_an_odd_number_of_outputs_is_fine_for_int8(tmp_path: Path, n: int) -> None:
     weight = noise(n, 48)
     job = Quantized((stored(tmp_path, w=weight)["w"],), SCHEMES["int8"], (1.0,))
     tensors = made(tmp_path, job)
@@ -109,7 +109,7 @@ def test_an_odd_number_of_outputs_is_no_matter_for_bytes(tmp_path: Path, n: int)
     assert ((restored - weight).abs() <= tensors[job.scales_name][:, None] * 0.5001).all()
 
 
-def test_pieces_of_a_matrix_give_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_in_pieces_gives_the_same_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = stored(tmp_path, a=noise(48, 128), b=noise(16, 128, seed=1))
     for scheme in SCHEMES.values():
         job = Quantized((sources["a"], sources["b"]), scheme, (1.0, 1.0))
@@ -120,7 +120,7 @@ def test_pieces_of_a_matrix_give_what_the_whole_gives(tmp_path: Path, monkeypatc
         assert all(torch.equal(whole[name].float(), pieces[name].float()) for name in whole)
 
 
-def test_layers_of_one_product_stand_side_by_side(tmp_path: Path) -> None:
+def test_layers_of_one_product_are_concatenated(tmp_path: Path) -> None:
     a, b = noise(32, 64), 100 * noise(16, 64, seed=1)
     sources = stored(tmp_path, a=a, b=b)
     for name in ("int8", "int4-weights", "fp8-channel"):
@@ -148,7 +148,7 @@ def test_factors_of_columns_and_rows_and_a_source_scale_multiply_what_is_quantiz
     assert torch.equal(tensors[jobs[0].scales_name], tensors[jobs[1].scales_name])
 
 
-def test_bf16_and_fp16_sources_give_what_their_fp32_values_give(tmp_path: Path) -> None:
+def test_bf16_and_fp16_sources_give_the_same_as_their_fp32_values(tmp_path: Path) -> None:
     weight = noise(32, 64).bfloat16().clamp(-2, 2).half().bfloat16()
     sources = stored(tmp_path, a=weight, b=weight.half(), c=weight.float())
     jobs = [Quantized((source,), SCHEMES["fp8"], (1.0,)) for source in sources.values()]
@@ -158,7 +158,7 @@ def test_bf16_and_fp16_sources_give_what_their_fp32_values_give(tmp_path: Path) 
     assert torch.equal(codes[1], codes[2])
 
 
-def test_what_is_kept_goes_over_byte_by_byte_or_times_a_power_of_two(tmp_path: Path) -> None:
+def test_kept_tensors_are_copied_byte_by_byte_or_scaled_by_powers_of_two(tmp_path: Path) -> None:
     tensors = {"norm": noise(64).bfloat16(), "bias": noise(7), "scalar": torch.tensor(3.0), "big": noise(100, 100)}
     sources = stored(tmp_path, **tensors)
     factors = torch.exp2(torch.arange(64) % 7 - 3.0)

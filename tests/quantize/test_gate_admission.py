@@ -1,4 +1,4 @@
-"""Which artifacts the gate compares, and which it refuses."""
+"""Which artifacts the gate compares, and which it rejects."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from kit.artifact import MANIFEST, Manifest, PartRecord, digest, write_manifest
 from kit.checkpoint import SHIPPED
 from kit.errors import UsageError
-from kit.ports import SERVED_PARTS, ports
+from kit.ports import ports
 from kit.variants import Variant
 from quantize.gate.admission import TOKENIZER, admit, speaks_the_samples_grammar
 
 
-def artifact(folder: Path, tokenizer: str = "{}", parts: Any = SERVED_PARTS, **changes: Any) -> Path:
-    """Write an artifact without graphs, which admission does not open."""
+def artifact(folder: Path, tokenizer: str = "{}", parts: Any = NEEDED, **changes: Any) -> Path:
+    """Write an artifact without graphs; admission does not open them."""
     variant = changes.pop("variant", Variant.named("klein-4b"))
     (folder / "tokenizer").mkdir(parents=True)
     (folder / TOKENIZER).write_text(tokenizer)
@@ -33,13 +33,13 @@ def reference(tmp_path: Path) -> Path:
     return artifact(tmp_path / "reference")
 
 
-def test_a_quantized_artifact_against_its_plain_one_needs_no_word(tmp_path: Path, reference: Path) -> None:
+def test_a_quantized_artifact_against_its_source_gives_no_warning(tmp_path: Path, reference: Path) -> None:
     admitted = admit(artifact(tmp_path / "int8", kind="quantized", recipe="int8"), reference)
     assert admitted.warnings == ()
     assert (admitted.candidate.recipe, admitted.reference.recipe) == ("int8", "fp32")
 
 
-def test_other_default_steps_do_not_matter_since_both_draw_as_many(tmp_path: Path, reference: Path) -> None:
+def test_different_default_steps_are_accepted_since_both_use_the_same_number(tmp_path: Path, reference: Path) -> None:
     variant = replace(Variant.named("klein-4b"), steps=8)
     assert admit(artifact(tmp_path / "c", variant=variant), reference).candidate.variant.steps == 8
 
@@ -58,7 +58,7 @@ def test_other_default_steps_do_not_matter_since_both_draw_as_many(tmp_path: Pat
         ({"kind": "engine"}, "is an artifact of kind 'engine'; needed: onnx or quantized"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_what_cannot_be_compared_is_rejected(
     tmp_path: Path, reference: Path, changes: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(UsageError, match=match):
@@ -84,7 +84,7 @@ def test_an_artifact_against_itself_is_a_warning(reference: Path) -> None:
     assert "are one artifact" in admit(reference, reference).warnings[0]
 
 
-def test_the_samples_grammar_is_known_by_its_tokenizer(tmp_path: Path, reference: Path) -> None:
+def test_the_samples_grammar_is_recognized_by_its_tokenizer(tmp_path: Path, reference: Path) -> None:
     plain = admit(reference, reference).reference
     assert not speaks_the_samples_grammar(plain)
     sample = artifact(tmp_path / "sample")

@@ -1,4 +1,4 @@
-"""quantize gate as its user meets it: kept and broken contracts, the report, refusals, interruption."""
+"""`quantize gate` on the command line: kept and broken contracts, the report, errors, interruption."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ when = "measured"
 
 @pytest.fixture(autouse=True)
 def no_text_recognition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure the same on machines with and without Tesseract."""
+    """Make the metrics the same on machines with and without Tesseract."""
     monkeypatch.setenv("PATH", "")
 
 
 @pytest.fixture(scope="session")
 def coarse_artifact(sample_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cut the mantissas of the sample's transformer to one bit of seven."""
+    """Truncate the mantissas of the sample's transformer from seven bits to one."""
     folder = tmp_path_factory.mktemp("artifacts") / "coarse"
     shutil.copytree(sample_artifact, folder)
     (weights,) = (folder / "transformer").glob("*.safetensors")
@@ -51,7 +51,7 @@ def coarse_artifact(sample_artifact: Path, tmp_path_factory: pytest.TempPathFact
     start = 8 + int.from_bytes(content[:8], "little")
     values = np.frombuffer(content, "<u2", offset=start)  # bfloat16: sign, 8 bits of exponent, 7 of mantissa
     values &= 0xFFC0
-    weights.unlink()  # a hard link of the checkpoint's would be cut as well
+    weights.unlink()  # it is a hard link to the checkpoint's file, which must not change
     weights.write_bytes(content)
     assert header_digest(weights) == before
     return folder
@@ -69,27 +69,27 @@ def loose(folder: Path) -> Path:
     return path
 
 
-def test_prompts_that_were_calibrated_on_are_left_out_or_told(
+def test_prompts_used_for_calibration_are_left_out_or_give_a_warning(
     quantized_of: Callable[[str], Path], sample_artifact: Path
 ) -> None:
     admitted = admit(quantized_of("int8"), sample_artifact)
     bounds = contract.of_recipe("int8")
     marks = admitted.candidate.source["calibration_prompts"]
     assert set(marks) == {prompt.mark for prompt in prompt_set.load("sample:24:7").prompts}
-    prompts, said = choose("sample:24:7", admitted, bounds)
+    prompts, warnings = choose("sample:24:7", admitted, bounds)
     assert len(prompts.prompts) == 24
-    assert "calibrated on 24 of these 24 prompts" in said[0]
+    assert "calibrated on 24 of these 24 prompts" in warnings[0]
 
     def seen(count: int) -> Any:
         known = [prompt.mark for prompt in prompt_set.load(f"sample:{count}").prompts]
         source = {**admitted.candidate.source, "calibration_prompts": known}
         return replace(admitted, candidate=replace(admitted.candidate, source=source))
 
-    prompts, said = choose(None, seen(50), bounds)
-    assert (prompts.spec, len(prompts.prompts), said) == ("sample:200 without 50", 150, ())
-    prompts, said = choose(None, seen(190), bounds)  # ten would prove nothing
+    prompts, warnings = choose(None, seen(50), bounds)
+    assert (prompts.spec, len(prompts.prompts), warnings) == ("sample:200 without 50", 150, ())
+    prompts, warnings = choose(None, seen(190), bounds)  # the ten that remain are too few
     assert len(prompts.prompts) == 200
-    assert "calibrated on 190 of these 200 prompts" in said[0]
+    assert "calibrated on 190 of these 200 prompts" in warnings[0]
     assert choose("sample:30", seen(1), bounds)[1]
 
 
@@ -112,7 +112,7 @@ def test_an_artifact_keeps_the_contract_against_itself(
     assert "warning: candidate and reference are one artifact" in told.err
 
 
-def test_a_coarse_artifact_breaks_the_contract_and_the_report_says_by_how_much(
+def test_a_coarse_artifact_breaks_the_contract_and_the_report_shows_by_how_much(
     sample_artifact: Path, coarse_artifact: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
@@ -135,7 +135,7 @@ def test_a_coarse_artifact_breaks_the_contract_and_the_report_says_by_how_much(
     assert judge["mean"] == pytest.approx(judge["candidate"] - judge["reference"], abs=1e-5)
 
 
-def test_the_page_shows_images_that_lie_beside_it_and_loads_nothing_else(
+def test_the_page_shows_the_images_next_to_it_and_loads_nothing_else(
     sample_artifact: Path, coarse_artifact: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
@@ -162,7 +162,7 @@ def test_the_page_shows_images_that_lie_beside_it_and_loads_nothing_else(
     assert (out / "report.md").read_text().startswith("# coarse against sample: contract kept")
 
 
-def test_a_second_report_takes_the_place_of_the_first(sample_artifact: Path, tmp_path: Path) -> None:
+def test_a_second_report_replaces_the_first(sample_artifact: Path, tmp_path: Path) -> None:
     words = (sample_artifact, "--reference", sample_artifact, "--contract", loose(tmp_path), "--out", tmp_path / "r")
     for count in (1, 3):
         gate(*words, "--prompts", f"sample:{count}", "--steps", 1, "--images", 0)
@@ -195,7 +195,7 @@ def test_an_interrupted_gate_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_occupied_folder_is_refused_before_anything_is_drawn(sample_artifact: Path, tmp_path: Path) -> None:
+def test_an_occupied_folder_is_rejected_before_anything_is_generated(sample_artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UsageError, match="exists and has no report.json; choose another --out or remove it"):
         gate(sample_artifact, "--reference", sample_artifact, "--out", tmp_path)
@@ -212,7 +212,7 @@ def test_an_occupied_folder_is_refused_before_anything_is_drawn(sample_artifact:
         (("--clip", "nowhere"), "--clip nowhere: config.json is missing"),
     ],
 )
-def test_wrong_use_is_refused(sample_artifact: Path, words: tuple[str, str], match: str) -> None:
+def test_wrong_use_is_rejected(sample_artifact: Path, words: tuple[str, str], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         gate(sample_artifact, "--reference", sample_artifact, *words)
 
@@ -225,7 +225,7 @@ def test_wrong_use_is_refused(sample_artifact: Path, words: tuple[str, str], mat
         (("--guidance", "3"), "guidance: 3 has no effect on"),
     ],
 )
-def test_what_the_model_cannot_draw_is_refused_before_it_is_loaded(
+def test_invalid_requests_are_rejected_before_the_model_is_loaded(
     sample_artifact: Path, words: tuple[str, str], match: str
 ) -> None:
     with pytest.raises(RequestError, match=match):

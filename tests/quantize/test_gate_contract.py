@@ -1,4 +1,4 @@
-"""Contracts: what a file may say, and when intervals keep it."""
+"""Contracts: which files are valid, and when intervals keep a contract."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_a_contract_ships_for_every_recipe_and_protects_the_judge() -> None:
         assert contract.about
 
 
-def test_a_recipe_without_a_contract_asks_for_a_file() -> None:
+def test_a_recipe_without_a_contract_needs_a_file() -> None:
     with pytest.raises(UsageError, match="there is no contract for the recipe 'fp5'; there are: bf16, fp32, fp8"):
         of_recipe("fp5")
 
 
 def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
-    said = {"format": 1, "least_prompts": 8, "bounds": {"flip": {"at_most": 0.1, "when": "measured"}}}
-    (tmp_path / "c.json").write_text(json.dumps(said))
+    content = {"format": 1, "least_prompts": 8, "bounds": {"flip": {"at_most": 0.1, "when": "measured"}}}
+    (tmp_path / "c.json").write_text(json.dumps(content))
     (tmp_path / "c.toml").write_text('format = 1\nleast_prompts = 8\n[bounds.flip]\nat_most = 0.1\nwhen = "measured"\n')
     both = [load(tmp_path / name) for name in ("c.json", "c.toml")]
     assert both[0].bounds == both[1].bounds == (Bound("flip", 0.1, "measured"),)
@@ -65,7 +65,7 @@ def test_a_judge_that_may_have_lost_more_than_one_point_breaks_the_contract() ->
     assert "are too few to prove it" in str(judge.fault(found(-0.004, -0.0101, 0.001)))
 
 
-def test_what_was_not_measured_breaks_a_contract_that_always_asks_for_it() -> None:
+def test_an_unmeasured_metric_breaks_a_contract_that_always_requires_it() -> None:
     contract = Contract("mine", "", 1, (Bound("lpips", 0.1), Bound("clip_change", -1, "measured")))
     reasons = {"lpips": "the package lpips is not installed", "clip_change": "no CLIP model was given with --clip DIR"}
     assert contract.faults({}, reasons, 40) == [
@@ -103,12 +103,12 @@ def test_too_few_prompts_break_a_contract() -> None:
         ("format = 1\n[bounds]\nssim = 1", "ssim: 1 is not a table with the keys at_least, at_most, when"),
     ],
 )
-def test_a_malformed_contract_is_refused(content: str, match: str) -> None:
+def test_a_malformed_contract_is_rejected(content: str, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         parse(content, "toml", "mine.toml")
 
 
-def test_a_contract_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_contract_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="none.toml: no such file, and no contract of that name; there are: bf16"):
         find("none.toml")
     (tmp_path / "c.toml").write_bytes(b"\xff")

@@ -1,4 +1,4 @@
-"""Drawing both artifacts: the same seeds, one set of weights at a time, latents after every step."""
+"""Generating with both artifacts: the same seeds, one set of weights at a time, latents after every step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compared(folder: Path, generators: Mapping[Side, Callable[[], Generate]], ti
     return compare(generators, PROMPTS, 2, [shift], folder, (ticks if ticks is not None else []).append)
 
 
-def test_both_artifacts_draw_the_same_prompts_and_seeds_and_no_two_drawings_share_noise(tmp_path: Path) -> None:
+def test_both_artifacts_use_the_same_prompts_and_seeds_and_no_two_images_share_noise(tmp_path: Path) -> None:
     generators, ticks = {"reference": StubGenerator(0), "candidate": StubGenerator(3)}, list[Side]()
     pairs = compared(tmp_path, {side: lambda p=p: p for side, p in generators.items()}, ticks)  # type: ignore[misc]
     assert generators["reference"].asked == generators["candidate"].asked == [(p.prompt.text, p.seed) for p in pairs]
@@ -51,11 +51,11 @@ def test_both_artifacts_draw_the_same_prompts_and_seeds_and_no_two_drawings_shar
     assert ticks == ["reference"] * 4 + ["candidate"] * 4
 
 
-def test_more_seeds_keep_those_that_were_there() -> None:
+def test_more_seeds_include_the_seeds_of_fewer() -> None:
     assert seeds_of(5, 3)[:2] == seeds_of(5, 2)
 
 
-def test_the_reference_is_let_go_before_the_candidate_is_loaded(tmp_path: Path) -> None:
+def test_the_reference_is_freed_before_the_candidate_is_loaded(tmp_path: Path) -> None:
     held: list[weakref.ref[StubGenerator]] = []
 
     def opened() -> StubGenerator:
@@ -68,20 +68,20 @@ def test_the_reference_is_let_go_before_the_candidate_is_loaded(tmp_path: Path) 
     assert len(held) == 2
 
 
-def test_images_stay_and_latents_do_not(tmp_path: Path) -> None:
+def test_images_are_kept_and_latents_are_removed(tmp_path: Path) -> None:
     pairs = compared(tmp_path, {"reference": lambda: StubGenerator(0), "candidate": lambda: StubGenerator(1)})
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {pair.image(side) for pair in pairs for side in ("reference", "candidate")}
     assert pairs[0].cosines == pytest.approx([1, 1])
 
 
-def test_latents_that_are_not_finite_stop_the_gate_and_say_where(tmp_path: Path) -> None:
+def test_latents_that_are_not_finite_stop_the_gate_with_step_prompt_and_seed(tmp_path: Path) -> None:
     broken = StubGenerator(0, (1.0, float("nan")))
     with pytest.raises(CheckFailed, match="the candidate's latents are not finite after step 2 of prompt a, seed 0"):
         compared(tmp_path, {"reference": lambda: StubGenerator(0), "candidate": lambda: broken})
 
 
-def test_a_generator_generates_what_the_pipeline_generates_and_keeps_every_step(sample_artifact: Path) -> None:
+def test_a_generator_gives_the_images_of_the_pipeline_and_keeps_every_step(sample_artifact: Path) -> None:
     text, pipeline = "a red circle on a white background", LocalPipeline(sample_artifact)
     drawing = open_generator(sample_artifact, Canvas(steps=3))(text, 7)
     expected = pipeline.generate({"prompt": text, "seed": 7, "steps": 3})
@@ -93,9 +93,7 @@ def test_a_generator_generates_what_the_pipeline_generates_and_keeps_every_step(
     assert np.array_equal(decoded["image"][0], drawing.pixels)
 
 
-def test_an_engine_that_fails_while_generating_is_told_as_such(
-    sample_artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_failure_is_reported_as_such(sample_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = LocalPipeline(sample_artifact)
 
     def fail(_: Mapping[str, Array]) -> dict[str, Array]:

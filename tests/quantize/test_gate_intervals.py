@@ -1,4 +1,4 @@
-"""Intervals: they cover the truth as often as they say, keep a prompt's seeds together, and do not trust silence."""
+"""Intervals cover the true mean as often as stated, keep a prompt's seeds together, and allow for unseen losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quantize.gate.intervals import interval
 
 
 def test_intervals_cover_the_true_mean_about_95_times_in_100() -> None:
-    """Skewed values whose seeds share most of what their prompt gives them."""
+    """The values are skewed, and seeds of one prompt are strongly correlated."""
     rng = np.random.default_rng(3)
     truth, covered, rounds = 0.5 + 1.0, 0, 200
     for _ in range(rounds):
@@ -19,7 +19,7 @@ def test_intervals_cover_the_true_mean_about_95_times_in_100() -> None:
     assert 0.91 <= covered / rounds <= 0.99
 
 
-def test_more_seeds_of_the_same_prompts_do_not_pretend_to_be_more_prompts() -> None:
+def test_more_seeds_of_the_same_prompts_do_not_count_as_more_prompts() -> None:
     rng = np.random.default_rng(5)
     of_prompt = rng.normal(0, 1, size=(40, 1))
     one, nine = interval(of_prompt.tolist()), interval(np.repeat(of_prompt, 9, axis=1).tolist())
@@ -27,26 +27,26 @@ def test_more_seeds_of_the_same_prompts_do_not_pretend_to_be_more_prompts() -> N
     assert (one.prompts, one.drawings, nine.prompts, nine.drawings) == (40, 40, 40, 360)
 
 
-def test_of_symmetric_values_the_interval_is_that_of_the_normal_theory() -> None:
+def test_for_symmetric_values_the_interval_matches_normal_theory() -> None:
     values = np.random.default_rng(1).normal(10, 2, size=(400, 1))
     found = interval(values.tolist())
     half = 1.96 * values.std() / 20
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
-def test_answers_that_never_changed_get_the_rule_of_three() -> None:
+def test_answers_that_never_change_get_the_rule_of_three() -> None:
     found = interval([[0.0]] * 100, grain=0.5)
     assert (found.mean, found.low, found.high) == pytest.approx((0.0, -0.015, 0.015))
 
 
-def test_a_gain_does_not_rule_losses_out() -> None:
+def test_a_gain_does_not_rule_out_losses() -> None:
     found = interval([[0.0]] * 99 + [[1.0]], grain=1.0)
     assert found.low == pytest.approx(0.01 - 0.03)
     assert found.high > 0.01
 
 
-def test_seldom_losses_are_covered_too() -> None:
-    """Two of a hundred lose: one run in eight sees none of them and would promise that there are none."""
+def test_rare_losses_are_covered_too() -> None:
+    """Two of a hundred lose: one sample in eight contains none of them."""
     rng, covered, rounds = np.random.default_rng(8), 0, 200
     for _ in range(rounds):
         found = interval((-(rng.random((100, 1)) < 0.02).astype(float)).tolist(), grain=1.0, resamples=400)

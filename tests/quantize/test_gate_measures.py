@@ -1,4 +1,4 @@
-"""The gate's measures against values worked out by hand, and what is said of those that cannot be taken."""
+"""The gate's measures against values computed by hand, and the reasons for those that are not available."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_psnr_of_equal_images_is_100_db() -> None:
     assert similarity.psnr(flat(7), flat(7)) == similarity.MOST_DB
 
 
-def test_ssim_of_flat_images_is_that_of_the_formula() -> None:
+def test_ssim_of_flat_images_matches_the_formula() -> None:
     """Without variance only the luminance term is left: (2ab + c) / (a^2 + b^2 + c) with c = (0.01 * 255)^2."""
     c = (0.01 * 255) ** 2
     assert similarity.ssim(flat(100), flat(150)) == pytest.approx((2 * 100 * 150 + c) / (100**2 + 150**2 + c), abs=1e-6)
@@ -57,7 +57,7 @@ def test_flips_map_is_dark_where_nothing_differs_and_bright_where_something_does
     assert drawn[:, 4:12].min() > 300
 
 
-def test_the_cosine_is_taken_at_every_step() -> None:
+def test_the_cosine_is_computed_at_every_step() -> None:
     reference, candidate = np.array([[1.0, 0], [1, 0], [3, 4]]), np.array([[2.0, 0], [0, 1], [4, 3]])
     assert similarity.cosines(reference, candidate) == pytest.approx([1, 0, 24 / 25])
 
@@ -66,7 +66,7 @@ def test_the_cosine_is_taken_at_every_step() -> None:
     ("asked", "found", "share"),
     [
         ("HELLO", "HELLO", 1),
-        ("Open Late", "the sign:\nopen  late!", 1),  # case, spacing and what stands around it do not count
+        ("Open Late", "the sign:\nopen  late!", 1),  # case, spacing and surrounding text are ignored
         ("HELLO", "HELO", 0.8),  # one missing
         ("HELLO", "HXLLO", 0.8),  # one wrong
         ("HELLO", "", 0),
@@ -80,7 +80,7 @@ def test_text_read_back_is_scored_by_its_best_passage(asked: str, found: str, sh
 
 @pytest.fixture
 def fake_tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a program in front that knows English only and reads one text in every image."""
+    """Put a fake tesseract on the path that knows only English and reads the same text in every image."""
     program = tmp_path / "tesseract"
     program.write_text(
         "#!/bin/sh\nif [ $1 = --list-langs ]; then echo title; echo eng; else cat >/dev/null; echo HELO; fi\n"
@@ -108,7 +108,7 @@ def test_texts_in_other_scripts_alone_are_not_measured() -> None:
     assert reading.reading_measure([FOREIGN]) == "tesseract has none of the languages chi_sim; it has: eng"
 
 
-def test_without_tesseract_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tesseract_the_reason_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "Debian: tesseract-ocr" in str(reading.reading_measure([WORDED]))
     assert reading.reading_measure([Prompt("c", "x", "a dog")]) == "no prompt specifies text that its image should show"
@@ -120,20 +120,20 @@ def test_the_judge_counts_the_facts_of_a_true_drawing_and_of_a_wrong_one() -> No
     from kit.sample.draw import draw
     from kit.sample.world import Scene, Thing
 
-    said = Scene((Thing("circle", "red"), Thing("square", "blue")), "left of", "white", "HELLO")
-    true = draw(said, random.Random(1), "filled")
-    assert judged(said.prompt(), true) == (1.0, True)
-    wrong_word = Scene(said.things, said.layout, said.background, "WORLD")
+    scene = Scene((Thing("circle", "red"), Thing("square", "blue")), "left of", "white", "HELLO")
+    true = draw(scene, random.Random(1), "filled")
+    assert judged(scene.prompt(), true) == (1.0, True)
+    wrong_word = Scene(scene.things, scene.layout, scene.background, "WORLD")
     assert judged(wrong_word.prompt(), true) == (9 / 10, False)
     measure = judge_measure([WORDED], 128, 128)
     assert not isinstance(measure, str)
-    prompt = Prompt("a", "x", said.prompt())
+    prompt = Prompt("a", "x", scene.prompt())
     change = measure(prompt, drawing(true), drawing(np.full_like(true, 250)))
     assert change["judge_change"].value < -0.5
     assert change["judge_exact_change"].value == -1
 
 
-def test_the_judge_says_what_it_cannot_judge() -> None:
+def test_the_judge_gives_a_reason_for_what_it_cannot_judge() -> None:
     assert "of 128 x 128 pixels, not 64 x 64" in str(judge_measure([WORDED], 64, 64))
     assert "prompt b is not in it" in str(judge_measure([WORDED, FOREIGN], 128, 128))
 
@@ -149,7 +149,7 @@ def test_every_metric_is_measured_or_has_a_reason(monkeypatch: pytest.MonkeyPatc
     assert reasons["clip_change"] == "no CLIP model was given with --clip DIR"
 
 
-def test_lpips_is_taken_from_its_package_and_weights_on_this_machine(
+def test_lpips_uses_the_package_and_the_weights_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Network:
@@ -197,7 +197,7 @@ def test_a_package_that_cannot_be_imported_is_a_reason(tmp_path: Path, monkeypat
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a random CLIP of the real classes."""
+    """Write a tiny CLIP model with random weights."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -232,6 +232,6 @@ def test_the_clip_score_is_the_cosine_of_image_and_prompt(tiny_clip: Path) -> No
     assert all(0 <= level <= 100 for level in other.levels)
 
 
-def test_a_folder_without_a_clip_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_clip_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="config.json is missing; a CLIP model in transformers' layout is needed"):
         learned.clip_measure(tmp_path)

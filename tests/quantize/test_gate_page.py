@@ -1,4 +1,4 @@
-"""Which pairs the page shows."""
+"""The pairs that the page shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantize.prompt_set import Prompt
 
 
 def report(count: int) -> Report:
-    """Make pairs whose FLIP falls with their number, and of which number 7 alone lost something to the judge."""
+    """Make pairs whose FLIP falls with their number; only number 7 lost something by the judge."""
     order = list(range(count))
     random.Random(0).shuffle(order)
     pairs = [
@@ -29,14 +29,14 @@ def report(count: int) -> Report:
     return summarize(pairs, {}, of_recipe("fp8"), {}, ())
 
 
-def test_the_worst_of_each_metric_the_worst_by_flip_and_a_spread_are_shown_in_order() -> None:
+def test_the_page_shows_the_worst_of_each_metric_the_worst_by_flip_and_a_spread_in_order() -> None:
     shown = [pair.number for pair in chosen(report(40), 7)]
     assert shown == sorted(shown)
     assert len(shown) == 7
     assert {0, 1, 2, 7, 39} <= set(shown)
 
 
-def test_all_pairs_are_shown_where_they_are_few_and_none_where_none_is_asked_for() -> None:
+def test_few_pairs_are_all_shown_and_none_if_zero_are_requested() -> None:
     assert [pair.number for pair in chosen(report(9), 24)] == list(range(9))
     assert chosen(report(9), 0) == []
     assert len(chosen(report(9), 1)) == 1

@@ -1,4 +1,4 @@
-"""The quantized sample generates: its images stay close to those in fp32, and it really runs in integer kernels."""
+"""The quantized sample gives images close to those in fp32, and runs in integer kernels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def optimized(graph: Path, folder: Path) -> onnx.GraphProto:
 def test_every_int8_product_runs_in_an_integer_kernel(
     quantized_of: QuantizedOf, tmp_path: Path, part: PartName, products: int
 ) -> None:
-    """27 layers of text have q/k/v, o and gate/up fused; down is int8 in its weights alone."""
+    """The 27 text encoder layers have q/k/v, o and gate/up in int8; down has only its weights in int8."""
     graph = optimized(quantized_of("int8") / part / "model.onnx", tmp_path)
     made = {output: node for node in graph.node for output in node.output}
     fused = [node for node in graph.node if node.op_type in FUSED]

@@ -1,4 +1,4 @@
-"""Prompt sets: the one that ships, the sample's, and files; what is refused."""
+"""Prompt sets: the kit's, the sample's and files, and which ones are rejected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def written(folder: Path, prompts: Any, name: str = "mine.json") -> str:
     return str(path)
 
 
-def test_the_kits_set_has_at_least_128_prompts_over_what_images_can_hold() -> None:
+def test_the_kits_set_has_at_least_128_prompts_over_all_categories() -> None:
     counted = Counter(prompt.category for prompt in load("kit").prompts)
     assert counted.total() >= 128
     wanted = {"people", "hands", "materials", "typography", "lighting", "styles", "counting", "relations"}
@@ -27,7 +27,7 @@ def test_the_kits_set_has_at_least_128_prompts_over_what_images_can_hold() -> No
     assert min(counted[name] for name in wanted) >= 10
 
 
-def test_every_typography_prompt_quotes_what_should_be_read_in_one_of_all_scripts() -> None:
+def test_every_typography_prompt_quotes_its_text_and_all_scripts_occur() -> None:
     typography = [prompt for prompt in load("kit").prompts if prompt.category == "typography"]
     assert {prompt.script for prompt in typography} == SCRIPTS.keys()
     assert all(f'"{prompt.reads}"' in prompt.text for prompt in typography)
@@ -50,7 +50,7 @@ def test_the_samples_set_is_drawn_from_its_grammar_and_from_the_seed() -> None:
     assert first.prompts[:10] == load("sample:10").prompts
 
 
-def test_a_set_without_some_prompts_says_how_many_and_is_itself_without_none() -> None:
+def test_a_set_without_some_prompts_names_how_many_and_is_unchanged_without_none() -> None:
     whole = load("sample:40")
     seen = {prompt.mark for prompt in load("sample:10").prompts}
     rest = whole.without(seen)
@@ -83,7 +83,7 @@ def test_the_digest_follows_the_prompts_and_not_the_file(tmp_path: Path) -> None
         ("nowhere.txt", "nowhere.txt: no such file, and not `kit`"),
     ],
 )
-def test_a_spec_that_names_nothing_is_refused(spec: str, match: str) -> None:
+def test_an_invalid_spec_is_rejected(spec: str, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         load(spec)
 
@@ -104,7 +104,7 @@ def test_a_spec_that_names_nothing_is_refused(spec: str, match: str) -> None:
         ([{"id": "a", "category": "x", "text": "b", "reads": "HI"}], "has 'HI' to read in the unknown script ''"),
     ],
 )
-def test_a_malformed_file_is_refused(tmp_path: Path, prompts: Any, match: str) -> None:
+def test_a_malformed_file_is_rejected(tmp_path: Path, prompts: Any, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         load(written(tmp_path, prompts))
 
@@ -117,7 +117,7 @@ def test_a_malformed_file_is_refused(tmp_path: Path, prompts: Any, match: str) -
         ("p.txt", b" \n\n", "holds no prompt"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, match: str) -> None:
+def test_a_file_that_cannot_be_read_is_rejected(tmp_path: Path, name: str, content: bytes, match: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=match):
         load(str(tmp_path / name))

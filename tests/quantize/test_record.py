@@ -37,7 +37,7 @@ def a_record(**layers: Seen) -> Record:
     return Record("klein-4b", (run,), {"transformer": layers})
 
 
-def test_the_hooks_see_what_a_loop_over_every_value_sees() -> None:
+def test_the_hooks_give_the_same_statistics_as_a_loop_over_every_value() -> None:
     random = np.random.default_rng(0)
     bins = random.integers(-30 * PER_OCTAVE, 10 * PER_OCTAVE, (3, 2, 5, 8))
     values = np.exp2((bins + 0.5) / PER_OCTAVE) * random.choice([-1, 1], bins.shape)
@@ -63,12 +63,12 @@ def test_the_hooks_see_what_a_loop_over_every_value_sees() -> None:
     assert found.histogram == dict(histogram)
 
 
-def test_magnitudes_outside_the_histogram_are_still_seen_by_the_largest() -> None:
+def test_magnitudes_outside_the_histogram_still_count_for_the_largest() -> None:
     found = seen(torch.tensor([[2.0 ** (LOWEST - 9), 0.0, 2.0**30, 1.5]]))
     assert found.amax == 2.0**30
     assert found.channel_amax[0] == 2.0 ** (LOWEST - 9)
     assert sum(found.histogram.values()) == 2
-    assert found.percentile(99.9) == 2.0**24  # what lies above the last bin is counted in it
+    assert found.percentile(99.9) == 2.0**24  # values above the last bin are counted in it
 
 
 def test_watching_changes_no_input_and_ends_with_its_block() -> None:
@@ -84,14 +84,14 @@ def test_watching_changes_no_input_and_ends_with_its_block() -> None:
     assert not layer._forward_pre_hooks
 
 
-def test_bf16_inputs_are_seen_as_they_are() -> None:
+def test_bf16_inputs_are_observed_without_rounding() -> None:
     x = noise(64, 16).bfloat16()
     assert replace(seen(x), weight="").histogram == seen(x.float()).histogram
     assert seen(x).channel_square == pytest.approx(x.float().square().mean(0).numpy(), rel=1e-6)
 
 
 @pytest.mark.parametrize("percent", [99.0, 99.9, 99.99, 90.0, 50.0])
-def test_percentiles_are_those_of_numpy_to_a_bin(percent: float) -> None:
+def test_percentiles_match_numpy_within_a_bin(percent: float) -> None:
     x = noise(500, 64) * torch.exp(noise(64, seed=1))
     x[:, 7] = 0
     exact = np.percentile(np.abs(x.numpy()), percent, method="inverted_cdf")
@@ -126,7 +126,7 @@ def test_records_of_two_checkpoints_are_not_merged() -> None:
         record.merge([mine, replace(mine, variant="dev")])
 
 
-def test_a_record_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+def test_a_record_round_trips_through_its_file(tmp_path: Path) -> None:
     made = a_record(layer=seen(noise(30, 16), noise(30, 16, seed=1)))
     record.write(made, tmp_path / "new" / "cal.json")
     found = record.read(tmp_path / "new" / "cal.json")
@@ -184,19 +184,19 @@ def broken(change: Callable[[dict[str, Any]], object]) -> str:
         (broken(lambda raw: raw["parts"].update(transformer=3)), r"malformed \(AttributeError"),
     ],
 )
-def test_what_is_no_record_is_refused_with_its_file(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_record_is_rejected_by_file(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "cal.json").write_text(content)
     with pytest.raises(UsageError, match=message):
         record.read(tmp_path / "cal.json")
 
 
-def test_a_record_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_record_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"calibration record .*none\.json: No such file or directory"):
         record.read(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_lost_on_the_way(bad: float) -> None:
+def test_values_that_are_not_finite_are_never_dropped(bad: float) -> None:
     x = noise(8, 8)
     x[2, 3] = bad
     for found in (seen(x), seen(x, noise(8, 8)), record._merge_seen("layer", seen(noise(8, 8)), seen(x))):

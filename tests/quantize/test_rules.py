@@ -1,4 +1,4 @@
-"""Every rule by which TensorRT and ONNX Runtime fuse quantized products, one by one, on the sample's own graphs."""
+"""Every rule of TensorRT and ONNX Runtime for fusing quantized products, checked on the sample's graphs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def numbers(value: ir.Value | None) -> npt.NDArray[np.float32]:
 
 
 def source_of(model: ir.Model, name: str, folder: Path) -> npt.NDArray[np.float32]:
-    """Read a weight of an export, whose files are hard links, which onnx_ir does not open."""
+    """Read a weight of an export; onnx_ir does not open its files, because they are hard links."""
     tensor = model.graph.initializers[name].const_value
     assert isinstance(tensor, ir.ExternalTensor)
     return read_all(stored(tensor, folder))
@@ -91,13 +91,13 @@ def test_every_operator_is_a_standard_one_of_opset_23(model: ir.Model) -> None:
     assert of_weights(model)
 
 
-def test_weights_are_stored_as_codes_with_a_dequantize_alone(model: ir.Model, case: tuple[str, PartName]) -> None:
+def test_weights_are_stored_as_codes_with_only_a_dequantize(model: ir.Model, case: tuple[str, PartName]) -> None:
     for node in of_weights(model):
         codes = known(node.inputs[0])
         assert codes.dtype == CODES[number_of(case)]
         assert isinstance(codes.const_value, ir.ExternalTensor)
         assert codes.const_value.location == FILE
-        assert len(node.inputs) == 2  # no zero point: one of zeros is meant
+        assert len(node.inputs) == 2  # no zero point means zero
     quantizing = {known(node.inputs[0]).name for node in nodes(model, "QuantizeLinear")}
     assert not quantizing & set(model.graph.initializers)
 
@@ -126,7 +126,7 @@ def test_activations_have_one_positive_fp32_scale_per_tensor(model: ir.Model) ->
         assert 0 < numbers(scale) < np.inf
 
 
-def test_scales_of_weights_are_fp32_and_positive_and_as_many_as_their_form_asks(
+def test_scales_of_weights_are_fp32_positive_and_of_the_schemes_shape(
     model: ir.Model, case: tuple[str, PartName]
 ) -> None:
     for node in of_weights(model):
@@ -152,7 +152,7 @@ def test_dequantize_gives_the_compute_type_by_its_output_dtype(model: ir.Model) 
         assert node.outputs[0].dtype == ir.DataType.FLOAT
 
 
-def test_nothing_stands_between_a_dequantize_and_its_product(model: ir.Model) -> None:
+def test_no_node_comes_between_a_dequantize_and_its_product(model: ir.Model) -> None:
     for node in nodes(model, "DequantizeLinear"):
         (use,) = node.outputs[0].uses()
         assert use.node.op_type == "MatMul"
@@ -183,7 +183,7 @@ def test_layers_that_share_an_activation_are_one_product_and_a_split(recipe: str
         assert list(known(node.inputs[1]).shape or ()) == [WIDTH, 3 * WIDTH]
 
 
-def test_what_the_recipe_does_not_name_keeps_its_weights(quantized_of: QuantizedOf, sample_artifact: Path) -> None:
+def test_layers_outside_the_recipe_keep_their_weights(quantized_of: QuantizedOf, sample_artifact: Path) -> None:
     model, source = (load(folder / "transformer" / "model.onnx") for folder in (quantized_of("int8"), sample_artifact))
     kept = {name: value for name, value in model.graph.initializers.items() if name in source.graph.initializers}
     held = {name for name, value in kept.items() if isinstance(value.const_value, ir.ExternalTensor)}
@@ -208,7 +208,7 @@ def test_codes_times_scales_are_the_weights_to_half_a_step(quantized_of: Quantiz
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8", "int4-weights"])
-def test_tensorrt_takes_every_node(recipe: str, quantized_of: QuantizedOf) -> None:
+def test_tensorrt_supports_every_node(recipe: str, quantized_of: QuantizedOf) -> None:
     findings, counts = lint(quantized_of(recipe))
     assert [str(finding) for finding in findings] == []
     assert counts["transformer"] > 100

@@ -1,4 +1,4 @@
-"""The arithmetic of scales and codes: by hand where it can be done by hand, and against torchao's primitives."""
+"""The arithmetic of scales and codes, against values computed by hand and against torchao's primitives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quantize.scales import LARGEST, SMALLEST_SCALE, NotFinite, amax, decode, en
 
 REFERENCE = Path(sys.prefix) / "reference" / "torchao"
 FORMS = ["fp8", "fp8-channel", "int8", "int8-tensor", "int4-weights"]
-# What torchao makes of the same weights, in a process of its own: imported here it would slow down diffusers.
+# Quantizes the same weights with torchao, in a separate process: importing it here would slow down diffusers.
 SCRIPT = """
 import sys, torch
 from safetensors.torch import load_file, save_file
@@ -68,7 +68,7 @@ def test_fp8_has_its_largest_code_at_448_and_no_code_is_nan() -> None:
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-38])
-def test_a_scale_is_positive_whatever_was_seen(largest: float) -> None:
+def test_a_scale_is_positive_for_any_magnitude(largest: float) -> None:
     for number in LARGEST:
         scale = scale_of(torch.tensor(largest), number)
         assert scale >= SMALLEST_SCALE
@@ -77,7 +77,7 @@ def test_a_scale_is_positive_whatever_was_seen(largest: float) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dim", [None, 1])
-def test_what_is_not_finite_has_no_largest_magnitude(bad: float, dim: int | None) -> None:
+def test_values_that_are_not_finite_have_no_largest_magnitude(bad: float, dim: int | None) -> None:
     values = torch.ones(3, 4)
     values[1, 2] = bad
     with pytest.raises(NotFinite, match="contains NaN or infinity"):
@@ -98,8 +98,8 @@ def test_int4_codes_are_packed_as_onnx_packs_them() -> None:
     not (REFERENCE / "torchao").is_dir(), reason="torchao is not at .venv/reference/torchao; `make env` puts it"
 )
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
-def test_streamed_codes_and_scales_are_those_of_torchao(tmp_path: Path, scale: float) -> None:
-    """All scales are equal to rounding; codes differ where a quotient lies on an edge, one in 10,000 at most."""
+def test_codes_and_scales_match_torchao(tmp_path: Path, scale: float) -> None:
+    """Scales are equal up to rounding; at most one code in 10,000 differs, at a rounding boundary."""
     random = torch.Generator().manual_seed(1)
     weights = torch.randn(96, 256, generator=random) * torch.rand(96, 1, generator=random) * scale
     weights[7, 3] = 40 * scale  # an outlier

@@ -23,7 +23,7 @@ from quantize.search.sensitivity import Effect, State
 from quantize.search.subject import choose_cost
 
 
-def test_a_recipe_that_gives_nothing_to_search_is_refused() -> None:
+def test_a_recipe_with_nothing_to_search_is_rejected() -> None:
     with pytest.raises(UsageError, match="recipe fp32 quantizes nothing, so there is nothing to search"):
         choose_cost(RECIPES["fp32"], KEEP, None)
     with pytest.raises(UsageError, match="--spare int8-weights is what recipe int8-weights does everywhere"):
@@ -87,7 +87,7 @@ def test_a_group_that_smooths_another_is_spared_with_it() -> None:
     assert [key[1] for key in climb(smoothing_problem(1.0))[1].spared] == ["maker"]
 
 
-def test_sparing_a_maker_counts_the_smoothing_that_is_lost() -> None:
+def test_sparing_a_group_counts_the_smoothing_it_removes() -> None:
     problem = smoothing_problem(50.0)
     assert problem.predict(frozenset()) == 8.0
     assert problem.predict(frozenset({("transformer", "maker")})) == 52.0
@@ -129,7 +129,7 @@ def search_of(
     return Search(problem, effects, "int8", spare, draw, 3, wanted, alone), drawn
 
 
-def test_the_cheapest_rung_that_keeps_the_bound_is_chosen_and_none_is_drawn_twice() -> None:
+def test_the_cheapest_rung_that_meets_the_bound_is_chosen_and_none_is_measured_twice() -> None:
     search, drawn = search_of(lambda spared: 30.0 + spared, [Bound("psnr", 37)])
     found = search.run()
     assert found.chosen is not None
@@ -138,7 +138,7 @@ def test_the_cheapest_rung_that_keeps_the_bound_is_chosen_and_none_is_drawn_twic
     assert [point.name for point in found.points] == sorted(drawn, key=lambda name: int(name.split("-")[-1]))
 
 
-def test_sparing_everything_is_no_answer() -> None:
+def test_sparing_everything_is_not_a_result() -> None:
     search, _ = search_of(lambda spared: 100.0 if spared == 10 else 30.0, [Bound("psnr", 50)])
     assert search.run().chosen is None
     search, _ = search_of(lambda spared: 100.0 if spared == 10 else 30.0, [Bound("psnr", 50)], spare="int8-weights")
@@ -147,7 +147,7 @@ def test_sparing_everything_is_no_answer() -> None:
     assert len(chosen.rung.spared) == 10
 
 
-def test_groups_alone_tell_whether_the_order_is_right() -> None:
+def test_groups_quantized_alone_check_the_predicted_order() -> None:
     search, drawn = search_of(lambda spared: 40.0, [], alone=4)
     assert search.run().correlations["predicted, latents"] is None  # all measured alike
     assert drawn.count("int8-alone") == 4
@@ -166,7 +166,7 @@ def test_groups_alone_tell_whether_the_order_is_right() -> None:
         ("psnr=nan", "'nan' is not a number"),
     ],
 )
-def test_a_quality_that_cannot_be_read_is_refused(text: str, message: str) -> None:
+def test_a_quality_that_cannot_be_read_is_rejected(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bounds.parse(text)
 

@@ -38,7 +38,7 @@ def words(artifact: Path, seen: Path, out: Path, *more: str) -> list[str]:
     return ["search", str(artifact), *source, *small, *more]
 
 
-def test_a_search_leaves_table_plot_facts_and_a_recipe_that_apply_takes(
+def test_a_search_writes_table_plot_facts_and_a_recipe_for_apply(
     sample_artifact: Path, sample_record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "found"
@@ -63,10 +63,10 @@ def test_a_search_leaves_table_plot_facts_and_a_recipe_that_apply_takes(
     assert first["bytes"] < last["bytes"]
     spared = find_recipe(str(out / "recipes" / f"{last['name']}.json"))
     assert spared.scheme("transformer", "transformer_blocks.0.attn.to_q") is None
-    assert spared.scheme("text_encoder", "layers.0.mlp.down_proj") == "int8-weights"  # its products were never in int8
+    assert spared.scheme("text_encoder", "layers.0.mlp.down_proj") == "int8-weights"  # only its weights were quantized
 
 
-def test_a_search_that_nothing_satisfies_keeps_its_report_and_exits_with_1(
+def test_a_search_without_a_result_keeps_its_report_and_exits_with_1(
     sample_artifact: Path,
     sample_record: Path,
     tmp_path: Path,
@@ -111,7 +111,7 @@ def test_an_interrupted_search_leaves_nothing(
         (["--width", "65"], "width"),
     ],
 )
-def test_wrong_use_is_told_before_anything_runs(
+def test_wrong_use_is_reported_before_anything_runs(
     more: list[str],
     message: str,
     sample_artifact: Path,
@@ -124,7 +124,7 @@ def test_wrong_use_is_told_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_matplotlib_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_matplotlib_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     from quantize.search import plot
@@ -134,7 +134,7 @@ def test_a_missing_matplotlib_is_told_with_its_cure(monkeypatch: pytest.MonkeyPa
         plot.check()
 
 
-def test_another_checkpoint_than_the_artifacts_is_refused(
+def test_a_checkpoint_that_is_not_the_artifacts_is_rejected(
     sample_artifact: Path, seen: record.Record, model: Model
 ) -> None:
     manifest = read_manifest(sample_artifact)

@@ -43,10 +43,8 @@ def shifted(layer: nn.Module, by: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("guidance", ["none", "cfg"])
-def test_going_back_gives_the_slope_that_finite_differences_measure(
-    guidance: Any, model: Model, transformer: TorchPart
-) -> None:
-    """At a layer, through all steps that follow; with guidance through both passes."""
+def test_backpropagation_matches_finite_differences(guidance: Any, model: Model, transformer: TorchPart) -> None:
+    """Through all steps after a layer; with guidance, through both passes."""
     variant = replace(model.variant, guidance=guidance)
     (request,) = requests_of(variant, steps=2)
     request = replace(request, guidance=3.0)
@@ -63,7 +61,7 @@ def test_going_back_gives_the_slope_that_finite_differences_measure(
 
     size = 1e-2
     moved = torch.from_numpy(final(size).latents.astype(np.float64) - final(-size).latents) / (2 * size)
-    u = (moved / moved.norm()).float()  # where it moves most: the difference stands out of fp32's rounding
+    u = (moved / moved.norm()).float()  # the direction of the largest change, well above fp32 rounding
     path = final(0.0)
     shares: list[Tensor] = []
     with probing({name: layer}, lambda layer, weight, x, gradient: shares.append((gradient * pattern).sum())):
@@ -84,13 +82,11 @@ def test_probing_leaves_the_model_as_it_was(model: Model, transformer: TorchPart
     assert np.array_equal(denoise(transformer, model.variant, [request], embeds).latents, before.latents)
 
 
-def test_effects_are_those_of_quantized_weights_in_the_model_itself(
-    sample_artifact: Path, seen: record.Record, model: Model
-) -> None:
-    """A group of the transformer and one of the text encoder, each run quantized, against their predictions."""
+def test_effects_match_quantized_weights_in_the_model(sample_artifact: Path, seen: record.Record, model: Model) -> None:
+    """The measured effect of one quantized group of the transformer against its prediction."""
     manifest = read_manifest(sample_artifact)
     image = ImageShape(16, 2, 1)
-    recipe = RECIPES["int4-weights"]  # coarse, so that the effect stands out of rounding
+    recipe = RECIPES["int4-weights"]  # coarse, so that the effect is well above rounding
     subject = open_subject(sample_artifact, manifest, model, recipe, None, KEEP, image)
     wanted: list[Key] = [("transformer", "single_transformer_blocks.0.attn.to_qkv_mlp_proj")]
     groups = {key: group for key, group in subject.groups.items() if key in wanted}

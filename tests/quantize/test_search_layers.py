@@ -37,28 +37,28 @@ def test_simulated_codes_and_scales_are_those_that_apply_writes(
     recipe: str, sample_artifact: Path, seen: record.Record, quantized_of: Callable[[str], Path]
 ) -> None:
     written = quantized_of(recipe)
-    said = read_manifest(written).options["layers"]["transformer"]
+    layers = read_manifest(written).options["layers"]["transformer"]
     with safe_open(written / "transformer" / FILE, "pt") as file:
         for change in plan_of(sample_artifact, recipe, seen).changes:
             codes, scales = file.get_tensor(change.job.codes_name), file.get_tensor(change.job.scales_name)
-            if change.scheme.weights == "int4":  # two in a byte, the first in the low half
+            if change.scheme.weights == "int4":  # two codes per byte, the first in the low half
                 low, high = codes & 0x0F, codes >> 4
                 codes = torch.stack([low, high], -1).flatten(1).to(torch.int8)
                 codes = torch.where(codes > 7, codes - 16, codes)
             made = quantized_linears(change)
             assert torch.equal(torch.cat([one.codes.float() for one in made.values()], 1), codes.float())
             for name, one in made.items():
-                assert one.activation_scale == said[name]["activation_scale"]
+                assert one.activation_scale == layers[name]["activation_scale"]
             if change.scheme.granularity == "tensor":
                 assert all(torch.equal(one.scales, scales) for one in made.values())
             else:
                 assert torch.equal(torch.cat([one.scales for one in made.values()], -1), scales)
 
 
-def test_a_simulated_layer_gives_what_the_artifact_gives_in_onnx_runtime(
+def test_a_simulated_layer_matches_the_artifact_in_onnx_runtime(
     sample_artifact: Path, seen: record.Record, quantized_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Fused, smoothed through a modulation, through a norm's rows, and with rows that carry others' smoothing."""
+    """Covers a fused layer, smoothing by modulation and by rows, and rows that hold the factors of another site."""
     layers = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v", "transformer_blocks.0.attn.to_out.0")
     folder = quantized_of("int8") / "transformer"
     graph = ir.load(folder / "model.onnx")
@@ -104,7 +104,7 @@ def test_a_simulated_layer_gives_what_the_artifact_gives_in_onnx_runtime(
         y = y if one.rows is None else y / one.rows
         ours = one.output(x)
         assert (ours - y).abs().max() < 1e-4 * y.abs().max(), f"{layer}: {(ours - y).abs().max()} of {y.abs().max()}"
-    assert smoothed, "nothing was smoothed, so the test showed too little"
+    assert smoothed, "nothing was smoothed, so the test covers too little"
 
 
 @pytest.mark.parametrize(("number", "kind"), [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)])
@@ -131,7 +131,7 @@ def test_activations_are_rounded_as_onnx_runtime_rounds_them(number: Any, kind: 
     assert torch.equal(round_activation(torch.from_numpy(x), scale, number), torch.from_numpy(theirs))
 
 
-def test_quantized_layers_beyond_the_limit_make_room(sample_artifact: Path) -> None:
+def test_quantized_layers_beyond_the_limit_are_dropped(sample_artifact: Path) -> None:
     changes = plan_of(sample_artifact, "int8-weights", None).changes
     shelf = Shelf(changes, limit=1)
     for change in changes[:3]:
@@ -139,7 +139,7 @@ def test_quantized_layers_beyond_the_limit_make_room(sample_artifact: Path) -> N
     assert list(shelf.made) == [changes[2].name]
 
 
-def test_the_groups_operations_are_those_that_the_kit_counts(sample_artifact: Path, seen: record.Record) -> None:
+def test_the_groups_operations_match_the_planner(sample_artifact: Path, seen: record.Record) -> None:
     variant = read_manifest(sample_artifact).variant
     image = ImageShape(image_tokens=64, steps=4, passes=2)
     for part, linears in (
@@ -150,7 +150,7 @@ def test_the_groups_operations_are_those_that_the_kit_counts(sample_artifact: Pa
         assert sum(group.operations for group in groups) == pytest.approx(2 * linears)
 
 
-def test_sparing_for_weights_in_int8_gives_up_fewer_bytes(sample_artifact: Path) -> None:
+def test_sparing_with_int8_weights_costs_fewer_bytes(sample_artifact: Path) -> None:
     variant, made = read_manifest(sample_artifact).variant, plan_of(sample_artifact, "int4-weights", None)
     kept, int8 = (
         sum(group.bytes for group in find_groups("transformer", variant, made, ImageShape(64, 4, 1), scheme))

@@ -1,4 +1,4 @@
-"""SmoothQuant: folding changes nothing, factors are powers of two, and what is expected is what comes."""
+"""SmoothQuant: folding changes no result, factors are powers of two, and expected errors match measured ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def folded(artifact: Path, part: PartName, only: str) -> tuple[ir.Model, int]:
 
 
 def hold(model: ir.Model, name: str, values: Tensor) -> None:
-    """Replace a stored weight by numbers of its own type; powers of two round nothing."""
+    """Replace a stored weight by values of the same type; powers of two round nothing."""
     value = model.graph.initializers[name]
     assert value.dtype is not None
     array = values.numpy().astype(value.dtype.numpy())
@@ -106,10 +106,10 @@ def feeds_of(artifact: Path, part: PartName) -> dict[str, npt.NDArray[np.generic
         ("text_encoder", "rows", 27),
     ],
 )
-def test_a_graph_that_is_smoothed_and_not_quantized_computes_the_same(
+def test_a_graph_that_is_smoothed_but_not_quantized_computes_the_same(
     sample_artifact: Path, tmp_path: Path, part: PartName, only: str, count: int
 ) -> None:
-    copy = shutil.copytree(sample_artifact, tmp_path / "copy")  # onnx_ir opens no file that has hard links
+    copy = shutil.copytree(sample_artifact, tmp_path / "copy")  # onnx_ir does not open files with hard links
     model, smoothed = folded(copy, part, only)
     assert smoothed == count
     ir.save(model, tmp_path / "model.onnx", external_data="weights.bin")
@@ -123,7 +123,7 @@ def linear_of(model: ir.Model, folder: Path, name: str) -> Linear:
     return next(linear for linear in find_linears(model, folder) if linear.name == name)
 
 
-def test_what_is_made_otherwise_cannot_be_smoothed(sample_artifact: Path) -> None:
+def test_inputs_that_are_not_norms_cannot_be_smoothed(sample_artifact: Path) -> None:
     from quantize.fold import fold_modulation, norm_weight
 
     model = ir.load(sample_artifact / "transformer" / "model.onnx")
@@ -139,7 +139,7 @@ def test_what_is_made_otherwise_cannot_be_smoothed(sample_artifact: Path) -> Non
 
 
 class Layer:
-    """One linear layer with outliers in some channels of its input, as trained transformers have them."""
+    """One linear layer with outliers in some channels of its input, as in trained transformers."""
 
     def __init__(self, scheme: str = "int8", outlier: float = 30.0, seed: int = 0) -> None:
         self.x = noise(512, 256, seed=seed)  # [rows, K]
@@ -180,7 +180,7 @@ def test_smoothing_beats_plain_int8_and_per_channel_beats_per_tensor() -> None:
     assert layer.measured(smoothing.factors, per_tensor) > 2 * layer.measured(smoothing.factors)
 
 
-def test_without_outliers_nothing_is_smoothed_that_does_not_pay() -> None:
+def test_without_outliers_smoothing_does_no_harm() -> None:
     layer = Layer(outlier=1.0)
     smoothing = choose(SITE, [layer.reader])
     assert smoothing.gain >= 1
@@ -194,7 +194,7 @@ def test_the_alpha_is_the_one_with_the_least_error() -> None:
     assert choose(SITE, [layer.reader]).alpha == min(errors, key=lambda alpha: errors[alpha])
 
 
-def test_factors_are_powers_of_two_and_one_where_nothing_was_seen_or_read() -> None:
+def test_factors_are_powers_of_two_and_one_for_dead_channels() -> None:
     largest, weights = noise(64).abs() * 100, noise(64, seed=1).abs()
     largest[3], weights[5] = 0, 0
     for alpha in ALPHAS:

@@ -1,4 +1,4 @@
-"""Whatever can be exported can be quantized: single files in FP8, merged adapters, weights in bf16."""
+"""Every source that can be exported can be quantized: single files in FP8, merged adapters, weights in bf16."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def calibrated(checkpoint: Path, *loras: Lora, single_file: Path | None = None) 
 
 
 def restored(artifact: Path, layer: str) -> torch.Tensor:
-    """Return what codes and scales of a layer stand for, [N, K]."""
+    """Return the weight that codes and scales of a layer represent, [N, K]."""
     tensors = load_file(artifact / "transformer" / FILE)
     (codes,) = (tensor for name, tensor in tensors.items() if name.startswith(layer) and name.endswith((".int8",)))
     (scale,) = (tensor for name, tensor in tensors.items() if name.startswith(layer) and name.endswith(".scale"))
@@ -48,7 +48,7 @@ def restored(artifact: Path, layer: str) -> torch.Tensor:
     return values.mT
 
 
-def test_a_single_file_in_fp8_is_quantized_from_what_its_numbers_stand_for(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_single_file_in_fp8_is_quantized_from_the_values_it_represents(checkpoint: Path, tmp_path: Path) -> None:
     quantized = fp8(to_bfl(load(checkpoint)))
     save_file(quantized, tmp_path / "flux2-fp8.safetensors")
     config = ExportConfig(("transformer",), single_files={"transformer": tmp_path / "flux2-fp8.safetensors"})
@@ -61,7 +61,7 @@ def test_a_single_file_in_fp8_is_quantized_from_what_its_numbers_stand_for(check
     assert ((found - weight).abs() <= step * 0.5001).all()
     model = ir.load(tmp_path / "out" / "transformer" / "model.onnx")
     stored = [value.dtype for value in model.graph.initializers.values()]
-    assert ir.DataType.FLOAT8E4M3FN not in stored  # neither the source's weights nor their Q/DQ are left
+    assert ir.DataType.FLOAT8E4M3FN not in stored  # neither the source's weights nor their Q/DQ remain
     assert verify(tmp_path / "out").kind == "quantized"
 
 
@@ -84,7 +84,9 @@ def test_a_merged_adapter_needs_a_record_with_the_same_adapter(checkpoint: Path,
     assert ((restored(tmp_path / "out", LAYER) - merged).abs() <= step * 0.5001).all()
 
 
-def test_the_manifest_says_from_what_and_how(quantized_of: object, sample_artifact: Path, sample_record: Path) -> None:
+def test_the_manifest_records_source_recipe_and_calibration(
+    quantized_of: object, sample_artifact: Path, sample_record: Path
+) -> None:
     from kit.artifact import digest
     from quantize.calibration import record
 

@@ -1,4 +1,4 @@
-"""The fp32 and the bf16 form of a quantized artifact are twins: the same weights, graphs that differ in type."""
+"""The fp32 and the bf16 form of a quantized artifact: the same weights, graphs that differ only in the compute type."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def described(folder: Path, compute: ir.DataType) -> dict[str, Any]:
-    """Describe all nodes that are not Casts, by their names; the compute type is called so."""
+    """Describe all nodes except Casts, by name, with a placeholder for the compute type."""
     model = ir.load(folder / "transformer" / "model.onnx")
     told = {}
     for node in model.graph:
@@ -58,7 +58,7 @@ def described(folder: Path, compute: ir.DataType) -> dict[str, Any]:
 
 
 def quantizing(folder: Path) -> dict[str, bytes]:
-    """Return scales, zero points and split sizes as they stand in the graph, and where the weights are said to lie."""
+    """Return scales, zero points and split sizes of the graph, and the byte ranges of its weights."""
     graph = onnx.load(folder / "transformer" / "model.onnx", load_external_data=False).graph
     return {
         tensor.name: tensor.SerializeToString()
@@ -79,7 +79,7 @@ def test_scales_and_places_of_twins_are_equal_byte_by_byte(twins: tuple[Path, Pa
     assert fp32 == bf16
 
 
-def test_the_nodes_of_twins_differ_in_the_compute_type_alone(twins: tuple[Path, Path]) -> None:
+def test_the_nodes_of_twins_differ_only_in_the_compute_type(twins: tuple[Path, Path]) -> None:
     fp32 = described(twins[0], ir.DataType.FLOAT)
     bf16 = described(twins[1], ir.DataType.BFLOAT16)
     assert sum(op == "DequantizeLinear" for op, *_ in fp32.values()) == 2 * 24
@@ -98,6 +98,6 @@ def test_every_quantized_product_of_the_bf16_twin_is_in_bf16_with_fp32_scales(tw
             assert use.node.outputs[0].dtype == node.outputs[0].dtype == ir.DataType.BFLOAT16
 
 
-def test_tensorrt_takes_every_node_of_the_bf16_twin(twins: tuple[Path, Path]) -> None:
+def test_tensorrt_supports_every_node_of_the_bf16_twin(twins: tuple[Path, Path]) -> None:
     findings, _ = lint(twins[1])
     assert [str(finding) for finding in findings] == []

@@ -1,4 +1,4 @@
-"""What cannot be quantized is refused before anything is written, with a sentence that says what to do."""
+"""What cannot be quantized is rejected before anything is written, with an error that names the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYER = "single_transformer_blocks.3.attn.to_out"
 
 
 def changed(made: Record, change: Callable[[Seen], Seen | None]) -> Record:
-    """Change what a record says of one layer; None takes the layer out."""
+    """Change the statistics of one layer in a record; None removes the layer."""
     layers = dict(made.parts["transformer"])
     seen = change(layers.pop(LAYER))
     if seen is not None:
@@ -39,7 +39,7 @@ def with_channels(seen: Seen, value: float) -> Seen:
     return replace(seen, channel_amax=channels)
 
 
-def refuse(artifact: Path, folder: Path, recipe: Recipe, message: str, **given: Any) -> None:
+def assert_rejected(artifact: Path, folder: Path, recipe: Recipe, message: str, **given: Any) -> None:
     with pytest.raises(UsageError, match=message):
         apply(artifact, folder / "out", recipe, **given)
     assert not list(folder.iterdir())
@@ -73,7 +73,7 @@ def refuse(artifact: Path, folder: Path, recipe: Recipe, message: str, **given: 
     ],
 )
 @pytest.mark.parametrize("recipe", ["fp8", "int8"])
-def test_a_record_that_does_not_fit_is_refused(
+def test_a_record_that_does_not_fit_is_rejected(
     sample_artifact: Path,
     sample_record: Path,
     tmp_path: Path,
@@ -82,7 +82,7 @@ def test_a_record_that_does_not_fit_is_refused(
     message: str,
 ) -> None:
     made = changed(record.read(sample_record), change)
-    refuse(sample_artifact, tmp_path, RECIPES[recipe], message, record=made)
+    assert_rejected(sample_artifact, tmp_path, RECIPES[recipe], message, record=made)
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int8-plain", "fp8"])
@@ -91,19 +91,19 @@ def test_activations_need_a_calibration(sample_artifact: Path, tmp_path: Path, r
         rf"recipe {recipe} quantizes activations, which needs a calibration record: run `python -m quantize calibrate "
         r"CHECKPOINT --prompts kit --out cal\.json` and add --calibration cal\.json"
     )
-    refuse(sample_artifact, tmp_path, RECIPES[recipe], message)
+    assert_rejected(sample_artifact, tmp_path, RECIPES[recipe], message)
 
 
 @pytest.mark.parametrize("name", ["a10g", "a100-80g"])
-def test_fp8_is_refused_for_a_gpu_that_has_none(
+def test_fp8_is_rejected_for_a_gpu_without_it(
     sample_artifact: Path, sample_record: Path, tmp_path: Path, name: str
 ) -> None:
     message = rf"fp8 needs compute capability 8\.9 or newer; {name}.* has 8\.\d: use --recipe int8"
     made = record.read(sample_record)
-    refuse(sample_artifact, tmp_path, RECIPES["fp8"], message, record=made, gpu=gpu(name))
+    assert_rejected(sample_artifact, tmp_path, RECIPES["fp8"], message, record=made, gpu=gpu(name))
 
 
-def test_int8_is_taken_for_the_gpu_that_has_no_fp8(sample_artifact: Path, sample_record: Path) -> None:
+def test_int8_is_accepted_for_a_gpu_without_fp8(sample_artifact: Path, sample_record: Path) -> None:
     made = record.read(sample_record)
     check_recipe(read_manifest(sample_artifact), RECIPES["int8"], made, gpu("a10g"))
     check_recipe(read_manifest(sample_artifact), RECIPES["fp8"], made, gpu("l4"))
@@ -111,22 +111,22 @@ def test_int8_is_taken_for_the_gpu_that_has_no_fp8(sample_artifact: Path, sample
 
 def test_a_quantized_artifact_is_not_quantized_again(quantized_of: Callable[[str], Path], tmp_path: Path) -> None:
     message = r"is an artifact of kind 'quantized'; needed: onnx"
-    refuse(quantized_of("int8-weights"), tmp_path, RECIPES["int8-weights"], message)
+    assert_rejected(quantized_of("int8-weights"), tmp_path, RECIPES["int8-weights"], message)
 
 
-def test_a_recipe_of_another_compute_type_is_refused(sample_artifact: Path, tmp_path: Path) -> None:
+def test_a_recipe_of_another_compute_type_is_rejected(sample_artifact: Path, tmp_path: Path) -> None:
     message = "recipe bf16 changes no weight, and the artifact computes in fp32: export it with --dtype bf16"
-    refuse(sample_artifact, tmp_path, RECIPES["bf16"], message)
+    assert_rejected(sample_artifact, tmp_path, RECIPES["bf16"], message)
 
 
-def test_a_rule_that_names_no_layer_is_refused(sample_artifact: Path, tmp_path: Path) -> None:
+def test_a_rule_that_matches_no_layer_is_rejected(sample_artifact: Path, tmp_path: Path) -> None:
     rule = Rule("transformer", "transformer_block.*", "keep")
     recipe = replace(RECIPES["int8-weights"], name="mine", rules=(rule, *RECIPES["int8-weights"].rules))
     message = (
         r"recipe mine: 'transformer_block\.\*' matches no linear layer of the transformer that can be quantized; "
         r"these can be, for example: context_embedder, x_embedder, transformer_blocks\.0\.attn\.add_q_proj"
     )
-    refuse(sample_artifact, tmp_path, recipe, message)
+    assert_rejected(sample_artifact, tmp_path, recipe, message)
 
 
 def test_an_artifact_is_not_quantized_into_itself(sample_artifact: Path) -> None:
@@ -150,7 +150,7 @@ def poke(artifact: Path, value: int) -> None:
     file.write_bytes(content)
 
 
-def test_weights_that_are_not_finite_are_refused_by_name_and_leave_nothing(own: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_rejected_by_name_and_leave_nothing(own: Path, tmp_path: Path) -> None:
     poke(own, 0x7FC0)
     with pytest.raises(ArtifactError, match=r"\.safetensors: tensor '\S+to_out\.weight' contains NaN or infinity; it"):
         apply(own, tmp_path / "out", RECIPES["int8-weights"])
@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_are_refused_by_name_and_leave_nothing(own: 
 
 
 def test_an_artifact_is_made_again_when_a_value_of_its_source_changed(own: Path, tmp_path: Path) -> None:
-    """A digest of weights covers their header alone, so the same manifest may stand beside other values."""
+    """The digest of a weight file covers only its header, so other values can have the same manifest."""
     assert not apply(own, tmp_path / "out", RECIPES["int8-weights"]).up_to_date
     assert apply(own, tmp_path / "out", RECIPES["int8-weights"]).up_to_date
     poke(own, 0x3F80)
