@@ -41,10 +41,10 @@ PROMPT = "a red fox in the snow, early morning light"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/cpu-int8"), help="45 GB of disk")
     parser.add_argument("--double-blocks", type=int, default=1, help="of the transformer whose step is compared")
-    parser.add_argument("--single-blocks", type=int, default=4)
+    parser.add_argument("--single-blocks", type=int, default=4, help="of the same transformer")
     parser.add_argument("--rounds", type=int, default=5, help="turns of the comparison; medians of ratios count")
     parser.add_argument("--only", choices=ONLY, help="one of the measurements")
-    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul")
+    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul", help="as for export onnx")
     parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 
 

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated, each with {SMALL!r} behind it or not; default: %(default)s",
     )
     parser.add_argument("--parts", help="default: all that a variant has")
-    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"), help="what the graphs compute in")
     parser.add_argument("--naive", metavar="VARIANT", help="also export this variant's transformer the usual way")
     parser.add_argument("--naive-blocks", metavar="DOUBLE+SINGLE", help="so many of its blocks, at their real width")
 

@@ -26,12 +26,12 @@ RECIPES = ("fp8", "int8", "int8-weights", "int4-weights")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--variant", default="klein-4b")
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--variant", default="klein-4b", help="whose transformer is quantized")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated")
     parser.add_argument("--rounds", type=int, default=3, help="cp and each recipe in turn, so often; medians count")
     parser.add_argument("--work", type=Path, default=Path("build/quantize-cost"), help="20 GB of disk for klein-4b")
     parser.add_argument("--double-blocks", type=int, help="fewer blocks than the variant has, for a trial")
-    parser.add_argument("--single-blocks", type=int)
+    parser.add_argument("--single-blocks", type=int, help="likewise")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ PARTS = ("text_encoder", "transformer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, metavar="DIR")
+    parser.add_argument("artifact", type=Path, metavar="DIR", help="what `quantize apply` wrote")
     parser.add_argument(
         "--runtime",
         choices=("graph", "onnxruntime"),
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="onnxruntime: read the optimized graph that its CPU provider runs (artifacts that compute in fp32)",
     )
     parser.add_argument("--width", type=int, metavar="PIXELS", help="of the image that shares are counted for")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the same image")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

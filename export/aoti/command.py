@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", default="1", metavar="N,...", help="rows of a call; other batches are padded")
     parser.add_argument("--recipe", choices=RECIPES, default="bf16", help="numbers of the block linears")
     parser.add_argument("--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on no other")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="parts to compile")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
     parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
     parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images of each prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="parts to record")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what to compute in; as stored when left out")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
     parser.add_argument(

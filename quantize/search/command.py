@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images of each prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; the variant's own when left out")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--guidance", type=float, help="guidance scale; the variant's own when left out")
     parser.add_argument(
         "--batch", type=int, default=1, metavar="N", help="prompts in one pass while effects are measured"
     )
