@@ -43,12 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--double-blocks", type=int, default=1, help="double blocks of the transformer in the comparison"
     )
-    parser.add_argument("--single-blocks", type=int, default=4)
+    parser.add_argument(
+        "--single-blocks", type=int, default=4, help="single blocks of the transformer in the comparison"
+    )
     parser.add_argument(
         "--rounds", type=int, default=5, help="rounds of the comparison; the result is the median of ratios"
     )
     parser.add_argument("--only", choices=ONLY, help="run only this measurement")
-    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul")
+    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul", help="as for export onnx")
     parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 
 

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated, each optionally followed by {SMALL!r}; default: %(default)s",
     )
     parser.add_argument("--parts", help="default: all parts of the variant")
-    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"), help="what the graphs compute in")
     parser.add_argument("--naive", metavar="VARIANT", help="also export this variant's transformer the usual way")
     parser.add_argument("--naive-blocks", metavar="DOUBLE+SINGLE", help="number of its blocks, at their real width")
 

@@ -27,8 +27,16 @@ ENLARGE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--deployment", type=Path, default=Path("build/sample-deploy"), metavar="DEPLOY")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gallery.png"), metavar="FILE")
+    parser.add_argument(
+        "--deployment",
+        type=Path,
+        default=Path("build/sample-deploy"),
+        metavar="DEPLOY",
+        help="what `serve repository` wrote",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/gallery.png"), metavar="FILE", help="the image to write"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,16 +17,24 @@ from benchmarks import machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--artifact", type=Path, default=Path("build/sample"), metavar="DIR")
-    parser.add_argument("--checkpoint", default="sample")
-    parser.add_argument("--calibration", type=Path, default=Path("build/cal.json"), metavar="FILE")
-    parser.add_argument("--recipe", default="int8")
-    parser.add_argument("--prompts", default="sample:24", metavar="SET")
+    parser.add_argument("--artifact", type=Path, default=Path("build/sample"), metavar="DIR", help="what is quantized")
+    parser.add_argument("--checkpoint", default="sample", help="what the artifact was exported from")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        default=Path("build/cal.json"),
+        metavar="FILE",
+        help="what `quantize calibrate` wrote",
+    )
+    parser.add_argument("--recipe", default="int8", help="what is quantized unless it is spared")
+    parser.add_argument("--prompts", default="sample:24", metavar="SET", help="kit, kit:N, sample:N, or a file")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="prompts for measuring effects")
-    parser.add_argument("--points", type=int, default=5, metavar="N")
+    parser.add_argument("--points", type=int, default=5, metavar="N", help="recipes of the front that are drawn")
     parser.add_argument("--alone", type=int, default=24, metavar="N", help="number of groups to measure alone")
-    parser.add_argument("--meet", default="psnr=55", metavar="METRIC=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("build/search"), metavar="DIR")
+    parser.add_argument("--meet", default="psnr=55", metavar="METRIC=VALUE", help="the quality to meet")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/search"), metavar="DIR", help="for recipes, table, JSON and plot"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

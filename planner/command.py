@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Placement),
         help="default: the first placement that works; cache is not built yet",
     )
-    parser.add_argument("--width", type=int, default=Question.width)
-    parser.add_argument("--height", type=int, default=Question.height)
+    parser.add_argument("--width", type=int, default=Question.width, help="pixels of an image")
+    parser.add_argument("--height", type=int, default=Question.height, help="pixels of an image")
     parser.add_argument("--steps", type=int, help="default: the steps of the variant")
     parser.add_argument("--batch", type=int, default=Question.batch, help="images per batch")
     parser.add_argument("--rate", type=float, metavar="N", help="requested images per minute")

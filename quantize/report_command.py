@@ -13,7 +13,7 @@ from kit.ports import QUANTIZED_PARTS, PartName
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, metavar="DIR")
+    parser.add_argument("artifact", type=Path, metavar="DIR", help="what `quantize apply` wrote")
     parser.add_argument(
         "--runtime",
         choices=("graph", "onnxruntime"),
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="image size for which operations are counted; default: the checkpoint's",
     )
-    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the same image")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B", help="parts to record")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type; default: the type of the stored weights"
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("records", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("records", nargs="+", type=Path, metavar="FILE", help="what `quantize calibrate` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the record to write, JSON")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

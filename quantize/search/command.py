@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--guidance", type=float, help="guidance scale; the variant's own when left out")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts per pass when effects are measured")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type of torch; default: the type of the stored weights"

@@ -17,7 +17,7 @@ from kit.variants import Variant
 from quantize.gate.admission import TOKENIZER, admit, speaks_the_samples_grammar
 
 
-def artifact(folder: Path, tokenizer: str = "{}", parts: Any = NEEDED, **changes: Any) -> Path:
+def artifact(folder: Path, tokenizer: str = "{}", parts: Any = SERVED_PARTS, **changes: Any) -> Path:
     """Write an artifact without graphs; admission does not open them."""
     variant = changes.pop("variant", Variant.named("klein-4b"))
     (folder / "tokenizer").mkdir(parents=True)

@@ -1,0 +1,121 @@
+"""One table of commands, the same from `flux2 ROOM COMMAND` and `python -m ROOM COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from kit import __version__, commands
+from kit.commands import ROOMS, flux2
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [(room, name) for room in ROOMS for name in ROOMS[room].commands]
+
+
+def exit_code(*argv: str) -> int:
+    """Run as the console script does: --help and --version of argparse exit by themselves."""
+    try:
+        return flux2(argv)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+def parser_of(room: str, name: str) -> argparse.ArgumentParser:
+    top = commands.parser(room, [name], room)
+    rooms = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    found: argparse.ArgumentParser = rooms.choices[name]
+    return found
+
+
+def test_the_console_script_is_this_function() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"flux2": f"{flux2.__module__}:{flux2.__name__}"}
+
+
+@pytest.mark.parametrize("argv", [("--version",), ("kit", "--version"), ("benchmarks", "--version")])
+def test_every_room_says_the_version(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*argv) == 0
+    assert capsys.readouterr().out == f"flux2-deploy {__version__}\n"
+
+
+def test_help_lists_every_room_with_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for room in ROOMS.values():
+        assert f"{room.about}: {', '.join(room.commands)}" in words
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_help_of_a_room_says_what_each_command_does(room: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(room, "--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith(f"usage: flux2 {room} ")
+    for name, (_, about) in ROOMS[room].commands.items():
+        assert f" {name} {about}" in words
+
+
+@pytest.mark.parametrize(("room", "name"), COMMANDS)
+def test_help_of_a_command_says_what_it_does(room: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(room, name, "--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith(f"usage: flux2 {room} {name} ")
+    does = parser_of(room, name).description
+    assert does
+    assert " ".join(does.split()) in words
+    assert "--json" in words
+
+
+@pytest.mark.parametrize(("room", "name"), COMMANDS)
+def test_every_option_has_a_help_text(room: str, name: str) -> None:
+    silent = [action.option_strings or action.dest for action in parser_of(room, name)._actions if not action.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), "the following arguments are required: ROOM; see flux2 --help"),
+        (("paint",), "argument ROOM: invalid choice: 'paint' (choose from 'kit', 'export', 'quantize', 'serve', "),
+        (("kit",), "the following arguments are required: COMMAND; see flux2 kit --help"),
+        (("kit", "guess"), "argument COMMAND: invalid choice: 'guess' (choose from 'doctor', 'plan'); see flux2 kit"),
+        (("kit", "plan", "--gpu"), "argument --gpu: expected one argument; see flux2 kit plan --help"),
+        (("kit", "doctor", "--fast"), "unrecognized arguments: --fast; see flux2 kit --help"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    argv: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*argv) == 2
+    captured = capsys.readouterr()
+    plain = captured.err.replace("'", "")  # from 3.12 on argparse quotes no choices
+    assert plain.startswith(f"error: {said}".replace("'", ""))
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert exit_code(*argv, "--json") == 2
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert facts == {"error": captured.err.removeprefix("error: ").strip(), "exit_code": 2}
+
+
+def test_the_console_script_and_the_module_print_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["plan", "--variant", "klein-4b", "--gpu", "l4", "--json"]
+    assert flux2(["kit", *argv]) == 0
+    shown = capsys.readouterr().out
+    done = subprocess.run(
+        [sys.executable, "-m", "kit", *argv], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert done.stdout == shown
+
+
+@pytest.mark.parametrize(("room", "name"), COMMANDS)
+def test_the_table_names_modules_that_are_commands(room: str, name: str) -> None:
+    module = import_module(ROOMS[room].commands[name][0])
+    assert callable(module.add_arguments)
+    assert callable(module.run)
