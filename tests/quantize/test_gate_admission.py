@@ -12,7 +12,7 @@ import pytest
 from kit.artifact import MANIFEST, Manifest, PartRecord, digest, write_manifest
 from kit.checkpoint import SHIPPED
 from kit.errors import UsageError
-from kit.ports import ports
+from kit.ports import SERVED_PARTS, ports
 from kit.variants import Variant
 from quantize.gate.admission import TOKENIZER, admit, speaks_the_samples_grammar
 
