@@ -1,1 +1,1 @@
-"""How the parts of an artifact are run: one engine protocol, a runtime behind each folder."""
+"""Run the parts of an artifact: one engine protocol, one folder per runtime."""

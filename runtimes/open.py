@@ -1,4 +1,4 @@
-"""Open what runs a part: a graph in ONNX Runtime, plans in TensorRT, packages in torch, as artifact or settings say."""
+"""Open the engines of an artifact: graphs in ONNX Runtime, plans in TensorRT, or packages in torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runtimes.trt.record import EngineRecord
 def open_parts(
     folder: Path, manifest: Manifest, parts: Sequence[PartName], threads: int = 0
 ) -> Mapping[PartName, Engine]:
-    """Open parts of an artifact or of a deployment; those of an engine artifact share activation memory."""
+    """Open parts of an artifact or of a deployment; the engines of an engine artifact share activation memory."""
     records = {part: manifest.part(part) for part in parts}
     if manifest.kind == "engine":
         from runtimes.trt.engine import open_engines
 
         return open_engines(folder, EngineRecord.of(manifest), {part: records[part].ports for part in parts})
     if manifest.kind == "aoti":
-        from runtimes.aoti.engine import AotiEngine  # brings torch, which ONNX Runtime does without
+        from runtimes.aoti.engine import AotiEngine  # imports torch, which ONNX Runtime does not need
 
         on_gpu = str(manifest.options["device"]).startswith("cuda")
         return {part: AotiEngine(folder, part, "graphs" if on_gpu else "calls") for part in parts}

@@ -1,1 +1,1 @@
-"""Parts compiled by AOTInductor, in torch."""
+"""Run parts that AOTInductor compiled, in torch."""

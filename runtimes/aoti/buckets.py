@@ -1,7 +1,7 @@
-"""Which compiled package runs a call: compiled code has fixed shapes, so a part has one package per bucket of sizes.
+"""Choose the compiled package for a call: compiled code has fixed shapes, so a part has one package per bucket.
 
-Axes other than the batch must match exactly: nothing masks padded image tokens, so a padded image would be another
-image. Rows are independent, so a batch is padded up to the next bucket, and one that is too large is cut.
+Axes other than the batch must match exactly: padded image tokens are not masked, so padding would change the image.
+Rows are independent, so a batch is padded to the next bucket, and a batch that is too large is split.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Sizes = Mapping[str, int]
 class Call:
     """One run of a package: rows `start` to `stop` of the request, padded to the bucket's batch."""
 
-    bucket: int  # its place in the list
+    bucket: int  # its index in the list of buckets
     start: int
     stop: int
 
 
 def sizes_of(ports: Ports, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Read the sizes of the named axes off the inputs' shapes.
+    """Return the sizes of the named axes, from the shapes of the inputs.
 
-    Raises ValueError, naming the port, for a shape that the port does not have.
+    Raises ValueError, which names the port, if a shape does not fit its port.
     """
     sizes: dict[str, int] = {}
     for port in ports.inputs:
@@ -46,9 +46,9 @@ def sizes_of(ports: Ports, shapes: Mapping[str, Sequence[int]]) -> dict[str, int
 
 
 def calls(buckets: Sequence[Sizes], sizes: Sizes) -> Iterator[Call]:
-    """Split a request into runs of packages.
+    """Split a request into package runs.
 
-    Raises LookupError that lists what there is when no bucket has the request's sizes.
+    Raises LookupError, which lists the compiled sizes, if no bucket has the sizes of the request.
     """
     fits = sorted((b[BATCH], i) for i, b in enumerate(buckets) if _rest(b) == _rest(sizes))
     if not fits:

@@ -1,8 +1,8 @@
-"""Run a part from packages that AOTInductor compiled: no diffusers, no tracing and no compiler when a server starts.
+"""Run a part from packages that AOTInductor compiled: a server needs no diffusers, no tracing and no compiler.
 
-A package holds machine code for one device, one set of shapes and one release of torch, and no weights: those are read
-once and shared by all packages of a part. So an artifact is refused unless torch, device and processor are those it was
-compiled for; there is no telling what foreign machine code would do.
+A package contains machine code for one device, one set of shapes and one release of torch, but no weights; all packages
+of a part share the weights. An artifact is rejected unless torch, device and processor are those it was compiled for,
+because the behavior of other machine code is undefined.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from runtimes.aoti import buckets
 from runtimes.aoti.package import Package
 from runtimes.cuda_graph import Replay
 
-Launch = Literal["calls", "graphs"]  # every kernel launched anew, or recorded once and replayed (CUDA graphs)
+Launch = Literal["calls", "graphs"]  # launch every kernel, or replay a recorded CUDA graph
 WEIGHTS = "weights.safetensors"
 
 
@@ -33,7 +33,7 @@ def this_torch() -> str:
 
 
 def this_processor(device: str) -> str:
-    """Name what compiled code depends on: the GPU's compute capability, or the CPU's vector instructions."""
+    """Return what compiled code depends on: the GPU's compute capability, or the CPU's vector instructions."""
     if device.startswith("cuda"):
         major, minor = torch.cuda.get_device_capability()
         return f"compute capability {major}.{minor}"
@@ -43,7 +43,7 @@ def this_processor(device: str) -> str:
 def check_machine(manifest: Manifest, where: Path) -> str:
     """Return the device that an artifact was compiled for.
 
-    Raises ArtifactError when torch, the device or its instructions are not those of this machine.
+    Raises ArtifactError if this machine has another torch, device or instruction set.
     """
     options = manifest.options
     device = str(options["device"])
@@ -61,10 +61,10 @@ def check_machine(manifest: Manifest, where: Path) -> str:
 
 
 class AotiEngine:
-    """The packages of one part behind the protocol of engines."""
+    """The packages of one part as an engine."""
 
     def __init__(self, folder: Path, part: PartName, launch: Launch = "calls") -> None:
-        """Load; raises ArtifactError or UsageError for an artifact that does not verify or is not for this machine."""
+        """Load; raises ArtifactError or UsageError if the artifact does not verify or is for another machine."""
         manifest = verify(folder, kinds=("aoti",))
         self.device = check_machine(manifest, folder)
         if launch == "graphs" and not self.device.startswith("cuda"):
@@ -88,12 +88,12 @@ class AotiEngine:
                 self._call(call, {name: x[call.start : call.stop] for name, x in tensors.items()})
                 for call in buckets.calls(self.buckets, sizes)
             ]
-        except (ValueError, LookupError, RuntimeError) as error:  # torch says out of memory with a RuntimeError
+        except (ValueError, LookupError, RuntimeError) as error:  # torch reports out of memory as a RuntimeError
             raise EngineError(str(error)) from error
         return {self.ports.outputs[0].name: to_array(torch.cat(made))}
 
     def _call(self, call: buckets.Call, rows: Mapping[str, Tensor]) -> Tensor:
-        """Run one package on rows padded to its batch; returns the real rows, on the CPU."""
+        """Run one package on rows padded to its batch; returns the rows without padding, on the CPU."""
         batch = self.buckets[call.bucket][buckets.BATCH]
         padded = {name: pad(x, batch).to(self.device) for name, x in rows.items()}
         if self._launch == "calls":

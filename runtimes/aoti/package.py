@@ -1,7 +1,7 @@
-"""One AOTInductor package: machine code of a part at one set of shapes, given its weights by whoever loads it.
+"""One AOTInductor package: machine code of a part for one set of shapes; the caller provides the weights.
 
-torch's own `aoti_load_package` asks for a C++ compiler on a CPU and opens archives that may hold pickled inputs; the
-loader behind it does neither, so it is called directly.
+On a CPU, torch's `aoti_load_package` requires a C++ compiler, and it opens archives that may contain pickled inputs.
+The loader that it uses does neither, so it is called directly.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from kit.errors import ArtifactError
 
 
 class Package:
-    """Loaded machine code; called with inputs by name. The weights must outlive it: it keeps their addresses."""
+    """Loaded machine code, called with inputs by name. It keeps the addresses of the weights, which must outlive it."""
 
     def __init__(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        """Load; raises ArtifactError when torch cannot, or when a weight is missing."""
+        """Load; raises ArtifactError if torch cannot load the package or a weight is missing."""
         try:
             self.loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
             needed = self.loader.get_constant_fqns()
             missing = sorted(set(needed) - set(weights))
             if missing:
-                raise ArtifactError(f"{path}: wants weight {missing[0]!r}, which the weights beside it do not have")
+                raise ArtifactError(f"{path}: needs the weight {missing[0]!r}, which the weight file does not contain")
             self.weights = {name: weights[name] for name in needed}
-            self.loader.load_constants(self.weights, False, True, True)  # active set, all of them, memory stays ours
+            self.loader.load_constants(
+                self.weights, False, True, True
+            )  # active set; check that all are given; keep our memory
             inputs = json.loads(self.loader.get_call_spec()[0])[1]["children_spec"][1]
         except RuntimeError as error:
             raise ArtifactError(f"{path}: torch cannot load it: {error}") from error

@@ -1,1 +1,1 @@
-"""Parts in ONNX Runtime."""
+"""Run parts in ONNX Runtime."""

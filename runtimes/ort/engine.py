@@ -1,4 +1,4 @@
-"""Parts in ONNX Runtime: how its sessions are opened, and the engine around one."""
+"""Open ONNX Runtime sessions, and run them as engines."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from kit.hardware import cpu
 from kit.ports import Ports
 
 CPU = "CPUExecutionProvider"
-FOLDER = "session.model_external_initializers_file_folder_path"  # of weights, for a model that comes as bytes
-
-
-LARGE = 64 * 2**20  # bytes of weights from which on a part is treated as below
-PANEL_COLUMNS = 1024  # the 4,608 rows of a megapixel image then have 19 MB of sums
+FOLDER = "session.model_external_initializers_file_folder_path"  # folder of the weights, for a model passed as bytes
+LARGE = 64 * 2**20  # bytes of weights; larger parts run without memory pattern and in panels
+PANEL_COLUMNS = 1024  # 19 MB of sums for the 4,608 rows of a one-megapixel image
 
 
 def _weight_bytes(folder: Path) -> int:
@@ -24,7 +22,7 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def session_options(threads: int = 0) -> Any:
-    """Return the options of every ONNX Runtime session of the kit; 0 threads are one for each core."""
+    """Return the options of every ONNX Runtime session; 0 threads means one per core."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -35,10 +33,10 @@ def session_options(threads: int = 0) -> Any:
 
 
 def open_session(graph: Path, options: Any, provider: str = CPU, panels: bool = True) -> Any:
-    """Open a graph as the kit runs it; without `panels`, wide int8 products stay whole (see runtimes.ort.panels).
+    """Open a graph; without `panels`, wide int8 products are not split (see runtimes.ort.panels).
 
-    A large part has no memory pattern, which holds the peak of a first run a second time. Raises ArtifactError that
-    names the graph.
+    Memory patterns are disabled for large parts, because they hold the peak memory of the first run twice. Raises
+    ArtifactError, which names the graph.
     """
     import onnxruntime as ort
 
@@ -46,20 +44,20 @@ def open_session(graph: Path, options: Any, provider: str = CPU, panels: bool = 
     if _weight_bytes(graph.parent) >= LARGE:
         options.enable_mem_pattern = False
         if panels and provider == CPU and cpu().int8:
-            from runtimes.ort.panels import in_panels  # brings onnx_ir, which small parts and GPUs do without
+            from runtimes.ort.panels import in_panels  # imports onnx_ir, which small parts and GPUs do not need
 
             model = in_panels(graph, PANEL_COLUMNS) or model
             options.add_session_config_entry(FOLDER, str(graph.parent))
     try:
         return ort.InferenceSession(model, options, providers=[provider])
-    except Exception as error:  # onnxruntime raises a dozen types of its own for a bad model
+    except Exception as error:  # onnxruntime raises a dozen error types for an invalid model
         raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
 
 
 class OrtEngine:
     """An exported graph in ONNX Runtime.
 
-    Spinning is off, so that a stage that waits leaves the cores to the stage that works.
+    Spinning is disabled, so that waiting threads leave the cores to other stages.
     """
 
     def __init__(self, graph: Path, ports: Ports, threads: int = 0, provider: str = CPU, panels: bool = True) -> None:
@@ -76,6 +74,6 @@ class OrtEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
             results = self.session.run(self._outputs, dict(inputs))
-        except Exception as error:  # onnxruntime's own error types share no base but Exception
+        except Exception as error:  # onnxruntime's error types have no common base but Exception
             raise EngineError(str(error)) from error
         return dict(zip(self._outputs, results, strict=True))

@@ -1,16 +1,16 @@
-"""Run wide int8 products in panels of columns, which is what ONNX Runtime's CPU kernels want and no file can say.
+"""Split wide int8 products into panels of columns, so that the sums of ONNX Runtime's CPU kernels fit the cache.
 
-A product of [M, K] and [K, N] has M x N sums of four bytes, and the kernels go over all of them again for every slice
-of K (MLAS, `MlasGemmQuantPackedOperation` in qgemm.h: K is the outer loop, then N, then M). Where the sums do not fit
-the last level of cache, that costs a quarter of the speed. Panels compute the very same integers; `python -m benchmarks
-cpu --only ratio` runs a step both ways.
+A product of [M, K] and [K, N] has M x N sums of four bytes, and the kernels read and write all of them for every slice
+of K (MLAS, `MlasGemmQuantPackedOperation` in qgemm.h: K is the outer loop, then N, then M). If the sums do not fit the
+last-level cache, this costs a quarter of the speed. Panels compute identical integers; `python -m benchmarks cpu --only
+ratio` runs a step both ways.
 
-What follows column by column stays in panels: the halves of SwiGLU, its products, and the quantization of the next
-layer's input, so that what must be joined is a byte per value. The graph is changed when it is loaded, for this
-provider alone: in artifacts, products stay whole as TensorRT wants them. A panel is ONNX Runtime's own operator
-MatMulIntegerToFloat, because its fusion of standard operators takes a QuantizeLinear with a single reader; activations
-become uint8 around 128, the type that VNNI multiplies with int8. The runtime folds the cut of the weights while it
-loads, one weight at a time, and frees what it was cut from.
+Column-wise operators after a product stay in panels: the halves of SwiGLU, its products, and the quantization of the
+next layer's input. Only then are the panels joined, at one byte per value. The graph is changed while it is loaded, for
+this provider only; in artifacts, products are not split, because TensorRT fuses whole ones. A panel is ONNX Runtime's
+operator MatMulIntegerToFloat, because its fusion of standard operators requires a QuantizeLinear with a single reader.
+Activations become uint8 with zero point 128, the type that VNNI multiplies with int8. While loading, the runtime folds
+the split of the weights, one weight at a time, and frees the originals.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kit.graph_values import constant, describe
 
-PANEL = "/panel_"  # between the name of a node and the number of a panel of it
+PANEL = "/panel_"  # separates the name of a node from the index of its panel
 
 
 @dataclass(frozen=True)
 class Product:
-    """An int8 product with a stored weight and the operators that quantize around it."""
+    """An int8 product with a stored weight, and the operators that quantize its operands."""
 
     node: ir.Node
     quantize: ir.Node
@@ -46,7 +46,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some columns of a value, which exist as a value of their own."""
+    """A range of columns of a value, as a separate value."""
 
     value: ir.Value
     columns: int
@@ -56,13 +56,13 @@ Pieces = tuple[Piece, ...]
 
 
 def in_panels(graph: Path, columns: int) -> bytes | None:
-    """Return the model with its wide int8 products cut, or None where there are none; weights stay in their files."""
+    """Return the model with its wide int8 products split, or None if it has none; weights stay in their files."""
     model = ir.load(graph)
     return ir.to_proto(model).SerializeToString() if cut(model, columns) else None
 
 
 def cut(model: ir.Model, columns: int) -> int:
-    """Cut all int8 products with more than `columns` columns, in place; returns how many there were."""
+    """Split all int8 products with more than `columns` columns, in place; returns their number."""
     wide = {product.node: product for product in find_products(model) if product.columns > columns}
     if not wide:
         return 0
@@ -84,12 +84,12 @@ def cut(model: ir.Model, columns: int) -> int:
 
 
 def whole(name: str) -> str:
-    """Return the name of the node that a node is or is a panel of."""
+    """Return the name of the node that a panel was split from, or the name itself if it is no panel."""
     return name.partition(PANEL)[0]
 
 
 def find_products(model: ir.Model) -> Iterator[Product]:
-    """Yield the int8 products of a graph that ONNX Runtime would fuse."""
+    """Yield the int8 products that ONNX Runtime would fuse."""
     for node in model.graph:
         if node.op_type != "MatMul":
             continue
@@ -111,12 +111,12 @@ def _maker(value: ir.Value | None, operator: str) -> ir.Node | None:
 
 
 def _readers(quantize: ir.Node) -> set[ir.Node]:
-    """Return what reads an activation that is quantized and dequantized."""
+    """Return the readers of an activation that is quantized and dequantized."""
     return {reader for between, _ in quantize.outputs[0].uses() for reader, _ in between.outputs[0].uses()}
 
 
 class _Cutter:
-    """Goes over a graph in order and knows which values exist in pieces along their last axis."""
+    """Visits the nodes in order and tracks which values exist in pieces along their last axis."""
 
     def __init__(self, model: ir.Model, columns: int) -> None:
         self.model = model
@@ -126,7 +126,7 @@ class _Cutter:
         self._quantized: dict[ir.Value, ir.Value] = {}
 
     def multiply(self, product: Product) -> None:
-        """Compute a product panel by panel; no panel crosses a column at which a reader divides it."""
+        """Compute a product panel by panel; no panel crosses a column at which a reader splits it."""
         node, name = product.node, product.node.name
         activation = self._quantize(product)
         edges = sorted({0, product.columns, *(edge for reader, _ in node.outputs[0].uses() for edge in _edges(reader))})
@@ -145,7 +145,7 @@ class _Cutter:
         self._keep(node, made, tuple(widths))
 
     def visit(self, node: ir.Node) -> None:
-        """Carry pieces through a node where it works column by column, and join them before it where it does not."""
+        """Keep pieces through a node that works column by column; join them before any other node."""
         given = [self.pieces.get(value) if value is not None else None for value in node.inputs]
         if not any(given):
             return
@@ -169,13 +169,13 @@ class _Cutter:
                 node.replace_input_with(i, self.join(value, node))
 
     def join(self, value: ir.Value, before: ir.Node | None) -> ir.Value:
-        """Return a value in one piece; `before` reads it, None where the graph ends."""
+        """Return a value in one piece; `before` is its reader, None at the end of the graph."""
         if value not in self._joined:
             self._joined[value] = self._concat(self._values(value), f"{value.name}/joined", value, before)
         return self._joined[value]
 
     def _values(self, value: ir.Value) -> list[ir.Value]:
-        """Return the values of the pieces of a value, or itself where it is whole."""
+        """Return the values of the pieces of a value, or the value itself if it is whole."""
         return [piece.value for piece in self.pieces[value]] if value in self.pieces else [value]
 
     def _concat(self, values: list[ir.Value], name: str, like: ir.Value, before: ir.Node | None) -> ir.Value:
@@ -186,7 +186,7 @@ class _Cutter:
         return describe(node.outputs[0], f"{name}:0", values[0].dtype, like.shape)
 
     def _quantize(self, product: Product) -> ir.Value:
-        """Quantize an activation to the same steps counted from 128, piece by piece, and join the bytes."""
+        """Quantize an activation piece by piece, with the same scale and zero point 128, and join the bytes."""
         old = product.quantize
         x, scale = old.inputs[:2]
         codes = old.outputs[0]
@@ -199,7 +199,7 @@ class _Cutter:
         return self._quantized[codes]
 
     def _chain(self, node: ir.Node, given: list[Pieces | None]) -> Pieces | None:
-        """Return the pieces of a Concat, or None where an input has no known width."""
+        """Return the pieces of a Concat, or None if the width of an input is unknown."""
         chained: list[Piece] = []
         for value, pieces in zip(node.inputs, given, strict=True):
             if pieces is not None:
@@ -211,12 +211,12 @@ class _Cutter:
         return tuple(chained)
 
     def _keep(self, node: ir.Node, made: list[ir.Node], widths: tuple[int, ...]) -> None:
-        """Put panels before the node whose work they do, and remember its result as theirs."""
+        """Insert the panels before the node they replace, and record them as the pieces of its result."""
         values = self._panels(node.name or "", made, ir.DataType.FLOAT, node)
         self.pieces[node.outputs[0]] = tuple(Piece(*piece) for piece in zip(values, widths, strict=True))
 
     def _panels(self, name: str, made: list[ir.Node], dtype: ir.DataType, before: ir.Node) -> list[ir.Value]:
-        """Name nodes of one output each as panels, put them into the graph and return what they give."""
+        """Name single-output nodes as panels, insert them into the graph and return their outputs."""
         for i, panel in enumerate(made):
             panel.name = f"{name}{PANEL}{i}"
             describe(panel.outputs[0], f"{panel.name}:0", dtype, None)
@@ -247,7 +247,7 @@ def _widths(pieces: Pieces | None) -> tuple[int, ...]:
 
 
 def _within(pieces: Pieces, edges: list[int], start: int, end: int) -> Pieces:
-    """Return the pieces between two columns; none where a piece lies across one of them."""
+    """Return the pieces between two columns; none if a piece crosses one of them."""
     end = min(end, edges[-1])
     if start not in edges or end not in edges:
         return ()
@@ -255,12 +255,12 @@ def _within(pieces: Pieces, edges: list[int], start: int, end: int) -> Pieces:
 
 
 def _edges(reader: ir.Node) -> list[int]:
-    """Return the columns at which a Split or Slice divides what it reads."""
+    """Return the columns at which a Split or Slice divides its input."""
     return [edge for bounds in _bounds(reader) for edge in bounds if edge < np.iinfo(np.int64).max]
 
 
 def _bounds(node: ir.Node) -> list[tuple[int, int]]:
-    """Return first and last column of each output of a Split or Slice along the last axis, nothing for other nodes."""
+    """Return the column range of each output of a Split or Slice along the last axis; empty for other nodes."""
     if node.op_type not in ("Split", "Slice"):
         return []
     known = [value.const_value for value in node.inputs[1:] if value is not None and value.const_value is not None]
@@ -276,7 +276,7 @@ def _bounds(node: ir.Node) -> list[tuple[int, int]]:
 
 
 def _along_last(node: ir.Node) -> bool:
-    """Tell whether a Split or Concat works along the last axis."""
+    """Return whether a Split or Concat works along the last axis."""
     return _is_last(node.attributes.get_int("axis", 0), node.outputs[0])
 
 

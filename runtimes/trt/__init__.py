@@ -1,1 +1,1 @@
-"""Parts in TensorRT."""
+"""Run parts in TensorRT."""

@@ -1,4 +1,4 @@
-"""Memory, a stream and graphs of one GPU, by way of torch: all that the TensorRT runtime asks of CUDA."""
+"""Memory, a stream and CUDA graphs of one GPU through torch: all of CUDA that the TensorRT runtime needs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kit.engine import Array
 
 
 class Device(Protocol):
-    """What the runtime needs; a test has one on the CPU."""
+    """What the runtime needs of a GPU; tests have an implementation on the CPU."""
 
     @property
     def stream(self) -> int:
-        """The stream on which everything runs, as the number that TensorRT takes."""
+        """The stream of all work, as the handle that TensorRT takes."""
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: Dtype) -> Any:
-        """Return memory of the device with `data_ptr()`."""
+        """Return uninitialized device memory; it has `data_ptr()`."""
         ...
 
     def upload(self, target: Any, array: Array) -> None: ...
@@ -28,12 +28,12 @@ class Device(Protocol):
         ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what `work` enqueues and return what replays it."""
+        """Record what `work` enqueues; returns a function that replays it."""
         ...
 
 
 class Cuda:
-    """One GPU; copies run on the stream of the engines, so that they need no events between them."""
+    """One GPU; copies run on the same stream as the engines, so no events are needed between them."""
 
     def __init__(self, index: int = 0) -> None:
         import torch
@@ -47,7 +47,7 @@ class Cuda:
         return int(self._stream.cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: Dtype) -> Any:
-        with self._torch.cuda.stream(self._stream):  # whose memory torch then keeps for this stream
+        with self._torch.cuda.stream(self._stream):  # so that torch reuses the memory on this stream only
             return self._torch.empty(shape, dtype=torch_type(dtype), device=self._device)
 
     def upload(self, target: Any, array: Array) -> None:

@@ -1,7 +1,8 @@
-"""A part in TensorRT behind the Engine protocol: profiles by token count, one CUDA graph per shape, tensors by address.
+"""A part in TensorRT as an engine: profiles by token count, one CUDA graph per shape, tensors by address.
 
-A shape that comes for the first time is run once as it is, which settles what TensorRT defers, then captured; from then
-on a call is two copies and a replay. A batch larger than its profile takes is cut, an image larger is refused.
+The first call with a shape runs without a graph, which completes TensorRT's deferred initialization, and is then
+captured. Later calls are an upload, a replay and a download. A batch larger than its profile is split; an image larger
+than every profile is rejected.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from runtimes.trt.plans import Arena, Context, Plans
 from runtimes.trt.profiles import choose
 from runtimes.trt.record import EngineRecord, mismatch
 
-KEPT_SHAPES = 16  # prepared shapes per part; each holds its inputs and outputs on the GPU and a graph
+KEPT_SHAPES = 16  # prepared shapes per part; each keeps inputs, outputs and a graph on the GPU
 
 
 @dataclass
 class Prepared:
-    """Everything of one shape: where its tensors lie and what runs it."""
+    """The state of one shape: its context, its tensors on the GPU and its graph."""
 
     context: Context
     tensors: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]  # of the inputs
+    shapes: Mapping[str, tuple[int, ...]]  # shapes of the inputs
     replay: Callable[[], None] | None = None
     uploaded: dict[str, ReferenceType[Array]] = field(default_factory=dict)  # read-only arrays whose values are there
 
@@ -46,7 +47,7 @@ class TensorRtEngine:
 
     def __init__(self, ports: Ports, plans: Plans, device: Device, lock: threading.Lock, graphs: bool = True) -> None:
         self.ports = ports
-        self._plans = plans  # owns runtime and engines
+        self._plans = plans  # owns the runtime and the engines
         self._contexts: Sequence[Context] = plans.contexts()
         self._device = device
         self._lock = lock
@@ -54,7 +55,7 @@ class TensorRtEngine:
         self._prepared: OrderedDict[tuple[tuple[int, ...], ...], Prepared] = OrderedDict()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once, or as often as the largest batch of the profile makes it; raises EngineError for other shapes."""
+        """Run in as many calls as the largest batch of the profile requires; raises EngineError for other shapes."""
         sizes = self._sizes(inputs)
         try:
             chosen = self._contexts[choose([c.profile for c in self._contexts], sizes)]
@@ -71,7 +72,7 @@ class TensorRtEngine:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int]:
-        """Read the size of every named axis off the inputs; raises EngineError where they contradict their ports."""
+        """Return the size of every named axis; raises EngineError if an input does not fit its port."""
         sizes: dict[str, int] = {}
         for port in self.ports.inputs:
             if port.name not in inputs:
@@ -89,7 +90,7 @@ class TensorRtEngine:
 
     def _call(self, chosen: Context, inputs: Mapping[str, Array]) -> dict[str, Array]:
         key = tuple(inputs[port.name].shape for port in self.ports.inputs)
-        ready = self._prepared.pop(key, None)  # comes back as the newest when all went well
+        ready = self._prepared.pop(key, None)  # reinserted as the newest if the call succeeds
         try:
             if ready is None:
                 ready = self._prepare(chosen, key)
@@ -110,7 +111,7 @@ class TensorRtEngine:
             ready.replay = self._device.capture(lambda: self._enqueue(ready))
 
     def _prepare(self, chosen: Context, key: tuple[tuple[int, ...], ...]) -> Prepared:
-        """Allocate the tensors of a shape; of those seen longest ago the memory is given back."""
+        """Allocate the tensors of a shape; those used least recently are freed."""
         while len(self._prepared) >= KEPT_SHAPES:
             self._prepared.popitem(last=False)
         shapes = {port.name: shape for port, shape in zip(self.ports.inputs, key, strict=True)}
@@ -125,15 +126,15 @@ class TensorRtEngine:
     def _output_shape(self, chosen: Context, port: Port) -> tuple[int, ...]:
         shape = tuple(chosen.context.get_tensor_shape(port.name))
         if any(size < 0 for size in shape):
-            raise EngineError(f"the shape of output {port.name} does not follow from the inputs: {list(shape)}")
+            raise EngineError(f"the shape of output {port.name} cannot be inferred from the inputs: {list(shape)}")
         return shape
 
     def _set_shapes(self, chosen: Context, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
             if not chosen.context.set_input_shape(name, shape):
-                raise EngineError(f"TensorRT refuses shape {list(shape)} of {name}: {self._plans.log}")
+                raise EngineError(f"TensorRT rejects shape {list(shape)} of {name}: {self._plans.log}")
         if missing := chosen.context.infer_shapes():
-            raise EngineError(f"TensorRT wants to know more of {', '.join(missing)}")
+            raise EngineError(f"TensorRT needs the shapes or values of {', '.join(missing)}")
         chosen.shapes = dict(shapes)
 
     def _upload(self, ready: Prepared, inputs: Mapping[str, Array]) -> None:
@@ -152,9 +153,9 @@ class TensorRtEngine:
             self._set_shapes(chosen, ready.shapes)
         for name, tensor in ready.tensors.items():
             if not chosen.context.set_tensor_address(name, tensor.data_ptr()):
-                raise EngineError(f"TensorRT refuses the address of {name}: {self._plans.log}")
+                raise EngineError(f"TensorRT rejects the address of {name}: {self._plans.log}")
         if not chosen.context.execute_async_v3(self._device.stream):
-            raise EngineError(f"TensorRT did not run: {self._plans.log}")
+            raise EngineError(f"TensorRT failed to run: {self._plans.log}")
 
 
 def open_engines(
@@ -165,9 +166,9 @@ def open_engines(
     machine: Machine | None = None,
     graphs: bool = True,
 ) -> dict[PartName, TensorRtEngine]:
-    """Load the parts named in `ports` from an engine artifact, all in one arena.
+    """Load the parts named in `ports` from an engine artifact; they share one arena.
 
-    Raises ArtifactError with the sentence that says why when the engine was built for another GPU or TensorRT.
+    Raises ArtifactError, which says why, if the engine was built for another GPU or TensorRT.
     """
     here = machine or this_machine()
     if why := mismatch(record, Machine(here.device, trt.__version__)):
@@ -176,7 +177,7 @@ def open_engines(
     arena, lock = Arena(device), threading.Lock()
     plans = {part: Plans(root, part, record, device, arena) for part in ports}
     if record.weights == "stream":
-        arena.allocate()  # activations first: weights take what is left
+        arena.allocate()  # activations first: streamed weights use the remaining memory
         for loaded in plans.values():
             loaded.share_budget(sum(others.streamable for others in plans.values()))
     return {part: TensorRtEngine(ports[part], loaded, device, lock, graphs) for part, loaded in plans.items()}

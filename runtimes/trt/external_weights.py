@@ -1,7 +1,7 @@
-"""The external initializers of a graph, memory-mapped: their bytes are handed to TensorRT where they lie, never copied.
+"""The external initializers of a graph, memory-mapped and passed to TensorRT by address, without a copy.
 
-An artifact's initializers are byte ranges of safetensors files that are often hard links. The `onnx` package refuses
-external data behind hard links; mapping the files here needs no such trust, since every range is checked.
+The initializers of an artifact are byte ranges of safetensors files, which are often hard links. The `onnx` package
+rejects external data in hard links, so the files are mapped here, and every range is checked.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ModelReader(Protocol):
 
 
 class ExternalWeights:
-    """A graph and its mapped weights; keep it alive as long as anything uses the addresses it gave out."""
+    """A graph and its mapped weights; it must outlive every use of their addresses."""
 
     def __init__(self, graph: Path) -> None:
-        """Read the graph and map its weight files; raises ArtifactError that names file and tensor."""
+        """Read the graph and map its weight files; raises ArtifactError, which names file and tensor."""
         import onnx
         from google.protobuf.message import DecodeError
 
@@ -65,33 +65,33 @@ class ExternalWeights:
         return len(self._ranges)
 
     def feed(self, reader: ModelReader) -> None:
-        """Load the graph into a parser or refitter and point it at every weight; raises ArtifactError, in its words."""
+        """Load the graph and its weights by address into a parser or refitter; raises ArtifactError with its errors."""
         if not reader.load_model_proto(self.model, str(self.path)):
             raise ArtifactError(f"{self.path}: TensorRT cannot load the graph: {complaints(reader)}")
         for name, address, length in self:
             if not reader.load_initializer(name, address, length):
-                raise ArtifactError(f"{self.path}: TensorRT refuses the weight {name!r}: {complaints(reader)}")
+                raise ArtifactError(f"{self.path}: TensorRT rejects the weight {name!r}: {complaints(reader)}")
 
     def _range(self, tensor: Any) -> tuple[str, int, int]:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         file, offset, length = entries.get("location", ""), int(entries.get("offset", 0)), int(entries.get("length", 0))
         if Path(file).name != file or not file:
-            raise ArtifactError(f"{self.path}: the weight {tensor.name!r} lies outside the folder, in {file!r}")
+            raise ArtifactError(f"{self.path}: the weight {tensor.name!r} is in {file!r}, outside the folder")
         if file not in self._files:
             path = self.path.parent / file
             if not path.is_file() or not path.stat().st_size:
-                raise ArtifactError(f"{path}: missing or empty; it holds the weight {tensor.name!r}")
+                raise ArtifactError(f"{path}: missing or empty; it contains the weight {tensor.name!r}")
             self._files[file] = np.memmap(path, np.uint8, mode="r")
         if offset < 0 or length < 0 or offset + length > len(self._files[file]):
             raise ArtifactError(
-                f"{self.path.parent / file}: ends at byte {len(self._files[file])}, the weight {tensor.name!r} at "
-                f"{offset + length}"
+                f"{self.path.parent / file}: ends at byte {len(self._files[file])}, "
+                f"the weight {tensor.name!r} at {offset + length}"
             )
         return file, offset, length
 
 
 def complaints(reader: ModelReader) -> str:
-    """Return what a parser or refitter says went wrong, each complaint with its node."""
+    """Return the errors of a parser or refitter, each with its node."""
     errors = [reader.get_error(index) for index in range(reader.num_errors)]
     said = [(error.node_name(), error.desc()) for error in errors]
     return "; ".join(f"{node}: {words}".removeprefix(": ") for node, words in said) or "it gives no reason"

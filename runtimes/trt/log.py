@@ -1,4 +1,4 @@
-"""TensorRT's messages in Python's log; imports tensorrt, so only what needs TensorRT may import this."""
+"""TensorRT's messages in Python's log; imports tensorrt, so only modules that need TensorRT may import it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVELS = {
 
 
 class Log(trt.ILogger):
-    """Passes messages on and keeps the errors, since TensorRT's functions fail without a word."""
+    """Forwards messages and keeps the errors, because TensorRT's functions return no reason when they fail."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)

@@ -1,7 +1,7 @@
-"""Plans from disk to execution contexts: deserialized from mapped files, refitted where they hold no weights.
+"""Load plans into execution contexts: deserialized from mapped files, and refitted if they contain no weights.
 
-Contexts own no activation memory (USER_MANAGED): text encoder, transformer and VAE never run at once, so they share one
-arena. Each profile has a context of its own, since switching the profile of one costs a synchronization.
+Contexts own no activation memory (USER_MANAGED): text encoder, transformer and VAE never run at the same time, so they
+share one arena. Each profile has its own context, because switching the profile of a context costs a synchronization.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from runtimes.trt.log import Log
 from runtimes.trt.profiles import Profile
 from runtimes.trt.record import EngineRecord, PlanRecord
 
-ALIGNMENT = 256  # of activation memory, as TensorRT asks for
+ALIGNMENT = 256  # bytes; TensorRT requires it for activation memory
 
 
 class Arena:
-    """One block of activation memory for engines that run one after the other; reserve first, then allocate once."""
+    """One block of activation memory for engines that run one after another: reserve for each, then allocate once."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -34,19 +34,19 @@ class Arena:
         self.nbytes = 0
 
     def reserve(self, nbytes: int) -> None:
-        """Ask for memory before anything is bound: captured graphs hold addresses, so the block cannot move."""
+        """Reserve memory before the allocation: captured graphs contain addresses, so the block cannot move."""
         if self._block is not None:
             raise AssertionError("the arena is allocated already")
         self.nbytes = max(self.nbytes, nbytes)
 
     def allocate(self) -> None:
-        """Take the block; from now on nothing can be reserved."""
+        """Allocate the block; nothing can be reserved afterwards."""
         if self._block is None:
             self._block = self._device.empty((self.nbytes + ALIGNMENT,), "u8")
 
     @property
     def address(self) -> int:
-        """Return where the block begins, allocating it when it is first asked for."""
+        """The aligned start of the block, which is allocated on first use."""
         self.allocate()
         start = int(self._block.data_ptr())
         return start + -start % ALIGNMENT
@@ -54,16 +54,16 @@ class Arena:
 
 @dataclass
 class Context:
-    """An execution context that is set to one profile of one plan."""
+    """An execution context for one profile of one plan."""
 
     profile: Profile
     context: trt.IExecutionContext
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # as last set
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the input shapes that were set last
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan as its manifest tells of it, and as TensorRT holds it."""
+    """A plan: its record in the manifest, and its TensorRT engine."""
 
     record: PlanRecord
     engine: trt.ICudaEngine
@@ -75,12 +75,12 @@ class Plans:
     def __init__(self, root: Path, part: PartName, record: EngineRecord, device: Device, arena: Arena) -> None:
         """Load every plan and reserve its activation memory.
 
-        Raises ArtifactError when TensorRT does not take a plan or its weights.
+        Raises ArtifactError if TensorRT rejects a plan or its weights.
         """
         self.log = Log()
         self._runtime = trt.Runtime(self.log)
         if record.version == "compatible":
-            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime along
+            self._runtime.engine_host_code_allowed = True  # such a plan contains its own runtime
         self._device = device
         self._arena = arena
         self._loaded: list[Loaded] = []
@@ -95,13 +95,13 @@ class Plans:
 
     @property
     def streamable(self) -> int:
-        """How many bytes of weights can be streamed, of all plans."""
+        """The number of bytes of weights of all plans that can be streamed."""
         return sum(loaded.engine.streamable_weights_size for loaded in self._loaded)
 
     def share_budget(self, total: int) -> None:
-        """Let streamed weights take a share of the free GPU memory, as large as theirs of `total` streamable bytes.
+        """Give streamed weights a share of the free GPU memory, in proportion to `total` streamable bytes.
 
-        TensorRT's automatic budget is for an engine that is alone. It cannot change once there are contexts.
+        TensorRT's automatic budget assumes a single engine. The budget cannot change once contexts exist.
         """
         for loaded in self._loaded:
             engine = loaded.engine
@@ -109,18 +109,19 @@ class Plans:
             engine.weight_streaming_budget_v2 = min(size, automatic * size // max(1, total))
 
     def contexts(self) -> Sequence[Context]:
-        """Make a context for each profile, in the order of the record, bound to the arena."""
+        """Create a context for each profile, in the order of the record, with the memory of the arena."""
         made = []
         for loaded in self._loaded:
             plan, engine = loaded.record, loaded.engine
             if engine.num_optimization_profiles != len(plan.profiles):
                 raise ArtifactError(
-                    f"{plan.file}: has {engine.num_optimization_profiles} profiles, the manifest {len(plan.profiles)}"
+                    f"{plan.file}: has {engine.num_optimization_profiles} profiles, "
+                    f"the manifest has {len(plan.profiles)}"
                 )
             for index, profile in enumerate(plan.profiles):
                 context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
                 if context is None:
-                    raise ArtifactError(f"{plan.file}: no execution context: {self.log}")
+                    raise ArtifactError(f"{plan.file}: cannot create an execution context: {self.log}")
                 if not context.set_optimization_profile_async(index, self._device.stream):
                     raise ArtifactError(f"{plan.file}: profile {profile} cannot be set: {self.log}")
                 context.set_device_memory(self._arena.address, self._arena.nbytes)
@@ -140,7 +141,7 @@ class Plans:
 
 
 def refit(engine: trt.ICudaEngine, graph: Path, log: Log) -> None:
-    """Give a plan without weights those of a graph, by address; raises ArtifactError with what is missing."""
+    """Give a plan the weights of a graph by address; raises ArtifactError, which lists missing weights."""
     weights = ExternalWeights(graph)
     refitter = trt.Refitter(engine, log)
     reader = trt.OnnxParserRefitter(refitter, log)

@@ -1,7 +1,7 @@
-"""Optimization profiles: which sizes an engine takes, as ranges of the ports' named axes, derived from the ports.
+"""Optimization profiles: the sizes that an engine accepts, as ranges of the ports' named axes.
 
-An engine knows image tokens and latent rows, not images: 1024 x 1024 and 2048 x 512 are both 4096 tokens and run in
-one profile of the transformer. The VAE convolves over height and width, so its profiles bound both sides.
+An engine has image tokens and latent rows, not images: 1024 x 1024 and 2048 x 512 are both 4096 tokens and use the same
+profile of the transformer. The VAE convolves over height and width, so its profiles bound both sides.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from kit.image_size import MIN_SIDE, side_problem
 from kit.image_size import PIXELS_PER_TOKEN as PIXELS
 from kit.ports import PartName, Port, Ports, split_axis
 
-REFERENCE_TOKENS = (1024 // PIXELS) ** 2  # a reference image is scaled to one megapixel at most
+REFERENCE_TOKENS = (1024 // PIXELS) ** 2  # reference images are scaled to at most one megapixel
 
 
 @dataclass(frozen=True)
 class AxisRange:
-    """Sizes of one axis: the smallest, the one that kernels are tuned for, the largest."""
+    """Sizes of one axis: the smallest, the size that kernels are tuned for, and the largest."""
 
     low: int
     best: int
@@ -40,7 +40,7 @@ class AxisRange:
 class Profile:
     """One range for every named axis of a part."""
 
-    name: str  # of the bucket, or what the user called it
+    name: str  # the bucket's, or the user's
     axes: Mapping[str, AxisRange]
 
     def shapes(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -60,11 +60,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Sizing:
-    """What images and batches engines are built for; the command line reads its defaults here."""
+    """The images and batches that engines are built for; the defaults of the command line."""
 
-    sides: tuple[int, ...] = (256, 512, 1024, 1536, 2048)  # buckets: squares of these sides, and what has their tokens
-    max_batch: int = 4  # rows at one megapixel; a larger bucket takes as many as have the tokens of these
-    references: int = 0  # images that a request may bring along
+    sides: tuple[int, ...] = (256, 512, 1024, 1536, 2048)  # one bucket per square and all images with as many tokens
+    max_batch: int = 4  # rows at one megapixel; larger buckets have fewer, for the same number of tokens
+    references: int = 0  # reference images of a request
     min_side: int = MIN_SIDE
 
     def __post_init__(self) -> None:
@@ -81,17 +81,17 @@ class Sizing:
             raise UsageError(f"references {self.references}: must be between 0 and 10")
 
     def batch(self, tokens: int) -> AxisRange:
-        """Return the batch range of a bucket; one row is the best, since a lone request must not wait for company."""
+        """Return the batch range of a bucket, tuned for one row: a single request must not wait for others."""
         one_megapixel = (1024 // PIXELS) ** 2
         return AxisRange(1, 1, min(self.max_batch, max(1, self.max_batch * one_megapixel // tokens)))
 
 
 def derive(ports: Ports, sizing: Sizing) -> tuple[Profile, ...]:
-    """Return one profile per bucket for a part with image axes, one for all sizes for the text encoder."""
+    """Return one profile per bucket for a part with image axes, and a single one for the text encoder."""
     axes = axes_of(ports)
     if axes == ("batch",):
         return (Profile("text", {"batch": AxisRange(1, 1, sizing.max_batch)}),)
-    if "ref_tokens" in axes:  # a part of klein-kv, whose cache of references has an axis of its own
+    if "ref_tokens" in axes:  # a part of klein-kv: its cache of reference images has its own axis
         return _cache_profiles(sizing, axes)
     return tuple(
         _token_profile(sizing, index) if "image_tokens" in axes else _latent_profile(sizing, index)
@@ -108,7 +108,7 @@ def _token_profile(sizing: Sizing, index: int) -> Profile:
 
 
 def _cache_profiles(sizing: Sizing, axes: tuple[str, ...]) -> tuple[Profile, ...]:
-    """Bound the image like the transformer's profiles and the references, at least one, on their own."""
+    """Bound the image as in the transformer's profiles, and separately the references, at least one."""
     most = max(1, sizing.references) * REFERENCE_TOKENS
     references = {"ref_tokens": AxisRange((sizing.min_side // PIXELS) ** 2, REFERENCE_TOKENS, most)}
     if "image_tokens" not in axes:
@@ -126,41 +126,41 @@ def _latent_profile(sizing: Sizing, index: int) -> Profile:
 
 
 def axes_of(ports: Ports) -> tuple[str, ...]:
-    """Return the named axes of a part's inputs, in the order in which they appear."""
+    """Return the named axes of a part's inputs, in order of appearance."""
     words = [split_axis(d)[1] for port in ports.inputs for d in port.dims if isinstance(d, str)]
     return tuple(dict.fromkeys(words))
 
 
 def stated(part: PartName, text: str, ports: Ports, name: str) -> Profile:
-    """Read what a user states for one part: "batch=1..4,image_tokens=256..1024..4096" (low..high or low..best..high).
+    """Parse a user's profile of one part: "batch=1..4,image_tokens=256..1024..4096" (low..high or low..best..high).
 
-    Raises UsageError that names the axis when one is unknown, missing or malformed.
+    Raises UsageError, which names the axis, if one is unknown, missing or malformed.
     """
     axes = axes_of(ports)
     given: dict[str, AxisRange] = {}
     for word in text.split(","):
         axis, equals, numbers = word.partition("=")
         if not equals or axis.strip() not in axes:
-            raise UsageError(f"profile {text!r}: {axis.strip()!r} is no axis of the {part}; it has: {', '.join(axes)}")
+            raise UsageError(f"profile {text!r}: the {part} has no axis {axis.strip()!r}; it has: {', '.join(axes)}")
         bounds = numbers.split("..")
         if not all(bound.strip().isdigit() for bound in bounds) or len(bounds) not in (1, 2, 3):
-            raise UsageError(f"profile {text!r}: {axis.strip()} is not low..high or low..best..high: {numbers!r}")
+            raise UsageError(f"profile {text!r}: {axis.strip()}={numbers} is not low..high or low..best..high")
         values = [int(bound) for bound in bounds]
         given[axis.strip()] = AxisRange(values[0], values[-2] if len(values) == 3 else values[-1], values[-1])
     if missing := [axis for axis in axes if axis not in given]:
-        raise UsageError(f"profile {text!r}: says nothing of {', '.join(missing)}; the {part} has: {', '.join(axes)}")
+        raise UsageError(f"profile {text!r}: no range for {', '.join(missing)}; the {part} has: {', '.join(axes)}")
     return Profile(name, {axis: given[axis] for axis in axes})
 
 
 def choose(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-    """Return the index of the smallest profile that holds sizes; raises UsageError that says which come nearest.
+    """Return the index of the smallest profile that contains the sizes; raises UsageError, which lists the profiles.
 
-    The batch is left out of account when nothing else fits: a caller can cut a batch, but not an image.
+    If none does, the batch is ignored: a caller can split a batch, but not an image.
     """
     fits = [i for i, profile in enumerate(profiles) if profile.holds(sizes)]
     if not fits:
         fits = [i for i, p in enumerate(profiles) if p.holds({a: s for a, s in sizes.items() if a != "batch"})]
     if not fits:
         asked = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "batch")
-        raise UsageError(f"no profile of the engine holds {asked}; it has: {', '.join(map(str, profiles))}")
+        raise UsageError(f"no profile of the engine accepts {asked}; it has: {', '.join(map(str, profiles))}")
     return fits[0]

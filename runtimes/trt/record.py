@@ -1,7 +1,7 @@
-"""What an engine was built on and how, as its manifest keeps it, and why it does not load elsewhere.
+"""How and where an engine was built, as recorded in its manifest, and whether it loads on a machine.
 
-A plan holds kernels that were compiled and timed for one GPU by one version of TensorRT. What loads it all the same
-fails late or runs slowly, so a mismatch is told before.
+A plan contains kernels that one version of TensorRT compiled and timed on one GPU. On another it fails late or runs
+slowly, so a mismatch is reported before loading.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kit.errors import ArtifactError
 from kit.ports import PartName
 from runtimes.trt.profiles import AxisRange, Profile
 
-RECORD = "engine.json"  # the name of a record that stands beside plans without a manifest
+RECORD = "engine.json"  # the record's file name next to plans without a manifest
 WeightMode = Literal["plan", "refit", "stream"]  # in the plan | in one shared file | streamed
 Hardware = Literal["exact", "same-capability", "ampere-plus"]
 Version = Literal["exact", "compatible"]
@@ -26,7 +26,7 @@ Version = Literal["exact", "compatible"]
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """One plan of a part: its file in the artifact, what it takes, and which precisions its layers run in."""
+    """One plan of a part: its file in the artifact, its profiles, and the precisions of its layers."""
 
     file: str
     profiles: tuple[Profile, ...]
@@ -36,15 +36,15 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The engine's own part of a manifest."""
+    """The options of an engine artifact's manifest."""
 
-    gpu: str  # the kit's name
+    gpu: str  # the kit's name of the GPU
     device: CudaDevice
     tensorrt: str
     weights: WeightMode
     hardware: Hardware
     version: Version
-    build: Mapping[str, Any]  # what else was chosen: optimization level, workspace, ...
+    build: Mapping[str, Any]  # other options: optimization level, workspace, ...
     plans: Mapping[PartName, tuple[PlanRecord, ...]]
 
     def options(self) -> dict[str, Any]:
@@ -55,12 +55,12 @@ class EngineRecord:
 
     @classmethod
     def of(cls, manifest: Manifest) -> EngineRecord:
-        """Read the record of an engine artifact; raises ArtifactError when it cannot be understood."""
+        """Read the record of an engine artifact; raises ArtifactError if it is invalid."""
         return cls.read(manifest.options)
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> EngineRecord:
-        """Rebuild a record from what `options` and JSON made of it."""
+        """Rebuild a record from its options, before or after JSON."""
         try:
             raw = dict(options)
             device = dict(raw.pop("device"))
@@ -73,7 +73,7 @@ class EngineRecord:
             }
             return cls(device=CudaDevice(**device, compute_capability=capability), plans=plans, **raw)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"the manifest of an engine is not understood ({error!r}); build it again") from None
+            raise ArtifactError(f"the manifest of an engine is invalid ({error!r}); build it again") from None
 
     def plans_of(self, part: PartName) -> tuple[PlanRecord, ...]:
         if part not in self.plans:
@@ -86,24 +86,25 @@ def _profile(raw: Mapping[str, Any]) -> Profile:
 
 
 def mismatch(record: EngineRecord, machine: Machine) -> str | None:
-    """Say in one sentence why an engine does not load on a machine and what to do; None when it does."""
+    """Return why an engine does not load on a machine and what to do, in one sentence; None if it does."""
     return _wrong_gpu(record, machine.device) or _wrong_tensorrt(record, machine.tensorrt)
 
 
 def _wrong_gpu(record: EngineRecord, device: CudaDevice | None) -> str | None:
     built = f"the engine was built on {record.device.title} (compute capability {record.device.capability})"
     if device is None:
-        return f"{built}, this machine has no NVIDIA GPU that nvidia-smi shows"
+        return f"{built}, but nvidia-smi lists no GPU on this machine"
     here = f"this machine has {device.title} ({device.capability})"
+    wider: str | None
     match record.hardware:
         case "exact":
             fits, wider = device.title == record.device.title, "--hardware same-capability or ampere-plus"
         case "same-capability":
             fits, wider = device.compute_capability == record.device.compute_capability, "--hardware ampere-plus"
         case "ampere-plus":
-            fits, wider = device.compute_capability >= (8, 0), "nothing older than Ampere"
+            fits, wider = device.compute_capability >= (8, 0), None
     if not fits:
-        again = f"build it again here, or there with {wider}" if "--" in wider else f"it loads on {wider}"
+        again = f"build it again here, or there with {wider}" if wider else "it needs Ampere or newer"
         return f"{built}, {here}: {again}"
     if _major(device.driver) < _major(record.device.driver):
         return (
@@ -120,7 +121,7 @@ def _wrong_tensorrt(record: EngineRecord, version: str | None) -> str | None:
     there, here = _numbers(record.tensorrt), _numbers(version)
     if record.version == "compatible":
         if here[:2] < there[:2]:
-            return f"{built}, version-compatible with newer ones, this machine has the older {version}"
+            return f"{built} and loads with that or newer versions; this machine has {version}"
         return None
     if here[:3] != there[:3]:
         return (
@@ -144,7 +145,7 @@ def write_record(path: Path, record: EngineRecord) -> None:
 
 
 def read_record(path: Path) -> EngineRecord:
-    """Read the record beside plans; raises ArtifactError that names the file."""
+    """Read the record next to plans; raises ArtifactError, which names the file."""
     try:
         return EngineRecord.read(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError) as error:

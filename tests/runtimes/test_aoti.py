@@ -1,4 +1,4 @@
-"""AOTInductor packages: compiled from a tiny checkpoint, then run by the denoiser; refused where they do not fit."""
+"""AOTInductor packages: compiled from a tiny checkpoint and run by the denoiser; rejected on other machines."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile one package; a compiler's minute is shared by all tests here."""
+    """Compile one package for all tests of this module; compiling takes a minute."""
     out = tmp_path_factory.mktemp("aoti") / "artifact"
     made = compile_artifact(checkpoint, out, AotConfig(((64, 64),), (2,), "fp32", device="cpu", parts=("transformer",)))
     assert [dict(p.sizes) for p in made] == [{"batch": 2, "image_tokens": 16}]
@@ -47,7 +47,7 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def generate(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[LiveRequest]:
-    """Generate requests of one size and different step counts together, more rows than a package holds."""
+    """Denoise requests of one size and different step counts together, more rows than a package has."""
     variant = read_manifest(checkpoint).variant
     denoiser = Denoiser(variant, "fp32", engine)
     text = np.random.default_rng(1).standard_normal((jobs, variant.text_tokens, variant.transformer.joint_dim))
@@ -64,7 +64,7 @@ def generate(engine: Engine, checkpoint: Path, jobs: int = 3) -> list[LiveReques
     return live
 
 
-def test_packages_generate_what_onnx_runtime_generates(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_packages_give_the_same_latents_as_onnx_runtime(artifact: Path, checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "onnx", ExportConfig(parts=("transformer",)))
     record = read_manifest(tmp_path / "onnx").part("transformer")
     wanted = generate(OrtEngine(tmp_path / "onnx" / record.graph, record.ports), artifact)
@@ -82,7 +82,7 @@ def test_packages_keep_the_engine_protocol(artifact: Path) -> None:
         rng = np.random.default_rng(seed)
         made: dict[str, Array] = {}
         for port in engine.ports.inputs:
-            shape = port.shape({"batch": 3, "image_tokens": 16})  # more rows than the package holds
+            shape = port.shape({"batch": 3, "image_tokens": 16})  # more rows than the package has
             made[port.name] = rng.integers(0, 4, shape) if port.dtype == "i64" else rng.random(shape).astype(np.float32)
         return made
 
@@ -109,7 +109,7 @@ print(type(engine).__name__, len(engine.buckets))
     assert done.stdout.strip() == "AotiEngine 1", done.stderr
 
 
-def test_a_image_of_another_size_is_refused_with_the_sizes_that_there_are(artifact: Path) -> None:
+def test_an_image_of_another_size_is_rejected_with_the_compiled_sizes(artifact: Path) -> None:
     engine = AotiEngine(artifact, "transformer")
     types: dict[str, Any] = {"fp32": np.float32, "i64": np.int64}
     sizes = {"batch": 1, "image_tokens": 24}
@@ -143,7 +143,7 @@ def changed(artifact: Path, folder: Path, change: Callable[[dict[str, Any]], dic
     ],
     ids=["torch", "processor", "device"],
 )
-def test_an_artifact_for_another_machine_is_refused(
+def test_an_artifact_for_another_machine_is_rejected(
     artifact: Path, tmp_path: Path, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -152,12 +152,12 @@ def test_an_artifact_for_another_machine_is_refused(
         AotiEngine(folder, "transformer")
 
 
-def test_cuda_graphs_on_a_cpu_are_refused(artifact: Path) -> None:
+def test_cuda_graphs_on_a_cpu_are_rejected(artifact: Path) -> None:
     with pytest.raises(ArtifactError, match="compiled for a CPU, which has no CUDA graphs; use launch 'calls'"):
         AotiEngine(artifact, "transformer", "graphs")
 
 
-def test_a_damaged_package_and_a_missing_part_are_refused(artifact: Path, tmp_path: Path) -> None:
+def test_a_damaged_package_and_a_missing_part_are_rejected(artifact: Path, tmp_path: Path) -> None:
     folder = changed(artifact, tmp_path / "damaged", lambda options: options)
     with pytest.raises(ArtifactError, match="the artifact has no vae_decoder; it has: transformer"):
         AotiEngine(folder, "vae_decoder")
@@ -167,7 +167,7 @@ def test_a_damaged_package_and_a_missing_part_are_refused(artifact: Path, tmp_pa
         AotiEngine(folder, "transformer")
 
 
-def test_a_weight_that_a_package_wants_and_the_file_lacks_is_named(artifact: Path, tmp_path: Path) -> None:
+def test_a_weight_missing_from_the_file_is_named(artifact: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = changed(artifact, tmp_path / "poor", lambda options: options)
@@ -177,11 +177,13 @@ def test_a_weight_that_a_package_wants_and_the_file_lacks_is_named(artifact: Pat
     path.unlink()
     save_file(weights, path)
     write_manifest(folder, read_manifest(folder))
-    with pytest.raises(ArtifactError, match="wants weight 'model.proj_out.weight', which the weights beside"):
+    with pytest.raises(
+        ArtifactError, match="needs the weight 'model.proj_out.weight', which the weight file does not contain"
+    ):
         AotiEngine(folder, "transformer")
 
 
-def test_a_manifest_tells_what_was_compiled_for_what(artifact: Path) -> None:
+def test_a_manifest_records_what_was_compiled_for_which_machine(artifact: Path) -> None:
     manifest = verify(artifact, kinds=("aoti",))
     assert manifest.options == {
         "device": "cpu",
@@ -219,7 +221,7 @@ def test_images_of_equal_area_share_the_transformers_packages() -> None:
         (["--device", "cuda"], "--device cuda: torch finds no CUDA GPU here; use --device cpu"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused_before_anything_is_loaded(
+def test_what_cannot_be_compiled_is_rejected_before_anything_is_loaded(
     checkpoint: Path, tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import argparse

@@ -1,4 +1,4 @@
-"""Which package runs a call."""
+"""Choosing the package of a call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = {
 BUCKETS = [{"batch": 4, "image_tokens": 256}, {"batch": 1, "image_tokens": 256}, {"batch": 1, "image_tokens": 64}]
 
 
-def test_sizes_are_read_off_the_shapes() -> None:
+def test_sizes_are_read_from_the_shapes() -> None:
     assert sizes_of(TRANSFORMER, SHAPES) == {"batch": 3, "image_tokens": 256}
 
 
@@ -37,7 +37,7 @@ def test_a_multiple_of_an_axis_is_divided() -> None:
         ({"encoder_hidden_states": (3, 77, 7680)}, r"encoder_hidden_states: shape \[3, 77, 7680\] is not"),
     ],
 )
-def test_a_shape_that_the_port_does_not_have_is_named(changes: dict[str, tuple[int, ...]], message: str) -> None:
+def test_a_shape_that_does_not_fit_its_port_is_named(changes: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sizes_of(TRANSFORMER, SHAPES | changes)
 
@@ -56,11 +56,11 @@ def test_a_missing_input_is_named() -> None:
         (9, [Call(0, 0, 4), Call(0, 4, 8), Call(1, 8, 9)]),
     ],
 )
-def test_rows_take_the_smallest_package_that_holds_them(rows: int, wanted: list[Call]) -> None:
+def test_rows_use_the_smallest_package_that_fits(rows: int, wanted: list[Call]) -> None:
     assert list(calls(BUCKETS, {"batch": rows, "image_tokens": 256})) == wanted
 
 
-def test_a_size_without_a_package_is_refused_with_those_that_there_are() -> None:
+def test_a_size_without_a_package_is_rejected_with_the_compiled_sizes() -> None:
     with pytest.raises(
         LookupError,
         match="no package was compiled for image_tokens 96; there are: image_tokens 256; image_tokens 64. Compile the "

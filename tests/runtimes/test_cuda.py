@@ -1,4 +1,4 @@
-"""The device behind the TensorRT runtime, held to torch's real signatures where no GPU is."""
+"""The device of the TensorRT runtime, checked against torch's real signatures without a GPU."""
 
 from __future__ import annotations
 

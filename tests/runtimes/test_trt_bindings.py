@@ -110,7 +110,7 @@ def test_a_misspelling_is_made_of_every_attribute_keyword_and_override() -> None
     assert made["line 3: size="].splitlines()[2] == "        self.go(sizex=self.size, other=1)"
 
 
-def test_without_the_bindings_or_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_without_the_bindings_or_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     with pytest.raises(FileNotFoundError, match="no TensorRT bindings; `make env` fetches them"):
         folder("1.2.3.4")
     monkeypatch.setenv("PATH", "")

@@ -181,27 +181,27 @@ def test_timings_are_kept_per_gpu_driver_and_version_and_given_to_the_next_build
     assert given == [b"", b"timings"]
 
 
-def _start_anew(trt: StrictModule, tmp_path: Path) -> None:
+def _start_without_timings(trt: StrictModule, tmp_path: Path) -> None:
     BuilderWorld(trt)
     answers = iter((False, True))
     trt.behave("IBuilderConfig", "set_timing_cache", lambda config, cache, ignore_mismatch: next(answers))
     build(tmp_path)
 
 
-def test_timings_that_tensorrt_does_not_take_are_replaced_and_logged(
+def test_timings_that_tensorrt_rejects_are_replaced_with_a_warning(
     trt: StrictModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _start_anew(trt, tmp_path)
-    assert "TensorRT does not take these timings; starting anew" in caplog.text
+    _start_without_timings(trt, tmp_path)
+    assert "TensorRT rejects these timings; starting without them" in caplog.text
 
 
-def test_timings_that_cannot_be_written_are_no_failure(
+def test_timings_that_cannot_be_written_do_not_fail_the_build(
     trt: StrictModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     BuilderWorld(trt)
     tmp_path.joinpath("timings").write_text("a file where the folder should be")
     build(tmp_path)
-    assert "the timings were not kept" in caplog.text
+    assert "the timings were not saved" in caplog.text
 
 
 def test_a_full_disk_ends_the_build_with_the_disks_own_error(
@@ -221,30 +221,30 @@ def test_a_full_disk_ends_the_build_with_the_disks_own_error(
         build(tmp_path)
 
 
-def test_what_the_parser_refuses_is_told_with_its_node(trt: StrictModule, tmp_path: Path) -> None:
+def test_what_the_parser_rejects_is_reported_with_its_node(trt: StrictModule, tmp_path: Path) -> None:
     world = BuilderWorld(trt)
     world.parses = False
     with pytest.raises(ArtifactError, match="cannot parse the graph: some_node: no such operator"):
         build(tmp_path)
 
 
-def test_a_graph_or_weight_that_the_parser_does_not_load_is_told(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_graph_or_weight_that_the_parser_does_not_load_is_reported(trt: StrictModule, tmp_path: Path) -> None:
     BuilderWorld(trt)
     trt.behave("OnnxParser", "load_initializer", lambda parser, name, data, size: False)
-    with pytest.raises(ArtifactError, match="refuses the weight 'codes': it gives no reason"):
+    with pytest.raises(ArtifactError, match="rejects the weight 'codes': it gives no reason"):
         build(tmp_path)
     trt.behave("OnnxParser", "load_model_proto", lambda parser, model, path=None: False)
     with pytest.raises(ArtifactError, match="TensorRT cannot load the graph"):
         build(tmp_path)
 
 
-def test_a_build_that_gives_nothing_is_told_with_tensorrts_own_words(
+def test_a_failed_build_is_reported_with_tensorrts_own_reason(
     trt: StrictModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     world = BuilderWorld(trt)
     world.builds = False
-    with pytest.raises(CheckFailed, match="built nothing of the transformer: TensorRT gives no reason"):
+    with pytest.raises(CheckFailed, match="could not build the transformer: TensorRT gives no reason"):
         build(tmp_path)
     _log_every_severity(trt)
 
@@ -257,15 +257,13 @@ def _log_every_severity(trt: StrictModule, *_: Any) -> None:
     assert str(log) == "INTERNAL_ERROR; ERROR"
 
 
-def test_a_plan_that_does_not_load_again_and_a_profile_that_is_refused_are_told(
-    trt: StrictModule, tmp_path: Path
-) -> None:
+def test_a_plan_that_does_not_load_and_a_rejected_profile_are_reported(trt: StrictModule, tmp_path: Path) -> None:
     BuilderWorld(trt)
     trt.behave("Runtime", "deserialize_cuda_engine", lambda runtime, serialized_engine: None)
     with pytest.raises(CheckFailed, match="TensorRT cannot load the plan that it built"):
         build(tmp_path)
     trt.behave("IBuilderConfig", "add_optimization_profile", lambda config, profile: -1)
-    with pytest.raises(CheckFailed, match=r"TensorRT refuses profile small \(batch 1..4, image_tokens 16..256\)"):
+    with pytest.raises(CheckFailed, match=r"TensorRT rejects profile small \(batch 1..4, image_tokens 16..256\)"):
         build(tmp_path)
 
 
@@ -302,7 +300,7 @@ def _build_older(trt: StrictModule, tmp_path: Path) -> None:
     assert trt.called("OnnxParser", "parse_from_file") == [{"model": str(tmp_path / "model.onnx")}]
     assert (tmp_path / "model.plan").read_bytes() == world.plan
     world.builds = False
-    with pytest.raises(CheckFailed, match="built nothing"):
+    with pytest.raises(CheckFailed, match="could not build the transformer"):
         build(tmp_path)
 
 
@@ -338,10 +336,10 @@ SCENARIOS: tuple[Callable[[StrictModule, Path], None], ...] = (
         )
     ),
     test_workspace_and_hardware_are_passed_on,
-    _start_anew,
+    _start_without_timings,
     _log_every_severity,
     test_progress_never_runs_backwards_and_ends_at_one,
-    test_what_the_parser_refuses_is_told_with_its_node,
+    test_what_the_parser_rejects_is_reported_with_its_node,
 )
 
 

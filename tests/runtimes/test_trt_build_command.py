@@ -62,7 +62,7 @@ def why(made: Manifest, options: EngineOptions, disk_free: int | None = None) ->
         (manifest(), {"gpu": "h100", "sizing": Sizing(references=4)}, None),
     ],
 )  # fmt: skip
-def test_what_cannot_be_built_is_refused_with_the_nearest_setting(
+def test_what_cannot_be_built_is_rejected_with_the_nearest_setting(
     made: Manifest, options: dict[str, Any], words: str | None
 ) -> None:
     import re
@@ -78,7 +78,7 @@ def test_every_gpu_of_the_table_can_build_klein_in_its_default_recipe() -> None:
         assert why(manifest(recipe=gpu.default_recipe), EngineOptions(gpu.name)) is None, gpu.name
 
 
-def test_a_disk_that_is_too_small_is_refused_and_more_so_for_a_plan_per_profile() -> None:
+def test_a_disk_that_is_too_small_is_rejected_sooner_for_a_plan_per_profile() -> None:
     assert "of disk space are free: use stripped plans" in (why(manifest(), EngineOptions("h100"), 5 * GB) or "")
     assert why(manifest(), EngineOptions("h100"), 20 * GB) is None
     assert "of disk are free" in (why(manifest(), EngineOptions("h100", engines="per-profile"), 20 * GB) or "")
@@ -91,24 +91,26 @@ def test_a_disk_that_is_too_small_is_refused_and_more_so_for_a_plan_per_profile(
         (
             Machine(None, None),
             {},
-            "is built on the GPU that it is for, and this machine has none: run this where NVIDIA L4",
+            "must be built on its own GPU, and this machine has none: run this on NVIDIA L4",
         ),
         (HERE, {"gpu": "h100"}, "--gpu h100, but this machine has NVIDIA L4: use --gpu l4"),
-        (Machine(replace(L4, title="Quadro"), None), {}, "this machine has Quadro: the kit has no facts of it"),
+        (Machine(replace(L4, title="Quadro"), None), {}, "this machine has Quadro: the kit does not support it"),
         (Machine(L4, None), {}, "TensorRT is not installed: pip install tensorrt-cu13"),
         (Machine(L4, "10.12.0.36"), {}, "TensorRT 10.12.0.36 is installed; the kit builds with 10.13 to 11.x"),
         (Machine(L4, "12.0.0.1"), {}, "TensorRT 12.0.0.1 is installed"),
         (HERE, {}, None),
     ],
 )
-def test_a_machine_that_cannot_build_is_told_why(machine: Machine, options: dict[str, Any], words: str | None) -> None:
+def test_a_machine_that_cannot_build_is_rejected_with_the_reason(
+    machine: Machine, options: dict[str, Any], words: str | None
+) -> None:
     found = machine_refusal(manifest(), EngineOptions(**{"gpu": "l4", **options}), machine)
     assert found is None if words is None else words in (found or ""), found
 
 
-def test_the_attention_operator_needs_a_tensorrt_that_knows_it() -> None:
+def test_the_attention_operator_needs_a_tensorrt_that_supports_it() -> None:
     found = machine_refusal(manifest(attention="op"), EngineOptions("l4"), Machine(L4, "10.13.0.35"))
-    assert "TensorRT knows from 10.14 on, here is 10.13.0.35: export with --attention matmul" in (found or "")
+    assert "which needs TensorRT 10.14, this machine has 10.13.0.35: export with --attention matmul" in (found or "")
 
 
 def test_options_decide_files_and_profiles() -> None:
@@ -140,7 +142,7 @@ def write(tiny: Path, out: Path, **options: Any) -> tuple[Manifest, float]:
     return engine_artifact.write_engine(request, HERE, out, build)
 
 
-def test_an_engine_artifact_verifies_and_tells_what_it_is(tiny: Path, tmp_path: Path) -> None:
+def test_an_engine_artifact_verifies_and_has_a_record(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     write(tiny, out)
     made = verify(out, kinds=("engine",))
@@ -154,7 +156,7 @@ def test_an_engine_artifact_verifies_and_tells_what_it_is(tiny: Path, tmp_path: 
     assert not list(out.rglob("*.safetensors")), "the weights are in the plans"
 
 
-def test_plans_without_weights_lie_beside_links_to_graph_and_weights(tiny: Path, tmp_path: Path) -> None:
+def test_plans_without_weights_come_with_links_to_graph_and_weights(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     write(tiny, out, weights="refit", engines="per-profile")
     weights = next((out / "transformer").glob("*.safetensors"))
@@ -163,7 +165,7 @@ def test_plans_without_weights_lie_beside_links_to_graph_and_weights(tiny: Path,
     assert verify(out).parts["transformer"].graph == "transformer/256.plan"
 
 
-def test_an_engine_that_is_there_already_is_not_built_again(tiny: Path, tmp_path: Path) -> None:
+def test_an_engine_that_is_up_to_date_is_not_built_again(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     _, seconds = write(tiny, out)
     assert seconds > 0
@@ -193,7 +195,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
 
-def test_a_refusal_comes_in_less_than_two_seconds(tiny: Path, tmp_path: Path) -> None:
+def test_a_rejection_takes_less_than_two_seconds(tiny: Path, tmp_path: Path) -> None:
     begin = time.perf_counter()
     done = run(str(tiny), "--gpu", "l4", "--out", str(tmp_path / "e"), "--weights", "refit", "--json")
     seconds = time.perf_counter() - begin
@@ -210,16 +212,16 @@ def test_a_refusal_comes_in_less_than_two_seconds(tiny: Path, tmp_path: Path) ->
         (["--sides", "512,x"], "--sides: 'x' is not a number"),
         (["--sides", "100"], "side 100: must be a multiple of 16"),
         (["--parts", "unet"], "--parts: unknown part 'unet'; there are: text_encoder"),
-        (["--profile", "batch=1"], "--profile 'batch=1': starts with no part; for example transformer:batch=1"),
+        (["--profile", "batch=1"], "--profile 'batch=1': does not start with a part; for example transformer:batch=1"),
         (["--profile", "unet:batch=1"], "--profile: unknown part 'unet'"),
-        (["--profile", "transformer:batch=1"], "says nothing of image_tokens"),
+        (["--profile", "transformer:batch=1"], "no range for image_tokens"),
         (["--level", "6"], "--level 6: must be between 0 and 5"),
         (["--workspace", "0"], "--workspace 0: must be more than 0"),
         (["--max-batch", "0"], "max batch 0: must be at least 1"),
-        ([], "this machine has none: run this where NVIDIA L4 24 GB is; --check tells here what would be built"),
+        ([], "this machine has none: run this on NVIDIA L4 24 GB, or pass --check to see what would be built"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(
+def test_wrong_use_prints_one_line(
     tiny: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -233,12 +235,12 @@ def test_wrong_use_is_told_in_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_check_says_what_would_be_built_and_stops(
+def test_check_prints_what_would_be_built_and_stops(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["engine", str(tiny), "--gpu", "h100", "--out", str(tmp_path / "e"), "--check", "--json"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "nothing speaks against building this for h100"
+    assert lines[-1] == "the build is feasible for h100"
     assert "transformer/model.plan           1024 (batch 1..4, image_tokens 1025..4096)" in lines
     facts = json.loads(last)
     assert facts["checked"] is True
@@ -286,17 +288,17 @@ def test_weights_that_are_not_where_the_graph_says_are_named(tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match="weights.safetensors: ends at byte 300, the weight 'small' at 392"):
         ExternalWeights(graph)
     file.unlink()
-    with pytest.raises(ArtifactError, match="weights.safetensors: missing or empty; it holds the weight 'codes'"):
+    with pytest.raises(ArtifactError, match="weights.safetensors: missing or empty; it contains the weight 'codes'"):
         ExternalWeights(graph)
     graph.write_bytes(graph.read_bytes().replace(b"weights.safetensors", b"../hts.safetensors "))
-    with pytest.raises(ArtifactError, match="the weight 'codes' lies outside the folder"):
+    with pytest.raises(ArtifactError, match="the weight 'codes' is in '../hts.safetensors', outside the folder"):
         ExternalWeights(graph)
     graph.write_bytes(b"\xff\xff")
     with pytest.raises(ArtifactError, match="model.onnx: cannot be read as an ONNX graph"):
         ExternalWeights(graph)
 
 
-def test_layers_count_by_the_narrowest_type_that_they_read(tmp_path: Path) -> None:
+def test_layers_count_by_their_narrowest_input_type(tmp_path: Path) -> None:
     found = summarize(LAYERS, ExternalWeights(write_graph(tmp_path)).proto)
     assert found == {
         "layers": 3,
@@ -308,7 +310,7 @@ def test_layers_count_by_the_narrowest_type_that_they_read(tmp_path: Path) -> No
     }
 
 
-def test_an_inspector_that_knows_names_only_leaves_precisions_unknown(tmp_path: Path) -> None:
+def test_an_inspector_that_reports_only_names_leaves_precisions_unknown(tmp_path: Path) -> None:
     information: Mapping[str, Any] = {"Layers": ["a name", "another"]}
     found = summarize(information, ExternalWeights(write_graph(tmp_path)).proto)
     assert (found["layers"], found["products"], found["quantized"]["run"]) == (2, {"unknown": 3}, 0)
@@ -334,12 +336,12 @@ def test_a_real_engine_is_built_and_generates(tiny: Path, tmp_path: Path) -> Non
     assert np.abs(engine - reference).mean() < 2
 
 
-def test_usage_errors_are_what_refusals_are(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="takes one profile per plan"):
+def test_a_rejected_build_is_a_usage_error(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="supports one profile per plan"):
         write(tiny, tmp_path / "engine", weights="refit")
 
 
-def test_a_recipe_of_the_users_is_judged_by_the_numbers_in_its_graphs(tmp_path: Path) -> None:
+def test_a_user_recipe_is_judged_by_the_numbers_in_its_graphs(tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
     write_graph(tmp_path / "part")
     wanted = PartRecord("part/model.onnx", manifest().parts["transformer"].ports)

@@ -1,4 +1,4 @@
-"""The TensorRT runtime against NVIDIA's real signatures: contexts, graphs, the arena, cut batches, refusals."""
+"""The TensorRT runtime against NVIDIA's real signatures: contexts, graphs, the arena, split batches, rejections."""
 
 from __future__ import annotations
 
@@ -54,13 +54,15 @@ def same(found: Mapping[str, Any], wanted: Any) -> bool:
     return bool(np.array_equal(found["y"].view(np.int16), wanted.view(np.int16)))
 
 
-def test_a_shape_is_run_once_then_replayed_from_its_graph(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_shape_runs_once_and_is_then_replayed_from_its_graph(trt: StrictModule, tmp_path: Path) -> None:
     engine, device = open_engine(trt, tmp_path)
     for seed in range(3):
         given = inputs(2, 5, seed)
         assert same(engine.run(given), expected(given))
     assert (device.captures, device.replays) == (1, 2)
-    assert len(trt.called("IExecutionContext", "execute_async_v3")) == 2, "once as it is, once while it is captured"
+    assert len(trt.called("IExecutionContext", "execute_async_v3")) == 2, (
+        "once without a graph, once during the capture"
+    )
 
 
 def test_without_graphs_every_call_is_enqueued_with_the_same_result(trt: StrictModule, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_shapes_may_alternate_and_each_keeps_its_graph(trt: StrictModule, tmp_pa
     assert (device.captures, device.replays) == (3, 3)
 
 
-def test_of_many_shapes_the_oldest_give_their_memory_back(
+def test_shapes_used_least_recently_are_freed(
     trt: StrictModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, device = open_engine(trt, tmp_path)
@@ -91,14 +93,14 @@ def test_of_many_shapes_the_oldest_give_their_memory_back(
     assert len(engine._prepared) == 2
 
 
-def test_a_batch_larger_than_its_profile_is_cut_and_put_together_again(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_batch_larger_than_its_profile_is_split_and_concatenated(trt: StrictModule, tmp_path: Path) -> None:
     engine, device = open_engine(trt, tmp_path)
     given = inputs(5, 20)
     assert same(engine.run(given), expected(given))
     assert [shape for shape in device.uploads if shape[2] == 2] == [(2, 20, 2), (2, 20, 2), (1, 20, 2)]
 
 
-def test_all_contexts_share_one_arena_that_holds_the_largest(trt: StrictModule, tmp_path: Path) -> None:
+def test_all_contexts_share_one_arena_of_the_largest_size(trt: StrictModule, tmp_path: Path) -> None:
     open_engine(trt, tmp_path)
     given = trt.called("IExecutionContext", "set_device_memory")
     assert len(given) == 2
@@ -107,7 +109,7 @@ def test_all_contexts_share_one_arena_that_holds_the_largest(trt: StrictModule, 
     assert given[0]["memory"] % 256 == 0
 
 
-def test_an_arena_does_not_move_once_it_is_bound(trt: StrictModule, tmp_path: Path) -> None:
+def test_an_arena_does_not_move_once_it_is_allocated(trt: StrictModule, tmp_path: Path) -> None:
     arena = load.module("runtimes.trt.plans").Arena(CpuDevice())
     arena.reserve(10)
     assert arena.address == arena.address
@@ -115,7 +117,7 @@ def test_an_arena_does_not_move_once_it_is_bound(trt: StrictModule, tmp_path: Pa
         arena.reserve(20)
 
 
-def test_a_read_only_array_that_lies_on_the_gpu_already_is_not_copied_again(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_read_only_array_is_uploaded_once(trt: StrictModule, tmp_path: Path) -> None:
     engine, device = open_engine(trt, tmp_path)
     given = inputs(1, 4)
     given["ids"].flags.writeable = False
@@ -134,7 +136,7 @@ def test_a_read_only_array_that_lies_on_the_gpu_already_is_not_copied_again(trt:
         ({"ids": None}, "input ids is missing; given: x"),
     ],
 )
-def test_inputs_that_are_not_those_of_the_ports_are_refused(
+def test_inputs_that_do_not_fit_their_ports_are_rejected(
     trt: StrictModule, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     engine, _ = open_engine(trt, tmp_path)
@@ -143,23 +145,23 @@ def test_inputs_that_are_not_those_of_the_ports_are_refused(
         engine.run(given)
 
 
-def test_a_size_outside_all_profiles_is_refused_with_those_there_are(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_size_outside_all_profiles_is_rejected_with_the_profiles(trt: StrictModule, tmp_path: Path) -> None:
     engine, _ = open_engine(trt, tmp_path)
-    with pytest.raises(EngineError, match=r"no profile of the engine holds image_tokens 33; it has: small \(batch"):
+    with pytest.raises(EngineError, match=r"no profile of the engine accepts image_tokens 33; it has: small \(batch"):
         engine.run(inputs(1, 33))
 
 
 @pytest.mark.parametrize(
     ("method", "answer", "words"),
     [
-        ("set_input_shape", False, r"TensorRT refuses shape \[1, 4, 2\] of x: TensorRT gives no reason"),
-        ("infer_shapes", ["ids"], "TensorRT wants to know more of ids"),
-        ("get_tensor_shape", (1, -1, 2), r"the shape of output y does not follow from the inputs: \[1, -1, 2\]"),
-        ("set_tensor_address", False, "TensorRT refuses the address of x"),
-        ("execute_async_v3", False, "TensorRT did not run"),
+        ("set_input_shape", False, r"TensorRT rejects shape \[1, 4, 2\] of x: TensorRT gives no reason"),
+        ("infer_shapes", ["ids"], "TensorRT needs the shapes or values of ids"),
+        ("get_tensor_shape", (1, -1, 2), r"the shape of output y cannot be inferred from the inputs: \[1, -1, 2\]"),
+        ("set_tensor_address", False, "TensorRT rejects the address of x"),
+        ("execute_async_v3", False, "TensorRT failed to run"),
     ],
 )
-def test_what_tensorrt_refuses_at_run_time_is_an_engine_error(
+def test_what_tensorrt_rejects_at_run_time_is_an_engine_error(
     trt: StrictModule, tmp_path: Path, method: str, answer: Any, words: str
 ) -> None:
     engine, _ = open_engine(trt, tmp_path)
@@ -193,7 +195,7 @@ def test_a_plan_without_weights_gets_them_from_the_graph_by_address(trt: StrictM
     assert len(trt.called("Refitter", "refit_cuda_engine")) == 2
 
 
-def test_a_refit_that_fails_is_told_with_what_is_missing(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_failed_refit_names_the_missing_weights(trt: StrictModule, tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     write_graph(tmp_path / "transformer")
     BuilderWorld(trt)
@@ -224,13 +226,11 @@ def test_a_version_compatible_plan_may_run_its_own_runtime(trt: StrictModule, tm
     assert engine._plans._runtime.engine_host_code_allowed is False
 
 
-def test_a_plan_that_is_gone_or_does_not_load_or_has_other_profiles_is_refused(
-    trt: StrictModule, tmp_path: Path
-) -> None:
+def test_a_plan_that_is_missing_or_broken_or_has_other_profiles_is_rejected(trt: StrictModule, tmp_path: Path) -> None:
     engine, _ = open_engine(trt, tmp_path)
     trt.behave("ICudaEngine", "num_optimization_profiles", lambda engine: 3)
     trt.behave("ICudaEngine", "get_device_memory_size_for_profile_v2", lambda engine, profile_index: 1)
-    with pytest.raises(ArtifactError, match="small.plan: has 3 profiles, the manifest 1"):
+    with pytest.raises(ArtifactError, match="small.plan: has 3 profiles, the manifest has 1"):
         engine._plans.contexts()
     made = record(trt.__version__, tmp_path)
     plans = load.module("runtimes.trt.plans").Plans
@@ -246,13 +246,13 @@ def test_a_plan_that_is_gone_or_does_not_load_or_has_other_profiles_is_refused(
         plans(tmp_path, "vae_decoder", made, device, arena)
 
 
-def test_a_context_that_cannot_be_made_or_set_is_refused(trt: StrictModule, tmp_path: Path) -> None:
+def test_a_context_that_cannot_be_created_or_set_is_rejected(trt: StrictModule, tmp_path: Path) -> None:
     engine, _ = open_engine(trt, tmp_path)
     trt.behave("IExecutionContext", "set_optimization_profile_async", lambda context, **_: False)
     with pytest.raises(ArtifactError, match=r"small.plan: profile small \(.*\) cannot be set"):
         engine._plans.contexts()
     trt.behave("ICudaEngine", "create_execution_context", lambda engine, strategy: None)
-    with pytest.raises(ArtifactError, match="small.plan: no execution context"):
+    with pytest.raises(ArtifactError, match="small.plan: cannot create an execution context"):
         engine._plans.contexts()
 
 
@@ -268,21 +268,21 @@ def test_an_engine_of_another_gpu_does_not_load(trt: StrictModule, tmp_path: Pat
 # --- one misspelled name ---------------------------------------------------------------------------------------------
 
 SCENARIOS: tuple[Callable[[StrictModule, Path], None], ...] = (
-    test_a_shape_is_run_once_then_replayed_from_its_graph,
-    test_all_contexts_share_one_arena_that_holds_the_largest,
-    test_a_read_only_array_that_lies_on_the_gpu_already_is_not_copied_again,
+    test_a_shape_runs_once_and_is_then_replayed_from_its_graph,
+    test_all_contexts_share_one_arena_of_the_largest_size,
+    test_a_read_only_array_is_uploaded_once,
     test_a_plan_without_weights_gets_them_from_the_graph_by_address,
     test_streamed_weights_share_the_budget_that_tensorrt_computes,
     test_a_version_compatible_plan_may_run_its_own_runtime,
-    test_a_refit_that_fails_is_told_with_what_is_missing,
-    test_a_plan_that_is_gone_or_does_not_load_or_has_other_profiles_is_refused,
-    test_a_context_that_cannot_be_made_or_set_is_refused,
+    test_a_failed_refit_names_the_missing_weights,
+    test_a_plan_that_is_missing_or_broken_or_has_other_profiles_is_rejected,
+    test_a_context_that_cannot_be_created_or_set_is_rejected,
     test_an_engine_of_another_gpu_does_not_load,
     partial(
-        test_what_tensorrt_refuses_at_run_time_is_an_engine_error,
+        test_what_tensorrt_rejects_at_run_time_is_an_engine_error,
         method="infer_shapes",
         answer=["ids"],
-        words="TensorRT wants to know more of ids",
+        words="TensorRT needs the shapes or values of ids",
     ),
 )
 

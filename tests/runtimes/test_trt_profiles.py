@@ -1,4 +1,4 @@
-"""Optimization profiles: derived from ports by token count, stated by the user, and chosen at run time."""
+"""Optimization profiles: derived from ports by token count, given by the user, and chosen at run time."""
 
 from __future__ import annotations
 
@@ -84,16 +84,16 @@ def test_a_stated_profile_replaces_the_derived_ones() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("batch=1..4", "says nothing of image_tokens; the transformer has: batch, image_tokens"),
-        ("batch=1,image_token=4", "'image_token' is no axis of the transformer; it has: batch, image_tokens"),
-        ("batch", "'batch' is no axis"),
-        ("batch=1..2..3..4,image_tokens=1", r"batch is not low..high or low..best..high: '1..2..3..4'"),
-        ("batch=a..4,image_tokens=1", "batch is not low..high"),
+        ("batch=1..4", "no range for image_tokens; the transformer has: batch, image_tokens"),
+        ("batch=1,image_token=4", "the transformer has no axis 'image_token'; it has: batch, image_tokens"),
+        ("batch", "the transformer has no axis 'batch'"),
+        ("batch=1..2..3..4,image_tokens=1", r"batch=1..2..3..4 is not low..high or low..best..high"),
+        ("batch=a..4,image_tokens=1", "batch=a..4 is not low..high"),
         ("batch=4..1,image_tokens=1", "range 4..1..1: must be 1 <= low <= best <= high"),
         ("batch=0..1,image_tokens=1", "must be 1 <= low"),
     ],
 )
-def test_a_stated_profile_that_makes_no_sense_is_refused(text: str, words: str) -> None:
+def test_an_invalid_profile_of_the_user_is_rejected(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         stated("transformer", text, of("transformer"), "mine")
 
@@ -110,18 +110,18 @@ def test_a_stated_profile_that_makes_no_sense_is_refused(text: str, words: str) 
         ({"references": 11}, "references 11: must be between 0 and 10"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused_with_the_nearest(changed: dict[str, Any], words: str) -> None:
+def test_invalid_sizes_are_rejected_with_the_nearest(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Sizing(**changed)
 
 
-def test_the_smallest_profile_that_holds_a_image_is_chosen_and_a_batch_may_be_cut() -> None:
+def test_the_smallest_profile_that_accepts_an_image_is_chosen_and_a_batch_may_be_split() -> None:
     made = derive(of("transformer"), Sizing())
     assert made[choose(made, {"batch": 1, "image_tokens": 4096})].name == "1024"
     assert made[choose(made, {"batch": 1, "image_tokens": 4097})].name == "1536"
     assert made[choose(made, {"batch": 9, "image_tokens": 16384})].name == "2048"
     with pytest.raises(
-        UsageError, match=r"no profile of the engine holds image_tokens 20000; it has: 256 \(batch 1..4"
+        UsageError, match=r"no profile of the engine accepts image_tokens 20000; it has: 256 \(batch 1..4"
     ):
         choose(made, {"batch": 1, "image_tokens": 20000})
 

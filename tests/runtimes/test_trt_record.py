@@ -1,4 +1,4 @@
-"""What an engine was built on: it survives the disk, and says in one sentence why it does not load elsewhere."""
+"""The record of an engine: it survives the disk, and explains why an engine does not load on another machine."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_a_record_survives_the_disk() -> None:
 
 
 @pytest.mark.parametrize("key", ["device", "plans", "weights"])
-def test_a_record_with_a_key_missing_is_not_understood(key: str) -> None:
+def test_a_record_without_a_key_is_invalid(key: str) -> None:
     options = {name: value for name, value in RECORD.options().items() if name != key}
-    with pytest.raises(ArtifactError, match="the manifest of an engine is not understood .*build it again"):
+    with pytest.raises(ArtifactError, match="the manifest of an engine is invalid .*build it again"):
         EngineRecord.read(options)
 
 
@@ -56,7 +56,7 @@ T4 = replace(L4, title="Tesla T4", compute_capability=(7, 5))
         (
             {},
             Machine(None, "11.4.0.106"),
-            "built on NVIDIA L4 .compute capability 8.9., this machine has no NVIDIA GPU",
+            "built on NVIDIA L4 .compute capability 8.9., but nvidia-smi lists no GPU on this machine",
         ),
         (
             {},
@@ -73,7 +73,7 @@ T4 = replace(L4, title="Tesla T4", compute_capability=(7, 5))
         (
             {"hardware": "ampere-plus"},
             Machine(T4, "11.4.0.106"),
-            "Tesla T4 .7.5.: it loads on nothing older than Ampere",
+            "Tesla T4 .7.5.: it needs Ampere or newer",
         ),
         (
             {},
@@ -85,10 +85,14 @@ T4 = replace(L4, title="Tesla T4", compute_capability=(7, 5))
         ({}, Machine(L4, "11.5.0.1"), "with TensorRT 11.4.0.106, this machine has 11.5.0.1: pip install"),
         ({}, Machine(L4, "10.16.1.11"), "this machine has 10.16.1.11: .* or there with --version compatible"),
         ({"version": "compatible"}, Machine(L4, "11.5.0.1"), None),
-        ({"version": "compatible"}, Machine(L4, "10.16.1.11"), "this machine has the older 10.16.1.11"),
+        (
+            {"version": "compatible"},
+            Machine(L4, "10.16.1.11"),
+            "loads with that or newer versions; this machine has 10.16.1.11",
+        ),
     ],
 )
-def test_another_machine_is_refused_with_the_sentence_that_says_why(
+def test_another_machine_is_rejected_with_the_reason(
     changed: dict[str, Any], machine: Machine, words: str | None
 ) -> None:
     import re

@@ -103,12 +103,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_every_invalid_request_gets_its_reason_and_does_not_disturb_others(server: Server) -> None:
     with Client(server.url) as client, ThreadPoolExecutor(8) as pool:
         expected = client.generate(REQUESTS[0], timeout=60).images
-        beside = pool.submit(client.generate, REQUESTS[0], 60)
+        valid = pool.submit(client.generate, REQUESTS[0], 60)
         wrong = [pool.submit(client.generate, REQUESTS[0] | fields, 60) for fields, _ in WRONG]
         for future, (_, message) in zip(wrong, WRONG, strict=True):
             with pytest.raises(RequestError, match=message):
                 future.result()
-        assert beside.result().images == expected
+        assert valid.result().images == expected
 
 
 def raw(name: str, shape: list[int], kind: str, values: Any) -> Any:

@@ -1,1 +1,1 @@
-"""ONNX artifacts to TensorRT plans; `command` and `plan` need neither TensorRT nor a GPU."""
+"""Build TensorRT plans from ONNX artifacts; `options` and `refuse` need neither TensorRT nor a GPU."""

@@ -1,4 +1,4 @@
-"""From an ONNX artifact to an engine artifact: refuse what cannot be, build the rest, write down what came of it."""
+"""Build an engine artifact from an ONNX artifact: reject what cannot be built, build the plans, write the manifest."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
 from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
 from runtimes.trt.record import EngineRecord, PlanRecord
 
-REVISION = 1  # raised when the same artifact and options give other plans on the same machine
-GRAPH = "model.onnx"  # of a part whose plan holds no weights
-Build = Callable[[PlannedPlan, Path], PlanRecord]  # a plan and where to write it
+REVISION = 1  # raise when the same artifact and options give other plans on the same machine
+GRAPH = "model.onnx"  # the graph of a part whose plan contains no weights
+Build = Callable[[PlannedPlan, Path], PlanRecord]  # (plan, file to write)
 Announce = Callable[[PlannedPlan], None]
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """A build that nothing speaks against."""
+    """A build that passed every check."""
 
     artifact: Path
     manifest: Manifest
@@ -46,7 +46,7 @@ class BuildRequest:
 
 
 def check(artifact: Path, options: EngineOptions, out: Path) -> BuildRequest:
-    """Check artifact and options, without TensorRT and a GPU; raises UsageError with the nearest setting that works."""
+    """Check artifact and options without TensorRT or a GPU; raises UsageError with the nearest setting that works."""
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     plans = planned(manifest, options)
     if why := refusal(manifest, judged_as(artifact, manifest), options, plans, _free(out)):
@@ -55,7 +55,7 @@ def check(artifact: Path, options: EngineOptions, out: Path) -> BuildRequest:
 
 
 def check_machine(request: BuildRequest) -> Machine:
-    """Return what this machine has; raises UsageError when it cannot build the request."""
+    """Return this machine; raises UsageError if it cannot build the request."""
     machine = this_machine()
     if why := machine_refusal(request.manifest, request.options, machine):
         raise UsageError(why)
@@ -65,8 +65,8 @@ def check_machine(request: BuildRequest) -> Machine:
 def write_engine(request: BuildRequest, machine: Machine, out: Path, build: Build) -> tuple[Manifest, float]:
     """Build every plan and write the artifact; returns its manifest and the seconds it took.
 
-    An artifact at `out` that was built from the same source, with the same options on the same GPU, driver and
-    TensorRT is kept as it is. An interrupted build leaves nothing but its timings.
+    An artifact at `out` that was built from the same source with the same options, GPU, driver and TensorRT is kept. An
+    interrupted build leaves only its timings.
     """
     begin = time.perf_counter()
     if (found := _current(request, machine, out)) is not None:
@@ -126,7 +126,7 @@ def _source(request: BuildRequest) -> dict[str, Any]:
 
 
 def _current(request: BuildRequest, machine: Machine, out: Path) -> Manifest | None:
-    """Return the manifest of an artifact that the build would only make again."""
+    """Return the manifest of the artifact at `out` if the build would only repeat it."""
     found = verified_or_none(out, ("engine",))
     try:
         record = None if found is None else EngineRecord.of(found)
@@ -147,7 +147,7 @@ def _current(request: BuildRequest, machine: Machine, out: Path) -> Manifest | N
 
 
 def _listed(value: Any) -> Any:
-    """Turn tuples into the lists that JSON makes of them."""
+    """Convert tuples to lists, as JSON does."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
@@ -161,6 +161,6 @@ def _add_weights(graph: Path, folder: Path) -> None:
 
 
 def _free(out: Path) -> int | None:
-    """Return the free bytes where an artifact would lie; None where nothing of the path exists."""
+    """Return the free bytes of the disk of `out`; None if no folder of the path exists."""
     place = next((folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir()), None)
     return shutil.disk_usage(place).free if place else None

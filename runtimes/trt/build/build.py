@@ -1,4 +1,4 @@
-"""Build one plan: options to TensorRT's config, the plan streamed to disk, its layers looked at."""
+"""Build one plan: configure TensorRT, stream the plan to disk, inspect its layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
 
 FLAGS: Mapping[WeightMode | Version, tuple[trt.BuilderFlag, ...]] = {
     "plan": (),
-    "refit": (trt.BuilderFlag.STRIP_PLAN, trt.BuilderFlag.REFIT_IDENTICAL),  # no fusion is lost, as REFIT would
+    "refit": (trt.BuilderFlag.STRIP_PLAN, trt.BuilderFlag.REFIT_IDENTICAL),  # unlike REFIT, it keeps every fusion
     "stream": (trt.BuilderFlag.WEIGHT_STREAMING,),
     "exact": (),
     "compatible": (trt.BuilderFlag.VERSION_COMPATIBLE,),
@@ -37,7 +37,7 @@ CHUNK = 64 * 2**20
 
 
 class PlanWriter(trt.IStreamWriter):
-    """Writes a plan to disk as TensorRT hands it out; a full disk ends the build with the disk's own error."""
+    """Writes a plan to disk while TensorRT produces it; a full disk ends the build with its OSError."""
 
     def __init__(self, stream: BinaryIO) -> None:
         trt.IStreamWriter.__init__(self)
@@ -47,7 +47,7 @@ class PlanWriter(trt.IStreamWriter):
     def write(self, data: bytes) -> int:
         try:
             return self._stream.write(data)
-        except OSError as error:  # must not pass through C++
+        except OSError as error:  # an exception must not cross C++
             self.failure = error
             return 0
 
@@ -55,15 +55,15 @@ class PlanWriter(trt.IStreamWriter):
 def build_plan(
     plan: PlannedPlan, graph: Path, ports: Ports, options: EngineOptions, out: Path, cache: TimingCache, tick: Tick
 ) -> PlanRecord:
-    """Build one plan to `out`; Ctrl-C stops it within a step and leaves its timings in the cache.
+    """Build one plan to `out`; Ctrl-C stops the build at its next step and keeps its timings in the cache.
 
-    Raises ArtifactError for a graph that TensorRT does not take, CheckFailed with TensorRT's reason when it builds
-    nothing, OSError for a disk that is full.
+    Raises ArtifactError if TensorRT rejects the graph, CheckFailed with TensorRT's reason if the build fails, and
+    OSError if the disk is full.
     """
     log, progress = Log(), Progress(tick)
     builder = trt.Builder(log)
     weights = ExternalWeights(graph)
-    network, _parser = parse(builder, log, weights)  # the parser owns what it made of small constants
+    network, _parser = parse(builder, log, weights)  # the parser owns the memory of small constants
     check_ports(network, ports)
     config = configure(builder, options, progress)
     for profile in plan.profiles:
@@ -71,12 +71,12 @@ def build_plan(
         for port in ports.inputs:
             shapes.set_shape(port.name, *profile.shapes(port))
         if config.add_optimization_profile(shapes) < 0:
-            raise CheckFailed(f"TensorRT refuses profile {profile} of the {plan.part}: {log}")
+            raise CheckFailed(f"TensorRT rejects profile {profile} of the {plan.part}: {log}")
     cache.attach(config)
     try:
         with out.open("wb") as stream:
             if not interruptible(lambda: _write(builder, network, config, stream), progress):
-                raise CheckFailed(f"TensorRT built nothing of the {plan.part}: {log}")
+                raise CheckFailed(f"TensorRT could not build the {plan.part}: {log}")
     finally:
         cache.keep(config)
     layers = summarize(inspect(out, log, options.version), weights.proto)
@@ -84,13 +84,13 @@ def build_plan(
 
 
 def configure(builder: trt.Builder, options: EngineOptions, progress: Progress) -> trt.IBuilderConfig:
-    """Turn options into a builder config; precision is the network's own, there is no flag for it."""
+    """Create a builder config from options; the network is strongly typed, so precision has no flag."""
     config = builder.create_builder_config()
     config.builder_optimization_level = options.level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector knows names of layers only
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector reports only names of layers
     config.hardware_compatibility_level = HARDWARE[options.hardware]
     config.progress_monitor = progress
-    config.clear_flag(trt.BuilderFlag.TF32)  # what a graph does in fp32 is there for its precision
+    config.clear_flag(trt.BuilderFlag.TF32)  # a graph uses fp32 only where it needs the precision
     for flag in (*FLAGS[options.weights], *FLAGS[options.version]):
         config.set_flag(flag)
     if options.workspace is not None:
@@ -99,7 +99,7 @@ def configure(builder: trt.Builder, options: EngineOptions, progress: Progress) 
 
 
 def _write(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, stream: BinaryIO) -> bool:
-    """Build and write; where the version cannot stream, the plan passes through memory once."""
+    """Build and write; a version that cannot stream holds the plan in memory once."""
     if hasattr(builder, "build_serialized_network_to_stream"):
         writer = PlanWriter(stream)
         written = builder.build_serialized_network_to_stream(network, config, writer)
@@ -116,9 +116,9 @@ def _write(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IB
 
 
 def inspect(plan: Path, log: Log, version: Version) -> dict[str, Any]:
-    """Return what TensorRT's engine inspector says of a plan; its weights are not needed for that."""
+    """Return the report of TensorRT's engine inspector on a plan; this does not need its weights."""
     runtime = trt.Runtime(log)
-    runtime.engine_host_code_allowed = version == "compatible"  # such a plan brings its own runtime along
+    runtime.engine_host_code_allowed = version == "compatible"  # such a plan contains its own runtime
     with plan.open("rb") as stream:
         engine = runtime.deserialize_cuda_engine(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     if engine is None:

@@ -1,4 +1,4 @@
-"""`python -m export engine`: its options, and what it tells while it builds."""
+"""The command `export engine`: its options and its output."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
     from runtimes.trt.build.options import EngineOptions, Engines, default_timing_cache
 
     engine.description = (
-        "Build TensorRT engines. What cannot succeed is refused before the build, with the nearest setting that would "
-        "work. --check stops there, and needs neither TensorRT nor a GPU."
+        "Build TensorRT engines. A build that cannot succeed is rejected before it starts, with the nearest setting "
+        "that would work. --check stops after these checks, and needs neither TensorRT nor a GPU."
     )
-    engine.add_argument("artifact", type=Path, metavar="DIR", help="what `export onnx` or `quantize apply` wrote")
+    engine.add_argument("artifact", type=Path, metavar="DIR", help="an artifact of `export onnx` or `quantize apply`")
     engine.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")
     engine.add_argument("--out", type=Path, required=True, metavar="DIR", help="the engine artifact to write")
-    engine.add_argument("--check", action="store_true", help="say what would be built, or why not, and stop")
-    engine.add_argument("--parts", metavar="A,B", help="default: all that the artifact has")
-    sizes = engine.add_argument_group("which images")
+    engine.add_argument("--check", action="store_true", help="print what would be built, or why it cannot be, and stop")
+    engine.add_argument("--parts", metavar="A,B", help="default: all parts of the artifact")
+    sizes = engine.add_argument_group("image sizes")
     sizes.add_argument(
         "--sides",
         default=",".join(map(str, Sizing.sides)),
         metavar="PIXELS,...",
-        help="one profile for squares of each side and all that has as many tokens",
+        help="one profile per square, for all images with as many tokens",
     )
     sizes.add_argument(
-        "--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images in one batch at one megapixel"
+        "--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images of a batch at one megapixel"
     )
     sizes.add_argument(
         "--references", type=int, default=Sizing.references, metavar="N", help="reference images; default: none"
@@ -47,34 +47,36 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PART:AXIS=LOW..BEST..HIGH,...",
-        help="your own in place of the derived ones, such as transformer:batch=1..2,image_tokens=256..4096..4096",
+        help="replaces the derived profiles of a part, such as transformer:batch=1..2,image_tokens=256..4096..4096",
     )
-    how = engine.add_argument_group("how")
+    how = engine.add_argument_group("build")
     default = EngineOptions
     for name, choices, about in (
         ("engines", get_args(Engines), "all profiles in one plan per part, or a plan for each"),
         (
             "weights",
             get_args(WeightMode),
-            "in the plan, in one file that small plans share, or streamed from host memory",
+            "in the plan, in a file that the plans share, or streamed from host memory",
         ),
-        ("hardware", get_args(Hardware), "which other GPUs the plans shall run on; costs speed"),
-        ("version", get_args(Version), "whether newer versions of TensorRT shall load the plans; costs speed"),
+        ("hardware", get_args(Hardware), "other GPUs that the plans must run on; reduces speed"),
+        ("version", get_args(Version), "whether newer versions of TensorRT must load the plans; reduces speed"),
     ):
         how.add_argument(f"--{name}", choices=choices, default=getattr(default, name), help=f"{about}")
-    how.add_argument("--level", type=int, default=default.level, metavar="0..5", help="of tuning")
-    how.add_argument("--workspace", type=float, metavar="GB", help="scratch memory of the build; default: all")
+    how.add_argument("--level", type=int, default=default.level, metavar="0..5", help="optimization level")
+    how.add_argument(
+        "--workspace", type=float, metavar="GB", help="scratch memory of the build; default: all free memory"
+    )
     how.add_argument(
         "--timing-cache",
         type=Path,
         default=default_timing_cache(),
         metavar="DIR",
-        help="where timings are kept between builds",
+        help="the folder of kernel timings, reused by later builds",
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Check, build and tell; returns the facts for --json."""
+    """Check, build and print; returns the facts for --json."""
     from runtimes.trt.build.artifact import check, check_machine, write_engine
     from runtimes.trt.build.options import PlannedPlan
 
@@ -83,13 +85,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for plan in request.plans:
             for profile in plan.profiles:
                 print(f"{plan.file:<32} {profile}")
-        print(f"nothing speaks against building this for {args.gpu}")
+        print(f"the build is feasible for {args.gpu}")
         return {"plans": _facts(request.plans), "gpu": args.gpu, "checked": True}
     machine = check_machine(request)
     assert machine.device is not None
     from tqdm import tqdm
 
-    from runtimes.trt.build.build import build_plan  # brings TensorRT: only once nothing speaks against a build
+    from runtimes.trt.build.build import build_plan  # imports TensorRT: only after every check
     from runtimes.trt.build.timing import TimingCache
 
     cache = TimingCache(args.timing_cache, machine.device)
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{plan.file:<32} {made.bytes / 1e6:9.1f} MB  {_precision(made)}", flush=True)
         if made.layers["missed"]:
             names = ", ".join(made.layers["missed"][:3])
-            print(f"warning: quantized, and yet run in a wider type: {names}, ...", file=sys.stderr, flush=True)
+            print(f"warning: quantized products that run in a wider type: {names}, ...", file=sys.stderr, flush=True)
         return made
 
     manifest, seconds = write_engine(request, machine, args.out, build)
@@ -129,7 +131,7 @@ def _options(args: argparse.Namespace) -> Any:
     for text in args.profile:
         part, colon, axes = text.partition(":")
         if not colon:
-            raise UsageError(f"--profile {text!r}: starts with no part; for example transformer:{text}")
+            raise UsageError(f"--profile {text!r}: does not start with a part; for example transformer:{text}")
         known = _part(part, "--profile")
         stated[known] = (*stated.get(known, ()), axes)
     return EngineOptions(
@@ -171,7 +173,7 @@ def _facts(plans: Any) -> list[dict[str, Any]]:
 
 
 def _precision(made: PlanRecord) -> str:
-    """Say which share of the quantized products runs in 8 bits, or what the products run in."""
+    """Describe how many quantized products run in 8 bits or fewer, or the precisions of the products."""
     quantized = made.layers["quantized"]
     if quantized["asked"]:
         return f"{quantized['run']} of {quantized['asked']} quantized products run in 8 bits or fewer"

@@ -1,4 +1,4 @@
-"""From a graph to a TensorRT network: parsed with weights by address, checked against its ports."""
+"""Parse a graph into a TensorRT network, with weights by address, and check it against its ports."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def parse(
 ) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
     """Parse a graph into a strongly typed network; keep parser and `weights` alive until it is built.
 
-    TensorRT 11 has strong typing always and ignores the flag, 10 needs it. Raises ArtifactError with the nodes that the
-    parser refuses.
+    TensorRT 11 is always strongly typed and ignores the flag; 10 needs it. Raises ArtifactError with the nodes that the
+    parser rejects.
     """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if hasattr(parser, "load_model_proto"):
         weights.feed(parser)
         parsed = parser.parse_model_proto()
-    else:  # an older parser reads the files itself, and copies them
+    else:  # an older parser reads and copies the files itself
         parsed = parser.parse_from_file(str(weights.path))
     if not parsed:
         raise ArtifactError(f"{weights.path}: TensorRT cannot parse the graph: {complaints(parser)}")
@@ -31,7 +31,7 @@ def parse(
 
 
 def check_ports(network: trt.INetworkDefinition, ports: Ports) -> None:
-    """Compare a network's inputs and outputs with the ports of its part; raises ArtifactError with the difference."""
+    """Compare the inputs and outputs of a network with its ports; raises ArtifactError with the difference."""
     for side, wanted, count in (
         ("input", ports.inputs, network.num_inputs),
         ("output", ports.outputs, network.num_outputs),

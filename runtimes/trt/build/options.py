@@ -1,4 +1,4 @@
-"""What can be chosen when engines are built, and which plans that makes: data, before anything is imported or run."""
+"""The options of an engine build and the plans that follow from them; pure data, without heavy imports."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Engines = Literal["one", "per-profile"]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build; the command line reads its defaults here."""
+    """How to build; the defaults of the command line."""
 
     gpu: str
-    parts: tuple[PartName, ...] = ()  # none: all that the artifact has
+    parts: tuple[PartName, ...] = ()  # empty: all parts of the artifact
     sizing: Sizing = field(default_factory=Sizing)
-    stated: Mapping[PartName, tuple[str, ...]] = field(default_factory=dict)  # in place of the derived profiles
-    engines: Engines = "one"  # several profiles share one plan and its weights, or each has its own
+    stated: Mapping[PartName, tuple[str, ...]] = field(default_factory=dict)  # replaces the derived profiles
+    engines: Engines = "one"  # all profiles in one plan, or one plan per profile
     weights: WeightMode = "plan"
     hardware: Hardware = "exact"
     version: Version = "exact"
-    level: int = 3  # builder optimization level, 0 (quick build) to 5
-    workspace: int | None = None  # bytes; None: all that is free
+    level: int = 3  # builder optimization level, 0 (fast build) to 5
+    workspace: int | None = None  # bytes; None: all free memory
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 5:
@@ -44,14 +44,14 @@ class PlannedPlan:
     """One plan to build."""
 
     part: PartName
-    file: str  # in the engine artifact
+    file: str  # relative to the engine artifact
     profiles: tuple[Profile, ...]
 
 
 def planned(manifest: Manifest, options: EngineOptions) -> tuple[PlannedPlan, ...]:
-    """List the plans that the options make of an artifact, in the order of the pipeline."""
+    """List the plans to build from an artifact, in the order of the pipeline."""
     for part in (*options.parts, *options.stated):
-        manifest.part(part)  # raises what it has instead
+        manifest.part(part)  # raises ArtifactError if the artifact does not have it
     plans: list[PlannedPlan] = []
     for part, record in manifest.parts.items():
         if options.parts and part not in options.parts:
@@ -67,6 +67,6 @@ def planned(manifest: Manifest, options: EngineOptions) -> tuple[PlannedPlan, ..
 
 
 def default_timing_cache() -> Path:
-    """Return the folder in which timings are kept between builds."""
+    """Return the default folder of kernel timings."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "flux2-deploy" / "tensorrt"

@@ -1,7 +1,7 @@
-"""Which precision each layer of a plan really runs in, from the engine inspector; a silent fallback shows here.
+"""The precision in which each layer of a plan runs, from the engine inspector; reveals silent fallbacks.
 
-The inspector lists fused layers, each with the ONNX nodes that went into it and the types of what it reads. A product
-counts as done in the narrowest type that its layer reads.
+The inspector lists fused layers, each with its ONNX nodes and the types of its inputs. The precision of a product is
+the narrowest input type of its layer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# narrowest first; the inspector writes "FP8" or, of linear layouts, "Row major linear FP8 format"
+# narrowest first; the inspector writes "FP8" or, for linear layouts, "Row major linear FP8 format"
 WORDS: tuple[tuple[str, str], ...] = (
     ("fp4", r"FP4|E2M1"),
     ("int4", r"Int4\b"),
@@ -29,8 +29,8 @@ UNKNOWN = "unknown"
 def summarize(information: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Count layers and the graph's products by precision.
 
-    `model` is the ONNX ModelProto. `quantized` tells of the products that read two dequantized values how many run in
-    8 bits or fewer; `missed` names those that do not, up to ten.
+    `model` is the ONNX ModelProto. `quantized` counts the products of two dequantized values, and how many of them run
+    in 8 bits or fewer; `missed` names up to ten that do not.
     """
     layers = [layer for layer in information.get("Layers", []) if isinstance(layer, dict)]
     where = {node: _precision(layer) for layer in layers for node in _nodes(layer)}
@@ -49,7 +49,7 @@ def summarize(information: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _quantized(model: Any) -> list[str]:
-    """Name the products whose both operands come out of a DequantizeLinear."""
+    """Return the names of products with two dequantized operands."""
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     return [
         node.name
@@ -59,7 +59,7 @@ def _quantized(model: Any) -> list[str]:
 
 
 def _nodes(layer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the ONNX nodes of a layer; a fused one joins their names by ASCII 30."""
+    """Yield the ONNX nodes of a layer; a fused layer joins their names with ASCII 30."""
     for name in NODE.findall(str(layer.get("Metadata", ""))):
         yield from name.split("\x1e")
 

@@ -1,4 +1,4 @@
-"""TensorRT's nested build phases as one fraction, and the way to stop a build: answering False to a finished step."""
+"""TensorRT's nested build phases as one fraction, and a way to stop a build: return False from a finished step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import tensorrt as trt
 
-Tick = Callable[[float, str], None]  # the fraction done, 0 to 1, and the phase that TensorRT is in
+Tick = Callable[[float, str], None]  # (fraction done from 0 to 1, current phase)
 
 
 @dataclass
 class Phase:
-    """One phase; TensorRT names the phase in which it began."""
+    """A phase of the build and its parent phase."""
 
     parent: str
     steps: int
@@ -22,12 +22,12 @@ class Phase:
 
 @dataclass
 class Phases:
-    """The phases that are open now."""
+    """The open phases."""
 
     open: dict[str, Phase] = field(default_factory=dict)
 
     def fraction(self, name: str | None = None) -> float:
-        """Return how much is done of a phase, of everything when it has no name; an open child counts in its step."""
+        """Return the fraction done of a phase, or of the build if `name` is None; open children count in their step."""
         roots = [n for n, phase in self.open.items() if phase.parent not in self.open] if name is None else []
         if name is None:
             return sum(self.fraction(root) for root in roots) / len(roots) if roots else 0.0
@@ -38,7 +38,7 @@ class Phases:
 
 
 class Progress(trt.IProgressMonitor):
-    """Tells `tick` how far a build is; TensorRT calls it from threads of its own."""
+    """Reports progress to `tick`; TensorRT calls it from its own threads."""
 
     def __init__(self, tick: Tick) -> None:
         trt.IProgressMonitor.__init__(self)
@@ -46,33 +46,33 @@ class Progress(trt.IProgressMonitor):
         self._lock = threading.Lock()
         self._phases = Phases()
         self._highest = 0.0
-        self.stop = threading.Event()  # once set, TensorRT gives the build up at its next step
+        self.stop = threading.Event()  # once set, TensorRT stops the build at its next step
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         with self._lock:
             self._phases.open[phase_name] = Phase(parent_phase or "", num_steps)
-            self._tell(phase_name)
+            self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         with self._lock:
             if phase_name in self._phases.open:
                 self._phases.open[phase_name].done = step + 1
-                self._tell(phase_name)
+                self._report(phase_name)
         return not self.stop.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
         with self._lock:
             self._phases.open.pop(phase_name, None)
 
-    def _tell(self, phase: str) -> None:
-        self._highest = max(self._highest, self._phases.fraction())  # a bar must not run backwards
+    def _report(self, phase: str) -> None:
+        self._highest = max(self._highest, self._phases.fraction())  # a progress bar must not move backwards
         self._tick(self._highest, phase)
 
 
 def interruptible(work: Callable[[], bool], progress: Progress) -> bool:
-    """Run a build on a thread of its own, so that Ctrl-C reaches Python while TensorRT is in C++.
+    """Run a build on a separate thread, so that Ctrl-C reaches Python while TensorRT is in C++.
 
-    On KeyboardInterrupt the build is asked to stop, waited for, and the interrupt goes on.
+    On KeyboardInterrupt, ask the build to stop, wait for it, and re-raise.
     """
     built = False
     failure: BaseException | None = None

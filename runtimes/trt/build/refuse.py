@@ -1,4 +1,4 @@
-"""Why a build cannot succeed, told before it starts: a build that fails does so after half an hour."""
+"""Check whether a build can succeed before it starts; otherwise it may fail after half an hour."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from planner import feasible
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
 
-OLDEST, NEWEST = (10, 13), (11, 99)  # where weights are fed by address, up to the last major version that is known
-ATTENTION = (10, 14)  # where the parser knows the Attention operator
+OLDEST, NEWEST = (10, 13), (11, 99)  # weights by address, up to the newest known major version
+ATTENTION = (10, 14)  # the first version whose parser supports the Attention operator
 
 
 def refusal(
@@ -25,9 +25,9 @@ def refusal(
     plans: Sequence[PlannedPlan],
     disk_free: int | None,
 ) -> str | None:
-    """Say why artifact and options make no engine and the nearest setting that would; None when they do.
+    """Return why artifact and options cannot give an engine, and the nearest setting that can; None if they can.
 
-    Raises UsageError for a GPU that the kit does not know.
+    Raises UsageError for an unknown GPU.
     """
     return next(_against_options(manifest, chosen, options, plans), None) or next(
         (
@@ -67,18 +67,18 @@ def _against_options(
     card = gpu(options.gpu)
     if manifest.compute == "fp32" and chosen.compute != "fp32":
         yield (
-            f"the artifact is {manifest.recipe} with fp32 activations, which is for a CPU: on a GPU they take twelve "
+            f"the artifact is {manifest.recipe} with fp32 activations, which is for a CPU: on a GPU they need twelve "
             "times the memory of bf16; export with --dtype bf16 and quantize again"
         )
     several = next((plan for plan in plans if len(plan.profiles) > 1), None)
     if options.weights == "refit" and several is not None:
         yield (
-            f"--weights refit takes one profile per plan, the {several.part} has {len(several.profiles)}: "
+            f"--weights refit supports one profile per plan, the {several.part} has {len(several.profiles)}: "
             "use --engines per-profile or --weights plan"
         )
     if options.hardware == "ampere-plus" and chosen.math == "fp8":
         yield (
-            "--hardware ampere-plus runs from compute capability 8.0 up, fp8 needs 8.9: "
+            "--hardware ampere-plus starts at compute capability 8.0, fp8 needs 8.9: "
             "use --hardware same-capability or an int8 artifact"
         )
     if options.hardware != "exact" and card.compute_capability < (8, 0):
@@ -92,7 +92,7 @@ def _builds(
     plans: Sequence[PlannedPlan],
     disk_free: int | None,
 ) -> Iterator[feasible.Build]:
-    """Put every profile to the planner's question; the disk is asked about all parts at once."""
+    """Yield a build for every profile, and one of all parts together for the disk."""
     parts: tuple[PartName, ...] = tuple(dict.fromkeys(plan.part for plan in plans))
     copies = max((sum(plan.part == part for plan in plans) for part in parts), default=1)
     asked = options.sizing.references * REFERENCE_TOKENS
@@ -122,14 +122,14 @@ def _builds(
             gpu=gpu(options.gpu),
             max_tokens=feasible.MIN_TOKENS,
             parts=parts,
-            weight_streaming=True,  # memory was asked about above
+            weight_streaming=True,  # memory is checked above
             stripped=options.weights == "refit",
             disk_free=disk_free // copies,
         )
 
 
 def _tokens(profile: Profile) -> tuple[int, int]:
-    """Return the fewest and most image tokens of a profile; the text encoder has none, and any number does."""
+    """Return the smallest and largest number of image tokens of a profile; arbitrary for the text encoder."""
     if "image_tokens" in profile.axes:
         return profile.axes["image_tokens"].low, profile.axes["image_tokens"].high
     if "latent_height" in profile.axes:
@@ -139,16 +139,16 @@ def _tokens(profile: Profile) -> tuple[int, int]:
 
 
 def machine_refusal(manifest: Manifest, options: EngineOptions, machine: Machine) -> str | None:
-    """Say why this machine cannot build for the GPU that was asked for; None when it can."""
+    """Return why this machine cannot build for the requested GPU; None if it can."""
     card = gpu(options.gpu)
     if machine.device is None:
         return (
-            f"a plan is built on the GPU that it is for, and this machine has none: run this where {card.title} is; "
-            "--check tells here what would be built"
+            f"a plan must be built on its own GPU, and this machine has none: run this on {card.title}, or pass "
+            "--check to see what would be built"
         )
     if machine.device.name != card.name:
         here = machine.device.name
-        other = f"use --gpu {here}" if here else "the kit has no facts of it, so nothing is built for it"
+        other = f"use --gpu {here}" if here else "the kit does not support it"
         return f"--gpu {card.name}, but this machine has {machine.device.title}: {other}"
     if machine.tensorrt is None:
         return "TensorRT is not installed: pip install tensorrt-cu13"
@@ -157,7 +157,7 @@ def machine_refusal(manifest: Manifest, options: EngineOptions, machine: Machine
         return f"TensorRT {machine.tensorrt} is installed; the kit builds with 10.13 to 11.x"
     if manifest.options.get("attention") == "op" and version < ATTENTION:
         return (
-            f"the artifact has the Attention operator, which TensorRT knows from 10.14 on, here is {machine.tensorrt}: "
-            "export with --attention matmul or install a newer TensorRT"
+            "the artifact uses the Attention operator, which needs TensorRT 10.14, this machine has "
+            f"{machine.tensorrt}: export with --attention matmul or install a newer TensorRT"
         )
     return None

@@ -1,4 +1,4 @@
-"""Timings of kernels, kept per GPU, driver and TensorRT version, so that no later build measures them again."""
+"""Kernel timings per GPU, driver and TensorRT version, so that later builds need not measure them again."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 
 
 class TimingCache:
-    """One file of timings; a file that TensorRT does not take is replaced, and the log says so."""
+    """One file of timings; a file that TensorRT rejects is replaced, with a warning."""
 
     def __init__(self, folder: Path, device: CudaDevice) -> None:
         title = re.sub(r"[^A-Za-z0-9]+", "-", device.title).strip("-").lower()
         self.file = folder / f"{title}-driver-{device.driver}-tensorrt-{trt.__version__}.cache"
 
     def attach(self, config: trt.IBuilderConfig) -> None:
-        """Give the kept timings to a build."""
+        """Load the saved timings into a build."""
         kept = self.file.read_bytes() if self.file.is_file() else b""
         cache = config.create_timing_cache(kept)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-            logger.warning("%s: TensorRT does not take these timings; starting anew", self.file)
+            logger.warning("%s: TensorRT rejects these timings; starting without them", self.file)
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
     def keep(self, config: trt.IBuilderConfig) -> None:
-        """Write the timings of a build down, also of one that was stopped; what cannot be written is no failure."""
+        """Save the timings of a build, even of a stopped one; if they cannot be written, warn and go on."""
         cache = config.get_timing_cache()
         if cache is None:
             return
@@ -43,4 +43,4 @@ class TimingCache:
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
-            logger.warning("%s: the timings were not kept (%s)", self.file, error)
+            logger.warning("%s: the timings were not saved (%s)", self.file, error)
