@@ -81,7 +81,7 @@ def test_a_candidate_of_another_parent_is_a_warning(tmp_path: Path, reference: P
 
 
 def test_an_artifact_against_itself_is_a_warning(reference: Path) -> None:
-    assert "are one artifact" in admit(reference, reference).warnings[0]
+    assert "are the same artifact" in admit(reference, reference).warnings[0]
 
 
 def test_the_samples_grammar_is_recognized_by_its_tokenizer(tmp_path: Path, reference: Path) -> None:

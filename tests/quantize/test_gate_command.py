@@ -109,7 +109,7 @@ def test_an_artifact_keeps_the_contract_against_itself(
     assert facts["out"] is None
     told = capsys.readouterr()
     assert "# sample against sample: contract kept" in told.out
-    assert "warning: candidate and reference are one artifact" in told.err
+    assert "warning: candidate and reference are the same artifact" in told.err
 
 
 def test_a_coarse_artifact_breaks_the_contract_and_the_report_shows_by_how_much(

@@ -91,10 +91,10 @@ def test_an_invalid_spec_is_rejected(spec: str, match: str) -> None:
 @pytest.mark.parametrize(
     ("prompts", "match"),
     [
-        ([], "holds no prompt"),
+        ([], "contains no prompts"),
         ("text", 'expected {"format": 1'),
         (["a boat"], 'prompt 1: expected an object with string values, found "a boat"'),
-        ([{"id": "a", "category": "x", "text": 3}], "prompt 1: expected an object of texts"),
+        ([{"id": "a", "category": "x", "text": 3}], "prompt 1: expected an object with string values"),
         ([{"id": "a", "category": "x", "txt": "b"}], "unknown key 'txt'; there are: id, category, text"),
         ([{"id": "a", "category": "x"}], "prompt 1: text is missing or empty"),
         ([{"id": "a", "category": "x", "text": "  "}], "a has an empty text"),
@@ -114,7 +114,7 @@ def test_a_malformed_file_is_rejected(tmp_path: Path, prompts: Any, match: str) 
     [
         ("p.json", b"{", "not valid JSON"),
         ("p.txt", b"a\xff", "byte 1 is not valid UTF-8"),
-        ("p.txt", b" \n\n", "holds no prompt"),
+        ("p.txt", b" \n\n", "contains no prompts"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_rejected(tmp_path: Path, name: str, content: bytes, match: str) -> None:
