@@ -31,7 +31,7 @@ MARKS = ("gpu", "long", "download", "usage")
 RUN_WITH_README = {"make demo", "make test"}
 SHELL = ("pip ", ". ", "optimum-cli ")  # programs that are not the kit's
 MOST_BYTES = 8192  # of README
-COMING = {ROOT / "docs/quantization.md", ROOT / "CONTRIBUTING.md"}  # linked already; take out once they are there
+COMING = {ROOT / "CONTRIBUTING.md"}  # linked already; take out once it is there
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,12 @@ def test_links_resolve(page: Path) -> None:
         assert file.is_file(), f"{page.name}: {target}"
         if anchor:
             assert anchor in anchors(file), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_with_their_folder_exist(page: Path) -> None:
+    found = re.findall(rf"(?:{'|'.join(ROOMS)}|planner|runtimes|pipeline|tests)/[\w/-]+\.\w+", page.read_text())
+    assert [name for name in found if not (ROOT / name).is_file()] == []
 
 
 def test_no_table_row_is_there_twice() -> None:
