@@ -210,7 +210,7 @@ def test_a_rejection_takes_less_than_two_seconds(tiny: Path, tmp_path: Path) -> 
     [
         (["--gpu", "l5"], "unknown gpu 'l5'; there are: l4, a10g"),
         (["--sides", "512,x"], "--sides: 'x' is not a number"),
-        (["--sides", "100"], "side 100: must be a multiple of 16"),
+        (["--sides", "100"], "side 100 is not a multiple of 16; nearest: 96 or 112"),
         (["--parts", "unet"], "--parts: unknown part 'unet'; there are: text_encoder"),
         (["--profile", "batch=1"], "--profile 'batch=1': does not start with a part; for example transformer:batch=1"),
         (["--profile", "unet:batch=1"], "--profile: unknown part 'unet'"),
