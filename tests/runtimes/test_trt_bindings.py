@@ -1,4 +1,4 @@
-"""The stand-in for TensorRT against the real bindings: it has what they have, and refuses what they refuse."""
+"""The stand-in for TensorRT compared with the real bindings: the same names, signatures and errors."""
 
 from __future__ import annotations
 

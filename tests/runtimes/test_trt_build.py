@@ -71,7 +71,7 @@ def test_every_weight_arrives_by_address_with_the_bytes_of_the_linked_file(trt: 
     for name, (*_, size) in STORED.items():
         assert world.weights[name] == stored[offset : offset + size], name
         offset += size
-    assert set(world.weights) == set(STORED), "the scale stands in the graph"
+    assert set(world.weights) == set(STORED), "the scale is stored in the graph"
     assert not trt.called("OnnxParser", "parse_from_file")
 
 
@@ -146,20 +146,20 @@ def test_an_interrupt_stops_the_build_at_its_next_step_and_keeps_the_timings(
     import threading
 
     world = BuilderWorld(trt)
-    begun, told = threading.Event(), threading.Event()
+    begun, interrupted = threading.Event(), threading.Event()
 
     def on_step(step: int) -> None:
         begun.set()
-        assert told.wait(10)
+        assert interrupted.wait(10)
 
     world.on_step = on_step
     progress_module = load.module("runtimes.trt.build.progress")
     real_join = threading.Thread.join
 
     def join(thread: threading.Thread, timeout: float | None = None) -> None:
-        if timeout is not None and begun.wait(10) and not told.is_set():
+        if timeout is not None and begun.wait(10) and not interrupted.is_set():
             raise KeyboardInterrupt
-        told.set()
+        interrupted.set()
         real_join(thread, timeout)
 
     monkeypatch.setattr(progress_module.threading.Thread, "join", join)
@@ -279,7 +279,7 @@ def test_a_network_that_differs_from_its_ports_is_refused(trt: StrictModule, tmp
 
 
 def _older(version: str) -> StrictModule:
-    """Return a stand-in without what TensorRT 10.13 brought."""
+    """Return a stand-in without the features that TensorRT 10.13 added."""
     about = copy.deepcopy(interface(version))
     for method in ("load_model_proto", "load_initializer", "parse_model_proto"):
         del about["classes"]["OnnxParser"]["methods"][method]

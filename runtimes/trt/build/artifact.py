@@ -154,7 +154,7 @@ def _listed(value: Any) -> Any:
 
 
 def _add_weights(graph: Path, folder: Path) -> None:
-    """Put the graph and its weight files beside plans that hold no weights, as links."""
+    """Link the graph and its weight files next to plans that contain no weights."""
     link_or_copy(graph, folder / GRAPH)
     for file in sorted(graph.parent.glob("*.safetensors")):
         link_or_copy(file, folder / file.name)
