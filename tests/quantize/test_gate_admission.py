@@ -55,7 +55,7 @@ def test_other_default_steps_do_not_matter_since_both_draw_as_many(tmp_path: Pat
         ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate draws whole images"),
         ({"compute": "bf16"}, "c computes in bf16, for which ONNX Runtime's CPU provider has no kernels"),
         ({"tokenizer": "{ }"}, "have different tokenizers"),
-        ({"kind": "engine"}, "is an artifact of kind 'engine'; needed: onnx or quantized"),
+        ({"kind": "engine"}, "is an artifact of kind 'engine'; expected onnx or quantized"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

@@ -107,7 +107,7 @@ def test_int8_is_taken_for_the_gpu_that_has_no_fp8(sample_artifact: Path, sample
 
 
 def test_a_quantized_artifact_is_not_quantized_again(quantized_of: Callable[[str], Path], tmp_path: Path) -> None:
-    message = r"is an artifact of kind 'quantized'; needed: onnx"
+    message = r"is an artifact of kind 'quantized'; expected onnx"
     refuse(quantized_of("int8-weights"), tmp_path, RECIPES["int8-weights"], message)
 
 
