@@ -110,7 +110,7 @@ def test_int8_is_accepted_for_a_gpu_without_fp8(sample_artifact: Path, sample_re
 
 
 def test_a_quantized_artifact_is_not_quantized_again(quantized_of: Callable[[str], Path], tmp_path: Path) -> None:
-    message = r"is an artifact of kind 'quantized'; needed: onnx"
+    message = r"is an artifact of kind 'quantized'; expected onnx"
     assert_rejected(quantized_of("int8-weights"), tmp_path, RECIPES["int8-weights"], message)
 
 

@@ -55,7 +55,7 @@ def test_different_default_steps_are_accepted_since_both_use_the_same_number(tmp
         ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate generates whole images"),
         ({"compute": "bf16"}, "c computes in bf16, for which ONNX Runtime's CPU provider has no kernels"),
         ({"tokenizer": "{ }"}, "have different tokenizers"),
-        ({"kind": "engine"}, "is an artifact of kind 'engine'; needed: onnx or quantized"),
+        ({"kind": "engine"}, "is an artifact of kind 'engine'; expected onnx or quantized"),
     ],
 )
 def test_what_cannot_be_compared_is_rejected(

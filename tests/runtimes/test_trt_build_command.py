@@ -54,7 +54,7 @@ def why(made: Manifest, options: EngineOptions, disk_free: int | None = None) ->
     ("made", "options", "words"),
     [
         (manifest(recipe="fp8"), {"gpu": "a10g"}, "fp8 needs compute capability 8.9 or newer; a10g has 8.6: use"),
-        (manifest("dev"), {"gpu": "l4"}, "the text encoder of dev in bf16 needs .* l4 gives .*: use --recipe"),
+        (manifest("dev"), {"gpu": "l4"}, "the text encoder of dev in bf16 needs .* l4 has .* available: use --recipe"),
         (manifest(recipe="fp8", compute="fp32"), {"gpu": "l4"}, "which is for a CPU: .* export with --dtype bf16"),
         (manifest(), {"gpu": "l4", "weights": "refit"}, "one profile per plan, the transformer has 5: use --engines"),
         (manifest(recipe="fp8"), {"gpu": "l4", "hardware": "ampere-plus"}, "needs 8.9: use --hardware same-capability"),
@@ -81,7 +81,7 @@ def test_every_gpu_of_the_table_can_build_klein_in_its_default_recipe() -> None:
 def test_a_disk_that_is_too_small_is_rejected_sooner_for_a_plan_per_profile() -> None:
     assert "of disk space are free: use stripped plans" in (why(manifest(), EngineOptions("h100"), 5 * GB) or "")
     assert why(manifest(), EngineOptions("h100"), 20 * GB) is None
-    assert "of disk are free" in (why(manifest(), EngineOptions("h100", engines="per-profile"), 20 * GB) or "")
+    assert "of disk space are free" in (why(manifest(), EngineOptions("h100", engines="per-profile"), 20 * GB) or "")
     assert why(manifest(), EngineOptions("h100", engines="per-profile", weights="refit"), 20 * GB) is None
 
 

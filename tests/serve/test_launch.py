@@ -172,7 +172,7 @@ def test_a_deployment_that_does_not_verify_is_not_started(deployment_of: ByFamil
 
 
 def test_an_exported_artifact_is_not_a_deployment(artifact_of: ByFamily) -> None:
-    with pytest.raises(UsageError, match="of kind 'onnx'; needed: deployment"):
+    with pytest.raises(UsageError, match="of kind 'onnx'; expected deployment"):
         Server(artifact_of("klein")).__enter__()
 
 
