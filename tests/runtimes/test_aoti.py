@@ -213,7 +213,7 @@ def test_images_of_equal_area_share_the_transformers_packages() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sizes", "1024"], "--sizes 1024: write WIDTHxHEIGHT"),
+        (["--sizes", "1024"], "--sizes 1024: expected comma-separated WIDTHxHEIGHT"),
         (["--sizes", "100x64", "--device", "cpu"], "--sizes 100x64: 100 is not a multiple of 16; nearest: 96 or 112"),
         (["--batches", "two"], "--batches two: expected comma-separated numbers"),
         (["--batches", "0", "--device", "cpu"], "--batches 0: every batch must be 1 or more"),
