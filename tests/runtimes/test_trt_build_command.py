@@ -291,7 +291,7 @@ def test_weights_that_are_not_where_the_graph_says_are_named(tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match="weights.safetensors: missing or empty; it contains the weight 'codes'"):
         ExternalWeights(graph)
     graph.write_bytes(graph.read_bytes().replace(b"weights.safetensors", b"../hts.safetensors "))
-    with pytest.raises(ArtifactError, match="the weight 'codes' is in '../hts.safetensors', outside the folder"):
+    with pytest.raises(ArtifactError, match="the weight 'codes' is in '../hts.safetensors ', outside the folder"):
         ExternalWeights(graph)
     graph.write_bytes(b"\xff\xff")
     with pytest.raises(ArtifactError, match="model.onnx: cannot be read as an ONNX graph"):
