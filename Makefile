@@ -1,20 +1,37 @@
-# Two commands do everything: `make demo` and `make test`. Each makes the environment first when it is missing.
+# `make demo` and `make test` do everything; each makes the environment first when it is missing. `make quick` is the
+# developer's loop, `make check` what runs on every change.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 MARK := $(VENV)/.installed
+PIP := -m pip --disable-pip-version-check
 # What tests compare with and nothing imports: NVIDIA's TensorRT bindings of two versions, to whose signatures the engine
 # code is held, and torchao, to whose arithmetic quantization is. Unpacked beside the packages, never installed.
 REFERENCES := $(foreach wheel,tensorrt/10.16.1.11 tensorrt/11.4.0.106 reference/torchao,$(VENV)/$(wheel)/.unpacked)
 
-.PHONY: demo test check lint types env lock clean
+ROOMS := kit planner runtimes pipeline export quantize serve benchmarks
+ROOM ?= all
+ifeq ($(filter $(ROOM),all $(ROOMS)),)
+$(error no room $(ROOM); there are: $(ROOMS))
+endif
+QUICK_CODE := $(if $(filter all,$(ROOM)),,$(ROOM) tests/$(ROOM))
+QUICK_TESTS := $(if $(filter all,$(ROOM)),tests,tests/$(ROOM) tests/test_architecture.py)
+
+.PHONY: demo test quick check lint types env pythons lock clean
 
 demo: $(MARK)
 	@$(BIN)/python -m benchmarks.demo --build $(BUILD) --out demo.png
 
 test: $(MARK) $(REFERENCES)
 	@$(BIN)/python -m pytest
+
+# Without servers, GPUs and heavy exports (tests/quick.py); of one room: make quick ROOM=planner
+quick: $(MARK)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(QUICK_CODE)
+	@$(BIN)/python -m pytest -p tests.quick $(QUICK_TESTS)
 
 check: lint types test
 
@@ -30,29 +47,51 @@ types: $(MARK)
 env: $(MARK) $(REFERENCES)
 
 # Installed from the lock file, so that two machines get the same versions.
-$(MARK): requirements.lock pyproject.toml
+$(MARK): requirements.lock pyproject.toml $(wildcard export/optimum_plugin/*.* export/optimum_plugin/register/*.py)
 	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: install it or run make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing $$(grep -c == requirements.lock) packages into $(VENV), 2 GB (more with torch's CUDA build); minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python $(PIP) install -r requirements.lock
+	$(BIN)/python $(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python $(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall ./export/optimum_plugin
 	@touch $@
 
 $(VENV)/tensorrt/%/.unpacked: $(MARK)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$*
+	@$(BIN)/python $(PIP) install --quiet --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$*
 	@touch $@
 
 $(VENV)/reference/torchao/.unpacked: $(MARK)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) torchao==0.18.0
+	@$(BIN)/python $(PIP) install --quiet --no-deps --upgrade --target $(@D) torchao==0.18.0
 	@touch $@
+
+# What needs no torch, on the newer Pythons with numpy 2: planning, doctor, the client, prompts.
+OTHERS ?= python3.12 python3.13
+WITHOUT_TORCH := tests/test_without_torch.py tests/pipeline/test_request.py tests/serve/test_triton_config.py \
+    tests/kit/test_cli.py tests/kit/test_gpus.py $(addprefix tests/planner/test_,$(addsuffix .py,command feasible \
+    measurements plan prices queueing speed))
+
+pythons:
+	@for python in $(OTHERS); do \
+	  if ! command -v $$python >/dev/null || ! $$python -c ""; then echo "skipped $$python: not installed"; continue; fi; \
+	  env=$(BUILD)/pythons/$$(basename $$python); \
+	  $$python -m venv $$env && $$env/bin/python $(PIP) install --quiet -e ".[client,chart]" "numpy>=2" "transformers>=5.23" \
+	    "jinja2>=3.1" pytest pytest-timeout || exit 1; \
+	  $$env/bin/python -c "import sys; from importlib.metadata import version; print('Python', sys.version.split()[0], \
+	    *(f'{name} {version(name)}' for name in ('numpy', 'transformers', 'tritonclient')))" && \
+	  $$env/bin/python -W error -m kit plan --variant klein-4b --gpu l4 >/dev/null && \
+	  $$env/bin/python -W error -m kit doctor >/dev/null && \
+	  $$env/bin/python -m pytest -p no:cacheprovider -k "not is_fast" $(WITHOUT_TORCH) || exit 1; \
+	done
 
 # Writes the lock anew from pyproject.toml; run it by hand, look at the difference, commit it.
 lock:
 	rm -rf $(BUILD)/lock && $(PYTHON) -m venv $(BUILD)/lock
-	$(BUILD)/lock/bin/python -m pip install --quiet torch==2.13.0 setuptools
-	$(BUILD)/lock/bin/python -m pip install --quiet -e ".[cpu-server,train,dev]"
+	$(BUILD)/lock/bin/python $(PIP) install torch==2.13.0 setuptools
+	$(BUILD)/lock/bin/python $(PIP) install -e ".[all,dev]" ./export/optimum_plugin
 	{ echo "# Made by make lock from pyproject.toml."; \
-	  $(BUILD)/lock/bin/python -m pip freeze --all --exclude-editable | grep -v -E "^(pip)==" | sed "s/+cpu$$//"; } > requirements.lock
+	  $(BUILD)/lock/bin/python -m pip freeze --all --exclude-editable --exclude optimum-flux2 | grep -v -E "^(pip)==" | \
+	  sed "s/+cpu$$//"; } > requirements.lock
 	rm -rf $(BUILD)/lock
 
 clean:
-	rm -rf $(BUILD) deploy demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(BUILD) deploy demo.png .mypy_cache .pytest_cache .ruff_cache export/optimum_plugin/build

@@ -8,7 +8,7 @@ from setuptools import setup
 from setuptools.command.egg_info import egg_info
 
 
-class EggInfo(egg_info):
+class EggInfo(egg_info):  # type: ignore[misc]  # no type information
     """Write the plug-in's module to top_level.txt in place of the namespace that it lies in.
 
     Otherwise two distributions provide `optimum`, and diffusers warns of that at every import.
