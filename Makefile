@@ -24,7 +24,7 @@ demo: $(MARK)
 	@$(BIN)/python -m benchmarks.demo --build $(BUILD) --out demo.png
 
 test: $(MARK) $(REFERENCES)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Without servers, GPUs and heavy exports (tests/quick.py); of one room: make quick ROOM=planner
 quick: $(MARK)

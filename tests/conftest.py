@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; read when huggingface_hub is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: threads of two processes would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Callable
 from functools import cache
