@@ -32,7 +32,7 @@ def size_problem(width: int, height: int, min_tokens: int = MIN_TOKENS, max_toke
         return None
     near_width, near_height = _nearest_size(width, height, min_tokens, max_tokens)
     return (
-        f"{width}x{height} has {tokens} image tokens, the profiles take {min_tokens} to {max_tokens}; "
+        f"{width}x{height} has {tokens} image tokens, the profiles accept {min_tokens} to {max_tokens}; "
         f"nearest: {near_width}x{near_height}"
     )
 

@@ -31,7 +31,6 @@ MARKS = ("gpu", "long", "download", "usage")
 RUN_WITH_README = {"make demo", "make test"}
 SHELL = ("pip ", ". ", "optimum-cli ")  # programs that are not the kit's
 MOST_BYTES = 8192  # of README
-COMING = {ROOT / "CONTRIBUTING.md"}  # linked already; take out once it is there
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,6 @@ def test_links_resolve(page: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         file = (page.parent / name).resolve() if name else page
-        if file in COMING and not file.exists():
-            continue
         assert file.is_file(), f"{page.name}: {target}"
         if anchor:
             assert anchor in anchors(file), f"{page.name}: {target}"

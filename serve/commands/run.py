@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for sign in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts with `&` ignore SIGINT
+        signal.signal(sign, interrupt)
     ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
     with Server(args.deployment, ports, args.tritonserver) as server:
         facts = {

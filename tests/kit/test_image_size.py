@@ -31,7 +31,7 @@ def test_the_smallest_and_the_largest_square_are_the_bounds_in_tokens() -> None:
     assert size_problem(64, 64) is None
     assert size_problem(2048, 2048) is None
     assert size_problem(2064, 2048) == (
-        "2064x2048 has 16512 image tokens, the profiles take 16 to 16384; nearest: 2048x2048"
+        "2064x2048 has 16512 image tokens, the profiles accept 16 to 16384; nearest: 2048x2048"
     )
 
 

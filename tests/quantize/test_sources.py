@@ -73,7 +73,10 @@ def test_a_merged_adapter_needs_a_record_with_the_same_adapter(checkpoint: Path,
     save_file(dict(zip(names, (a, b), strict=True)), tmp_path / "style.safetensors")
     lora = Lora(tmp_path / "style.safetensors", 0.5)
     export(checkpoint, tmp_path / "onnx", ExportConfig(("transformer",), loras=(lora,)))
-    with pytest.raises(UsageError, match=rf"of another checkpoint: {LAYER} in the .*, with the same --lora"):
+    with pytest.raises(
+        UsageError,
+        match=rf"belongs to another checkpoint: {LAYER} in the .*, with the same --lora",
+    ):
         apply(tmp_path / "onnx", tmp_path / "out", RECIPES["fp8"], calibrated(checkpoint))
     assert not (tmp_path / "out").exists()
     made = calibrated(checkpoint, lora)

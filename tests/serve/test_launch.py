@@ -91,13 +91,20 @@ def test_a_killed_launcher_stops_its_server(deployment_of: ByFamily, tmp_path: P
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_serve_run_ends_cleanly_on_a_signal(sign: signal.Signals, deployment_of: ByFamily) -> None:
+@pytest.mark.parametrize(
+    ("sign", "ignored"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)],
+    ids=["SIGINT", "SIGTERM", "SIGINT of a background job"],
+)
+def test_serve_run_ends_cleanly_on_a_signal(sign: signal.Signals, ignored: bool, deployment_of: ByFamily) -> None:
     ports = TcpPorts.free()
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
     before = shared_memory()
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    how = signal.SIG_IGN if ignored else signal.default_int_handler
+    launcher = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, how)
+    )
     assert launcher.stdout is not None
     launcher.stdout.readline()
     processes = children(launcher.pid)
