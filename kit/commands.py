@@ -48,6 +48,7 @@ ROOMS: Mapping[str, Room] = {
             "onnx": ("export.onnx_command", "export a checkpoint to ONNX"),
             "lint": ("export.lint.command", "check every node of an artifact against TensorRT's operator table"),
             "engine": ("runtimes.trt.build.command", "build TensorRT engines of an artifact for one GPU"),
+            "layers": ("runtimes.trt.layers_command", "show what the compiler made of a graph: kernels, types, bytes"),
             "aoti": ("export.aoti.command", "compile a checkpoint with AOTInductor for this machine, quantized or not"),
         },
     ),

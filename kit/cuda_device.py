@@ -45,6 +45,11 @@ class Machine:
     device: CudaDevice | None
     tensorrt: str | None
 
+    @property
+    def device_name(self) -> str | None:
+        """The kit's name of the GPU, None without one that it lists."""
+        return self.device.name if self.device else None
+
 
 def this_machine(index: int = 0) -> Machine:
     """Inspect this machine; `index` counts the GPUs as nvidia-smi does."""

@@ -13,6 +13,9 @@ _MODELS = frozenset({"torch", "ml_dtypes", "onnx_ir", "safetensors", "transforme
 _EXPORT = _MODELS | {"numpy", "accelerate", "diffusers", "huggingface_hub", "onnx", "onnxscript", "tqdm"}
 _SERVE = _CLIENT | _MODELS | {"onnxruntime"}
 _QUALITY = _SERVE | {"flip_evaluator", "skimage", "scipy", "tqdm"}
+_TENSORRT_RTX = frozenset(
+    {"tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx", "numpy", "onnx", "google", "tqdm"}
+)
 _TENSORRT = frozenset({"tensorrt", "torch", "numpy", "ml_dtypes", "onnx", "onnx_ir", "google", "tqdm"})
 
 BRINGS: Mapping[str, frozenset[str]] = {  # names as they are imported; smaller extras first
@@ -23,6 +26,7 @@ BRINGS: Mapping[str, frozenset[str]] = {  # names as they are imported; smaller 
     "quality": _QUALITY,
     "quantize": _EXPORT | _QUALITY,
     "tensorrt": _TENSORRT,
+    "tensorrt-rtx": _TENSORRT_RTX,
     "train": _EXPORT | {"matplotlib", "peft"},
     "learned": _QUALITY | {"lpips"},
     "all": _EXPORT | _QUALITY | {"matplotlib", "peft"},
@@ -31,6 +35,7 @@ BRINGS: Mapping[str, frozenset[str]] = {  # names as they are imported; smaller 
 NEEDS: Mapping[str, str] = {  # a command, or a room for its other commands; `kit` needs none
     "export": "export",
     "export engine": "tensorrt",
+    "export layers": "tensorrt-rtx",
     "quantize": "quantize",
     "quantize gate": "quality",
     "serve": "serve",

@@ -26,6 +26,8 @@ IMPORTED_AS = {
     "protobuf": {"google"},
     "scikit-image": {"skimage"},
     "tensorrt-cu13": {"tensorrt"},
+    "tensorrt-rtx-cu13-bindings": {"tensorrt_rtx_bindings"},
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13": {"onnxruntime_ep_nv_tensorrt_rtx"},
     "transformers": {"transformers", "tokenizers"},  # pins its own tokenizers
 }
 NO_EXTRA = {"triton_python_backend_utils", "torchao"}  # Triton's own; and what one benchmark compares with

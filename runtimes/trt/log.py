@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import tensorrt as trt
 
 logger = logging.getLogger(__name__)
+QUIET = logging.DEBUG
+KNOWN = "has Int64 binding"  # a warning about every input of ids
+ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 LEVELS = {
     trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
     trt.ILogger.Severity.ERROR: logging.ERROR,
@@ -22,10 +26,16 @@ class Log(trt.ILogger):
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self._errors: list[str] = []
+        self.tables: list[str] = []  # tables of compiled layers, which TensorRT for RTX writes to its log
+        self.scratch: int | None = None  # bytes of activations that the plan needs
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        level = LEVELS[severity]
+        level = QUIET if KNOWN in msg else LEVELS[severity]
         logger.log(level, "%s", msg)
+        if "LayerType:" in msg:
+            self.tables.append(msg)
+        elif found := ACTIVATIONS.search(msg):
+            self.scratch = int(found[1])
         if level == logging.ERROR:
             self._errors.append(msg)
 

@@ -164,3 +164,16 @@ def choose(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
         asked = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "batch")
         raise UsageError(f"no profile of the engine accepts {asked}; it has: {', '.join(map(str, profiles))}")
     return fits[0]
+
+
+def one_size(profiles: Sequence[Profile]) -> Profile | None:
+    """Return the profile of one megapixel, or else the last, at its best sizes alone; None if all sizes are fixed."""
+    chosen = next((profile for profile in profiles if profile.name == "1024"), profiles[-1])
+    fixed = {axis: AxisRange(size, size, size) for axis, size in best_sizes(chosen).items()}
+    made = Profile(chosen.name, fixed)
+    return None if tuple(profiles) == (made,) else made
+
+
+def best_sizes(profile: Profile) -> dict[str, int]:
+    """Return the size of each axis that kernels are tuned for."""
+    return {axis: bounds.best for axis, bounds in profile.axes.items()}

@@ -10,18 +10,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kit.artifact import Manifest
 from kit.cuda_device import CudaDevice, Machine
 from kit.errors import ArtifactError
 from kit.ports import PartName
+from runtimes.trt.compilers import COMPILERS, CompilerName, Hardware, Version, WeightMode, installed
 from runtimes.trt.profiles import AxisRange, Profile
 
 RECORD = "engine.json"  # the record's file name next to plans without a manifest
-WeightMode = Literal["plan", "refit", "stream"]  # in the plan | in one shared file | streamed
-Hardware = Literal["exact", "same-capability", "ampere-plus"]
-Version = Literal["exact", "compatible"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class EngineRecord:
     version: Version
     build: Mapping[str, Any]  # other options: optimization level, workspace, ...
     plans: Mapping[PartName, tuple[PlanRecord, ...]]
+    compiler: CompilerName = "tensorrt"
 
     def options(self) -> dict[str, Any]:
         """Return the record as the options of a manifest; how much memory was free is left out."""
@@ -87,7 +86,33 @@ def _profile(raw: Mapping[str, Any]) -> Profile:
 
 def mismatch(record: EngineRecord, machine: Machine) -> str | None:
     """Return why an engine does not load on a machine and what to do, in one sentence; None if it does."""
+    if record.compiler == "tensorrt-rtx":
+        return _wrong_capability(record, machine.device) or _wrong_rtx(record)
     return _wrong_gpu(record, machine.device) or _wrong_tensorrt(record, machine.tensorrt)
+
+
+def _wrong_capability(record: EngineRecord, device: CudaDevice | None) -> str | None:
+    """A plan of TensorRT for RTX is for a compute capability, whichever GPU has it."""
+    built = f"the engine was built for {record.gpu} (compute capability {record.device.capability})"
+    if device is None:
+        return f"{built}, but nvidia-smi lists no GPU on this machine"
+    if device.compute_capability != record.device.compute_capability:
+        here = device.name or "the GPU of this machine"
+        return f"{built}, this machine has {device.title} ({device.capability}): build it with --gpu {here}"
+    return None
+
+
+def _wrong_rtx(record: EngineRecord) -> str | None:
+    row = COMPILERS["tensorrt-rtx"]
+    here = installed(row)
+    if here is None:
+        return f"the engine was built with {row.title} {record.tensorrt}, this machine has none: {row.install}"
+    if _numbers(here)[:2] < _numbers(record.tensorrt)[:2]:
+        return (
+            f"the engine was built with {row.title} {record.tensorrt}, this machine has the older {here}: "
+            "install that version or a newer one"
+        )
+    return None
 
 
 def _wrong_gpu(record: EngineRecord, device: CudaDevice | None) -> str | None:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from export.__main__ import main
 from kit.artifact import Manifest, PartRecord, verify
 from kit.cuda_device import CudaDevice, Machine
 from kit.errors import ArtifactError, UsageError
+from kit.gpus import gpu
 from kit.ports import PARTS, ports
 from kit.recipes import recipe
 from kit.variants import VARIANTS
 from runtimes.trt.build import artifact as engine_artifact
+from runtimes.trt.build.account import account
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
-from runtimes.trt.build.precisions import summarize
 from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
 from runtimes.trt.external_weights import ExternalWeights
+from runtimes.trt.layer_table import from_inspector
 from runtimes.trt.profiles import Sizing
 from runtimes.trt.record import EngineRecord, PlanRecord
 from tests.conftest import ByFamily
@@ -74,8 +76,8 @@ def test_what_cannot_be_built_is_rejected_with_the_nearest_setting(
 def test_every_gpu_of_the_table_can_build_klein_in_its_default_recipe() -> None:
     from kit.gpus import GPUS
 
-    for gpu in GPUS.values():
-        assert why(manifest(recipe=gpu.default_recipe), EngineOptions(gpu.name)) is None, gpu.name
+    for card in GPUS.values():
+        assert why(manifest(recipe=card.default_recipe), EngineOptions(card.name)) is None, card.name
 
 
 def test_a_disk_that_is_too_small_is_rejected_sooner_for_a_plan_per_profile() -> None:
@@ -104,7 +106,7 @@ def test_a_disk_that_is_too_small_is_rejected_sooner_for_a_plan_per_profile() ->
 def test_a_machine_that_cannot_build_is_rejected_with_the_reason(
     machine: Machine, options: dict[str, Any], words: str | None
 ) -> None:
-    found = machine_refusal(manifest(), EngineOptions(**{"gpu": "l4", **options}), machine)
+    found = machine_refusal(manifest(), EngineOptions(**{"gpu": "l4", "compiler": "tensorrt", **options}), machine)
     assert found is None if words is None else words in (found or ""), found
 
 
@@ -138,7 +140,7 @@ def build(plan: PlannedPlan, target: Path) -> PlanRecord:
 
 
 def write(tiny: Path, out: Path, **options: Any) -> tuple[Manifest, float]:
-    request = engine_artifact.check(tiny, EngineOptions(**{"gpu": "l4", **options}), out)
+    request = engine_artifact.check(tiny, EngineOptions(**{"gpu": "l4", "compiler": "tensorrt", **options}), out)
     return engine_artifact.write_engine(request, HERE, out, build)
 
 
@@ -184,7 +186,7 @@ def test_an_interrupted_build_leaves_nothing_behind(tiny: Path, tmp_path: Path) 
         raise KeyboardInterrupt
 
     out = tmp_path / "engine"
-    request = engine_artifact.check(tiny, EngineOptions("l4"), out)
+    request = engine_artifact.check(tiny, EngineOptions("l4", compiler="tensorrt"), out)
     with pytest.raises(KeyboardInterrupt):
         engine_artifact.write_engine(request, HERE, out, interrupted)
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +220,10 @@ def test_a_rejection_takes_less_than_two_seconds(tiny: Path, tmp_path: Path) -> 
         (["--level", "6"], "--level 6: must be between 0 and 5"),
         (["--workspace", "0"], "--workspace 0: must be more than 0"),
         (["--max-batch", "0"], "max batch 0: must be at least 1"),
-        ([], "this machine has none: run this on NVIDIA L4 24 GB, or pass --check to see what would be built"),
+        (
+            ["--compiler", "tensorrt"],
+            "this machine has none: run this on NVIDIA L4 24 GB, or pass --check to see what would be built",
+        ),
     ],
 )
 def test_wrong_use_prints_one_line(
@@ -240,7 +245,7 @@ def test_check_prints_what_would_be_built_and_stops(
 ) -> None:
     assert main(["engine", str(tiny), "--gpu", "h100", "--out", str(tmp_path / "e"), "--check", "--json"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "the build is feasible for h100"
+    assert lines[-1] == "the build is feasible for h100 with TensorRT"
     assert "transformer/model.plan           1024 (batch 1..4, image_tokens 1025..4096)" in lines
     facts = json.loads(last)
     assert facts["checked"] is True
@@ -299,8 +304,10 @@ def test_weights_that_are_not_where_the_graph_says_are_named(tmp_path: Path) -> 
 
 
 def test_layers_count_by_their_narrowest_input_type(tmp_path: Path) -> None:
-    found = summarize(LAYERS, ExternalWeights(write_graph(tmp_path)).proto)
-    assert found == {
+    found = account(from_inspector(json.dumps(LAYERS)), ExternalWeights(write_graph(tmp_path)).proto, gpu("l4"))
+    assert {
+        name: found[name] for name in ("layers", "by_precision", "products", "quantized", "missed", "reformats")
+    } == {
         "layers": 3,
         "by_precision": {"fp8": 1, "bf16": 1, "fp32": 1},
         "products": {"fp8": 1, "bf16": 2},
@@ -311,8 +318,8 @@ def test_layers_count_by_their_narrowest_input_type(tmp_path: Path) -> None:
 
 
 def test_an_inspector_that_reports_only_names_leaves_precisions_unknown(tmp_path: Path) -> None:
-    information: Mapping[str, Any] = {"Layers": ["a name", "another"]}
-    found = summarize(information, ExternalWeights(write_graph(tmp_path)).proto)
+    layers = from_inspector('{"Layers": ["a name", "another"]}')
+    found = account(layers, ExternalWeights(write_graph(tmp_path)).proto, gpu("l4"))
     assert (found["layers"], found["products"], found["quantized"]["run"]) == (2, {"unknown": 3}, 0)
 
 

@@ -132,7 +132,7 @@ def engine_of(artifact_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -
 
     def make(**options: Any) -> Path:
         out = tmp_path_factory.mktemp("engines") / "engine"
-        request = engine_artifact.check(artifact_of("klein"), EngineOptions("l4", **options), out)
+        request = engine_artifact.check(artifact_of("klein"), EngineOptions("l4", compiler="tensorrt", **options), out)
         engine_artifact.write_engine(request, Machine(L4, "11.4.0.106"), out, build)
         return out
 

@@ -22,14 +22,16 @@ from kit.artifact import (
     write_manifest,
 )
 from kit.atomic_folder import building
-from kit.cuda_device import Machine, this_machine
+from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.errors import ArtifactError, UsageError
+from kit.gpus import gpu
 from kit.ports import PartName
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
-from runtimes.trt.build.refuse import judged_as, machine_refusal, refusal
+from runtimes.trt.build.refuse import compiler_refusal, judged_as, machine_refusal, refusal
+from runtimes.trt.compilers import AUTO, COMPILERS, Compiler, choose, installed
 from runtimes.trt.record import EngineRecord, PlanRecord
 
-REVISION = 1  # raise when the same artifact and options give other plans on the same machine
+REVISION = 2  # raise when the same artifact and options give other plans on the same machine
 GRAPH = "model.onnx"  # the graph of a part whose plan contains no weights
 Build = Callable[[PlannedPlan, Path], PlanRecord]  # (plan, file to write)
 Announce = Callable[[PlannedPlan], None]
@@ -43,22 +45,32 @@ class BuildRequest:
     manifest: Manifest
     options: EngineOptions
     plans: tuple[PlannedPlan, ...]
+    compiler: Compiler = COMPILERS["tensorrt"]
 
 
 def check(artifact: Path, options: EngineOptions, out: Path) -> BuildRequest:
     """Check artifact and options without TensorRT or a GPU; raises UsageError with the nearest setting that works."""
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     plans = planned(manifest, options)
+    row = choose(options.compiler, gpu(options.gpu), this_machine().device_name)
+    if (why := compiler_refusal(options, row)) and options.compiler != AUTO:
+        raise UsageError(why)
+    if why:  # what no other compiler can do is left to TensorRT
+        row = COMPILERS["tensorrt"]
     if why := refusal(manifest, judged_as(artifact, manifest), options, plans, _free(out)):
         raise UsageError(why)
-    return BuildRequest(artifact, manifest, options, plans)
+    return BuildRequest(artifact, manifest, options, plans, row)
 
 
 def check_machine(request: BuildRequest) -> Machine:
     """Return this machine; raises UsageError if it cannot build the request."""
     machine = this_machine()
-    if why := machine_refusal(request.manifest, request.options, machine):
+    if why := machine_refusal(request.manifest, request.options, machine, request.compiler):
         raise UsageError(why)
+    if request.compiler.targets:  # ahead of time: the GPU is the one that the plans are for
+        card = gpu(request.options.gpu)
+        device = CudaDevice(card.title, card.compute_capability, card.memory_bytes, driver="")
+        return Machine(device, installed(request.compiler))
     return machine
 
 
@@ -99,6 +111,7 @@ def _manifest(request: BuildRequest, machine: Machine, made: Mapping[PartName, l
         version=options.version,
         build=_chosen(options),
         plans={part: tuple(plans) for part, plans in made.items()},
+        compiler=request.compiler.name,
     )
     return Manifest(
         kind="engine",
@@ -108,7 +121,7 @@ def _manifest(request: BuildRequest, machine: Machine, made: Mapping[PartName, l
         options=record.options(),
         source=_source(request),
         parts={part: PartRecord(plans[0].file, source.part(part).ports) for part, plans in made.items()},
-        versions=step_versions("engine", REVISION, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        versions=step_versions("engine", REVISION, *request.compiler.packages),
     )
 
 
@@ -138,6 +151,7 @@ def _current(request: BuildRequest, machine: Machine, out: Path) -> Manifest | N
     same = (
         found.source == _source(request)
         and found.versions.get("engine revision") == str(REVISION)
+        and record.compiler == request.compiler.name
         and (record.device, record.tensorrt) == (machine.device, machine.tensorrt)
         and (record.weights, record.hardware, record.version) == (options.weights, options.hardware, options.version)
         and dict(record.build) == _listed(_chosen(options))

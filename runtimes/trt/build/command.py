@@ -10,8 +10,10 @@ from typing import Any, get_args
 from kit.errors import UsageError
 from kit.gpus import GPUS
 from kit.ports import ALL_PARTS, PartName
+from runtimes.trt.build.account import sentence
+from runtimes.trt.compilers import AUTO, COMPILERS, Hardware, Version, WeightMode, activate
 from runtimes.trt.profiles import Sizing
-from runtimes.trt.record import Hardware, PlanRecord, Version, WeightMode
+from runtimes.trt.record import PlanRecord
 
 GB = 10**9
 
@@ -51,6 +53,12 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
     )
     how = engine.add_argument_group("build")
     default = EngineOptions
+    how.add_argument(
+        "--compiler",
+        choices=(AUTO, *COMPILERS),
+        default=default.compiler,
+        help="auto: TensorRT on a machine with that GPU, TensorRT for RTX on any other",
+    )
     for name, choices, about in (
         ("engines", get_args(Engines), "all profiles in one plan per part, or a plan for each"),
         (
@@ -85,16 +93,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for plan in request.plans:
             for profile in plan.profiles:
                 print(f"{plan.file:<32} {profile}")
-        print(f"the build is feasible for {args.gpu}")
-        return {"plans": _facts(request.plans), "gpu": args.gpu, "checked": True}
+        print(f"the build is feasible for {args.gpu} with {request.compiler.title}")
+        return {"plans": _facts(request.plans), "gpu": args.gpu, "compiler": request.compiler.name, "checked": True}
     machine = check_machine(request)
     assert machine.device is not None
     from tqdm import tqdm
 
+    activate(request.compiler)
     from runtimes.trt.build.build import build_plan  # imports TensorRT: only after every check
     from runtimes.trt.build.timing import TimingCache
 
-    cache = TimingCache(args.timing_cache, machine.device)
+    cache = TimingCache(args.timing_cache, machine.device) if request.compiler.timing_cache else None
 
     def build(plan: PlannedPlan, target: Path) -> PlanRecord:
         record = request.manifest.part(plan.part)
@@ -108,8 +117,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 bar.update(max(0, int(100 * fraction) - bar.n))
 
             graph = request.artifact / record.graph
-            made = build_plan(plan, graph, record.ports, request.options, target, cache, tick)
-        print(f"{plan.file:<32} {made.bytes / 1e6:9.1f} MB  {_precision(made)}", flush=True)
+            made = build_plan(plan, graph, record.ports, request.options, target, cache, tick, request.compiler)
+        print(f"{plan.file:<32} {made.bytes / 1e6:9.1f} MB  {sentence(made.layers)}", flush=True)
         if made.layers["missed"]:
             names = ", ".join(made.layers["missed"][:3])
             print(f"warning: quantized products that run in a wider type: {names}, ...", file=sys.stderr, flush=True)
@@ -140,6 +149,7 @@ def _options(args: argparse.Namespace) -> Any:
         sizing=Sizing(sides, args.max_batch, args.references),
         stated=stated,
         engines=args.engines,
+        compiler=args.compiler,
         weights=args.weights,
         hardware=args.hardware,
         version=args.version,
@@ -170,11 +180,3 @@ def _facts(plans: Any) -> list[dict[str, Any]]:
         }
         for plan in plans
     ]
-
-
-def _precision(made: PlanRecord) -> str:
-    """Describe how many quantized products run in 8 bits or fewer, or the precisions of the products."""
-    quantized = made.layers["quantized"]
-    if quantized["asked"]:
-        return f"{quantized['run']} of {quantized['asked']} quantized products run in 8 bits or fewer"
-    return ", ".join(f"{count} products in {name}" for name, count in made.layers["products"].items())

@@ -11,8 +11,8 @@ from typing import Literal
 from kit.artifact import Manifest
 from kit.errors import UsageError
 from kit.ports import PartName
+from runtimes.trt.compilers import CompilerName, Hardware, Version, WeightMode
 from runtimes.trt.profiles import Profile, Sizing, derive, stated
-from runtimes.trt.record import Hardware, Version, WeightMode
 
 Engines = Literal["one", "per-profile"]
 
@@ -25,6 +25,7 @@ class EngineOptions:
     parts: tuple[PartName, ...] = ()  # empty: all parts of the artifact
     sizing: Sizing = field(default_factory=Sizing)
     stated: Mapping[PartName, tuple[str, ...]] = field(default_factory=dict)  # replaces the derived profiles
+    compiler: CompilerName | Literal["auto"] = "auto"
     engines: Engines = "one"  # all profiles in one plan, or one plan per profile
     weights: WeightMode = "plan"
     hardware: Hardware = "exact"

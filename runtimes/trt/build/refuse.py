@@ -12,9 +12,10 @@ from kit.ports import KV_PARTS, PartName
 from kit.recipes import RECIPES, Recipe
 from planner import feasible
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
+from runtimes.trt.compilers import COMPILERS, Compiler, installed
 from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
 
-OLDEST, NEWEST = (10, 13), (11, 99)  # weights by address, up to the newest known major version
+OLDEST, NEWEST = COMPILERS["tensorrt"].oldest, COMPILERS["tensorrt"].newest  # that read weights by address
 ATTENTION = (10, 14)  # the first version whose parser supports the Attention operator
 
 
@@ -138,9 +139,26 @@ def _tokens(profile: Profile) -> tuple[int, int]:
     return feasible.MIN_TOKENS, feasible.MIN_TOKENS
 
 
-def machine_refusal(manifest: Manifest, options: EngineOptions, machine: Machine) -> str | None:
+def compiler_refusal(options: EngineOptions, row: Compiler) -> str | None:
+    """Return which option the chosen compiler does not support and the nearest setting that works; None if all work."""
+    chosen: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+        ("weights", options.weights, row.weights),
+        ("hardware", options.hardware, row.hardware),
+        ("version", options.version, row.versions),
+    )
+    for name, value, supported in chosen:
+        if value not in supported:
+            return f"{row.title} does not support --{name} {value}: use --{name} {supported[0]}, or --compiler tensorrt"
+    return None
+
+
+def machine_refusal(
+    manifest: Manifest, options: EngineOptions, machine: Machine, row: Compiler = COMPILERS["tensorrt"]
+) -> str | None:
     """Return why this machine cannot build for the requested GPU; None if it can."""
     card = gpu(options.gpu)
+    if row.targets:
+        return _ahead_of_time_refusal(row)
     if machine.device is None:
         return (
             f"a plan must be built on its own GPU, and this machine has none: run this on {card.title}, or pass "
@@ -160,4 +178,15 @@ def machine_refusal(manifest: Manifest, options: EngineOptions, machine: Machine
             "the artifact uses the Attention operator, which needs TensorRT 10.14, this machine has "
             f"{machine.tensorrt}: export with --attention matmul or install a newer TensorRT"
         )
+    return None
+
+
+def _ahead_of_time_refusal(row: Compiler) -> str | None:
+    """Return why a compiler that needs no GPU cannot build on this machine; None if it can."""
+    found = installed(row)
+    if found is None:
+        return f"{row.title} is not installed: {row.install}"
+    if not row.oldest <= tuple(int(word) for word in found.split(".")[:2]) <= row.newest:
+        oldest = ".".join(map(str, row.oldest))
+        return f"{row.title} {found} is installed; the kit builds with {oldest} or newer: {row.install}"
     return None

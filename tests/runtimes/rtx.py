@@ -1,0 +1,23 @@
+"""NVIDIA's TensorRT for RTX, unpacked beside the environment: a real compiler that needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+VERSION = "1.7.1.116"
+FOLDER = Path(sys.prefix) / "tensorrt" / f"rtx-{VERSION}"
+REASON = f"{FOLDER}: no TensorRT for RTX; `make env` fetches it where the package index can be reached"
+needs_rtx = pytest.mark.skipif(not (FOLDER / "tensorrt_rtx_bindings").is_dir(), reason=REASON)
+
+
+def run(*words: str, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+    """Run a command of the kit in a process of its own that finds the compiler."""
+    path = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", *words]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

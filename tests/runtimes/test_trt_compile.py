@@ -1,0 +1,91 @@
+"""The real compiler builds plans for GPUs that are not here, and its table of layers proves what runs in 8 bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from kit.errors import UsageError
+from kit.gpus import gpu
+from runtimes.trt.compilers import COMPILERS, choose
+from tests.conftest import Once
+from tests.runtimes.rtx import needs_rtx, run
+
+
+@pytest.fixture(scope="module")
+def bf16_of(once: Once, sample_record: Path) -> Callable[[str], Path]:
+    """Export the sample's transformer for a GPU, and quantize it by a recipe."""
+
+    @cache
+    def make(recipe: str) -> Path:
+        from export.artifact import ExportConfig, export
+        from kit.checkpoint import resolve
+        from kit.recipes import find_recipe
+        from quantize.apply.apply import apply
+        from quantize.calibration import record
+
+        config = ExportConfig(("transformer",), dtype="bf16")
+        plain = once("bf16/plain", lambda out: export(resolve("sample"), out, config))
+        seen = record.read(sample_record)
+        return once(f"bf16/{recipe}", lambda out: apply(plain, out, find_recipe(recipe), seen))
+
+    return make
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("recipe", "card", "product"),
+    [("fp8", "l4", "fp8>bf16"), ("int8", "a10g", "int8>fp32"), ("fp8", "rtx4090", "fp8>")],
+)
+def test_every_quantized_product_of_the_sample_compiles_to_eight_bits(
+    bf16_of: Callable[[str], Path], tmp_path: Path, recipe: str, card: str, product: str
+) -> None:
+    out = tmp_path / "engine"
+    words = ["--gpu", card, "--sides", "128", "--max-batch", "2", "--json"]
+    done = run("export", "engine", str(bf16_of(recipe)), "--out", str(out), *words)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["compiler"] == "tensorrt-rtx"
+    (plan,) = facts["plans"]["transformer"]
+    told = plan["layers"]
+    assert told["quantized"] == {"asked": 24, "run": 24, "share": 1.0}
+    assert told["missed"] == []
+    assert told["attention"]["asked"] == told["attention"]["fused"] == 6
+    assert any(kind.startswith(product) for kind in told["product_outputs"])
+    assert told["moves"] == 0
+    assert told["roofline"]["gpu"] == card
+    assert 0 < told["roofline"]["blocks"]["transformer_blocks"]["seconds"] < told["roofline"]["seconds"]
+    assert told["sizes"] == {"batch": 1, "image_tokens": 64}
+    shown = run("export", "layers", str(out / "transformer" / "model.plan"), "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert "single_transformer_blocks.3" in shown.stdout
+    again = run("export", "engine", str(bf16_of(recipe)), "--out", str(out), *words)
+    assert "up to date" in again.stdout
+
+
+@needs_rtx
+def test_fp8_for_a_gpu_without_fp8_is_refused_before_anything_is_compiled(
+    bf16_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = run("export", "engine", str(bf16_of("fp8")), "--gpu", "a10g", "--out", str(tmp_path / "engine"))
+    assert done.returncode == 2
+    assert "fp8 needs compute capability 8.9 or newer" in done.stderr
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("card", ["l4", "a10g", "a100-40g", "l40s", "rtx4090"])
+def test_without_its_gpu_a_plan_is_built_ahead_of_time(card: str) -> None:
+    assert choose("auto", gpu(card), here=None) is COMPILERS["tensorrt-rtx"]
+    assert choose("auto", gpu(card), here=card) is COMPILERS["tensorrt"]
+
+
+def test_hopper_needs_tensorrt_on_the_gpu_itself() -> None:
+    assert choose("auto", gpu("h100"), here=None) is COMPILERS["tensorrt"]
+    with pytest.raises(UsageError, match=r"--compiler tensorrt-rtx builds for compute capability 8.0, 8.6, 8.9, 12.0"):
+        choose("tensorrt-rtx", gpu("h100"), here=None)
+    with pytest.raises(UsageError, match="unknown compiler 'nvcc'; there are: auto, tensorrt, tensorrt-rtx"):
+        choose("nvcc", gpu("l4"), here=None)
