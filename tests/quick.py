@@ -11,6 +11,10 @@ import pytest
 HEAVY_FIXTURES = {"artifact_of", "sample_artifact", "deployment_of", "server", "sample_record", "quantized_of"}
 HEAVY_MARKS = ("server", "gpu")
 HEAVY_TESTS = (  # files, or tests of them
+    "benchmarks/test_gpu.py",
+    "benchmarks/test_sample_checkpoint.py",
+    "benchmarks/test_sample_continuing.py",
+    "benchmarks/test_sample_training.py",
     "export/test_command.py",
     "export/test_fusion.py",
     "export/test_graph_quality.py",
