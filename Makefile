@@ -76,7 +76,7 @@ $(VENV)/reference/torchao/.unpacked: $(MARK)
 OTHERS ?= python3.12 python3.13
 WITHOUT_TORCH := tests/test_without_torch.py tests/pipeline/test_request.py tests/serve/test_triton_config.py \
     tests/kit/test_cli.py tests/kit/test_gpus.py $(addprefix tests/planner/test_,$(addsuffix .py,command feasible \
-    measurements plan prices queueing speed))
+    measurements plan prices queueing)) tests/benchmarks/test_speed.py
 
 pythons:
 	@for python in $(OTHERS); do \

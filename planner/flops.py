@@ -1,6 +1,6 @@
 """Count the operations of each part from the variant's sizes; one multiply-add counts as two operations.
 
-The formulas match torch.utils.flop_counter on the meta device to four digits (tests/planner/test_flops.py). They count
+The formulas match torch.utils.flop_counter on the meta device to four digits (tests/export/test_flops.py). They count
 matrix products, convolutions and attention; norms, activations and RoPE are counted as bytes (planner/work.py).
 """
 
