@@ -18,6 +18,8 @@ def draw(answers: Sequence[Plan], path: Path) -> None:
     """Draw the plans that work; raises UsageError for another format, a missing matplotlib, or nothing to draw."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--chart {path}: the name must end in {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--chart {path}: No such file or directory")
     working = [answer for answer in answers if answer.chosen is not None]
     if not working:
         raise UsageError(f"--chart {path}: no plan works, so there is nothing to draw")
