@@ -57,6 +57,7 @@ $(MARK): requirements.lock pyproject.toml $(wildcard export/optimum_plugin/*.* e
 	$(BIN)/python $(PIP) install -r requirements.lock
 	$(BIN)/python $(PIP) install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python $(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall ./export/optimum_plugin
+	@rm -rf export/optimum_plugin/build export/optimum_plugin/*.egg-info
 	@touch $@
 
 $(RTX)/.unpacked: $(MARK)

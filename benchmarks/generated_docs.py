@@ -154,7 +154,8 @@ def tree() -> str:
 def _folder(folder: Path, depth: int) -> Iterator[str]:
     """Yield a line for a folder with modules, then those below it."""
     files = [file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
-    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.rglob("*.py"))]
+    built = folder / "build" if folder.name == "optimum_plugin" else None  # what an installation left behind
+    below = [p for p in sorted(folder.iterdir()) if p.is_dir() and p != built and any(p.rglob("*.py"))]
     init = folder / "__init__.py"
     yield _line(depth, f"{folder.name}/", _about(init) if init.is_file() else "")
     for file in files:
