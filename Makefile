@@ -92,7 +92,7 @@ pythons:
 	  $$env/bin/python -m pytest -p no:cacheprovider -k "not is_fast" $(WITHOUT_TORCH) || exit 1; \
 	done
 
-# Writes the lock anew from pyproject.toml; run it by hand, look at the difference, commit it.
+# Rewrites the lock from pyproject.toml; run it by hand, look at the difference, commit it.
 lock:
 	rm -rf $(BUILD)/lock && $(PYTHON) -m venv $(BUILD)/lock
 	$(BUILD)/lock/bin/python $(PIP) install torch==2.13.0 setuptools

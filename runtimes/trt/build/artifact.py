@@ -34,7 +34,6 @@ from runtimes.trt.record import EngineRecord, PlanRecord
 REVISION = 2  # raise when the same artifact and options give other plans on the same machine
 GRAPH = "model.onnx"  # the graph of a part whose plan contains no weights
 Build = Callable[[PlannedPlan, Path], PlanRecord]  # (plan, file to write)
-Announce = Callable[[PlannedPlan], None]
 
 
 @dataclass(frozen=True)
