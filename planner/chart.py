@@ -24,14 +24,13 @@ def draw(answers: Sequence[Plan], path: Path) -> None:
     if not working:
         raise UsageError(f"--chart {path}: no plan works, so there is nothing to draw")
     try:
-        import matplotlib
+        from matplotlib.figure import Figure  # without pyplot: no window system, nothing to close
     except ModuleNotFoundError:
         raise UsageError("--chart needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
     size = (13, 1.4 + 0.55 * max(3, len(working)))
-    figure, axes = pyplot.subplots(1, 3, sharey=True, figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     question = working[0].question
     figure.suptitle(
         f"{question.variant.name}, {question.width}x{question.height}, {question.step_count} steps, "
@@ -47,8 +46,6 @@ def draw(answers: Sequence[Plan], path: Path) -> None:
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise UsageError(f"--chart {path}: {error.strerror}") from None
-    finally:
-        pyplot.close(figure)
 
 
 def _memory(axis: Any, answers: Sequence[Plan]) -> None:

@@ -107,7 +107,7 @@ def test_a_chart_is_drawn_as_svg_and_png(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_missing_matplotlib_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(f"plan --variant klein-4b --gpu l4 --chart {tmp_path / 'plan.png'}".split()) == 2
     assert "--chart needs matplotlib: pip install matplotlib" in capsys.readouterr().err
 
@@ -128,10 +128,10 @@ def test_the_command_is_fast_and_imports_nothing_heavy(command: str) -> None:
         f"try: main({command.split()!r})\nexcept SystemExit: pass\n"
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     )
-    took = []
-    for _ in range(3):
+    for _ in range(3):  # again only on a machine that something else keeps busy
         begin = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        took.append(time.perf_counter() - begin)
+        if (took := time.perf_counter() - begin) < 2:
+            break
     assert done.stdout.splitlines()[-1] == "HEAVY []"
-    assert min(took) < 2
+    assert took < 2
