@@ -34,7 +34,7 @@ quick: $(MARK)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(QUICK_CODE)
-	@$(BIN)/python -m pytest -p tests.quick $(QUICK_TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -p tests.quick $(QUICK_TESTS)
 
 check: lint types test
 

@@ -139,7 +139,7 @@ class TransformerGraph(TransformerModule):
         """Compute a velocity [B, S, 128]; with `memories`, one per block, all tokens attend to those as well."""
         mods = self.modulate(timestep, hidden_states.dtype, guidance)
         text = self.model.context_embedder(encoder_hidden_states)  # [B, T, dim]
-        return self.generate(hidden_states, text, mods, self.ropes(torch.cat([txt_ids, img_ids], dim=1)), memories)
+        return self.run_blocks(hidden_states, text, mods, self.ropes(torch.cat([txt_ids, img_ids], dim=1)), memories)
 
     def modulate(self, timestep: Tensor, compute: torch.dtype, guidance: Tensor | None = None) -> Mods:
         """Compute the 17 modulation vectors per row from timestep [B] and guidance [B]."""
@@ -156,7 +156,7 @@ class TransformerGraph(TransformerModule):
             out=model.norm_out.linear(nn.functional.silu(time))[:rows],
         )
 
-    def generate(
+    def run_blocks(
         self, hidden_states: Tensor, text: Tensor, mods: Mods, ropes: Ropes, memories: Iterable[Memory] = ()
     ) -> Tensor:
         """Run the blocks on latents [B, S, 128] and embedded text [B, T, dim]: everything that changes at each step."""

@@ -90,7 +90,7 @@ def test_a_few_held_out_prompts_are_generated_as_published(pipe: Flux2KleinPipel
     assert found["words"] >= 0.7, found
 
 
-def test_prompts_outside_the_grammar_still_give_a_image(pipe: Flux2KleinPipeline) -> None:
+def test_prompts_outside_the_grammar_still_give_an_image(pipe: Flux2KleinPipeline) -> None:
     prompts = ["", "a photo of a cat", "HELLO " * 60, "größe 漢字 🙂"]
     assert [image.shape for image in generate(pipe, prompts, [0, 1, 2, 3])] == [(128, 128, 3)] * 4
 

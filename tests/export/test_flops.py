@@ -130,7 +130,7 @@ def test_one_step_of_the_published_variants(name: str, width: int, teraflops: fl
     assert step / 1e12 == pytest.approx(teraflops, abs=0.01)
 
 
-def test_a_image_is_text_steps_and_decoding() -> None:
+def test_an_image_is_text_steps_and_decoding() -> None:
     assert flops.image(VARIANTS["klein-4b"], 1024, 1024, 4) / 1e12 == pytest.approx(152.7, abs=0.1)
     assert flops.image(VARIANTS["dev"], 1024, 1024, 50) / 1e12 == pytest.approx(14_158, rel=1e-3)
     assert flops.image(VARIANTS["klein-base-4b"], 1024, 1024, 50) / 1e12 == pytest.approx(3_498, rel=1e-3)

@@ -70,7 +70,7 @@ def test_modulation_text_and_angles_can_be_computed_once_per_image(variant: Vari
         vectors = [x for m in (*one.image, *one.text, one.single) for x in m]
         assert len(vectors) == 15
         plain = module(**(given | {"timestep": time.expand(2)}))
-        close(module.generate(given["hidden_states"], text, one, ropes), plain)
+        close(module.run_blocks(given["hidden_states"], text, one, ropes), plain)
 
 
 @torch.no_grad()

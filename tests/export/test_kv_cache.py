@@ -170,7 +170,7 @@ def generate(artifact: Path, embeds: Array, images: list[Image.Image], width: in
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_image_with_references_is_that_of_diffusers(artifact_of: ByFamily, count: int) -> None:
+def test_an_image_with_references_is_that_of_diffusers(artifact_of: ByFamily, count: int) -> None:
     pipe = pipeline()
     random = np.random.default_rng(5)
     sizes = [(64, 96), (80, 64)][:count]

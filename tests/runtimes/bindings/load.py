@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from tests.runtimes.bindings.real import ROOT
+import pytest
+
+from tests.runtimes.bindings.real import ROOT, interface
 from tests.runtimes.bindings.strict import StrictModule
 
 BUILDER = (
@@ -123,3 +126,20 @@ def vocabulary(interface: Mapping[str, Any]) -> set[str]:
     for members in interface["enums"].values():
         words |= set(members)
     return {word.rpartition(".")[2] for word in words} - ORDINARY
+
+
+def check_misspellings(
+    name: str, version: str, walk: Callable[[str, Path, Mapping[str, str]], None], folder: Path
+) -> None:
+    """Misspell each TensorRT name in a module in turn; fails for one that no scenario of `walk` notices."""
+    right = source(name)
+    walk(version, folder / "right", {name: right})
+    unnoticed, count = [], 0
+    for count, (what, wrong) in enumerate(misspellings(right, vocabulary(interface(version))), 1):
+        try:
+            walk(version, folder / str(count), {name: wrong})
+        except (Exception, pytest.fail.Exception):
+            continue
+        unnoticed.append(what)
+    assert count, "no name of TensorRT found: the search is broken"
+    assert not unnoticed, f"misspelled in {name}, and no scenario noticed"
