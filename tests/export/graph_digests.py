@@ -4,7 +4,8 @@
 
 Digests exclude names of tools and paths. Constants computed in floating point may differ in the last bit between CPUs,
 so each graph has two digests: `form` (operators, names, shapes, types, integer constants) is the same everywhere, while
-`bytes` (the file) and `weights` (the output of quantization) are the same on CPUs with equal vector instructions.
+`bytes` (the file) and `weights` (the output of quantization) are the same on CPUs of one maker with equal vector
+instructions: the mathematics libraries choose their kernels by both.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from quantize.linears import find_linears
 EXPECTED = Path(__file__).parent / "graph_digests.json"
 EXPORTS = (("fp32", "matmul"), ("fp32", "op"), ("bf16", "matmul"), ("bf16", "op"))
 QUANTIZED = tuple(name for name, recipe in RECIPES.items() if recipe.rules)
-VECTORS = torch.backends.cpu.get_cpu_capability()
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def synthetic_record(artifact: Path) -> Record:
@@ -128,6 +129,13 @@ def quantized(source: Path, dtype: str, recipes: Iterable[str], work: Path) -> d
     return found
 
 
+def cpu() -> str:
+    """Name what the last bits of constants depend on: vector instructions and the maker of the CPU."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
+    makers = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *makers[:1]])
+
+
 def main() -> int:
     """Write or compare the digests; returns the exit code."""
     with tempfile.TemporaryDirectory() as work:
@@ -140,7 +148,7 @@ def main() -> int:
             bytes_[graph] = [made["bytes"], made.get("weights", "")]
         if EXPECTED.is_file() and json.loads(EXPECTED.read_text())["form"] != form_:
             known = {}  # digests of other CPUs belong to older graphs
-        content = {"form": form_, "bytes": {**known, VECTORS: bytes_}}
+        content = {"form": form_, "bytes": {**known, cpu(): bytes_}}
         EXPECTED.write_text(json.dumps(content, indent=1) + "\n")
         return 0
     wrong = differences(found, whole=True)
@@ -151,7 +159,7 @@ def main() -> int:
 def differences(found: dict[str, dict[str, str]], whole: bool = False) -> list[str]:
     """List the graphs that differ from the expected ones; with `whole`, also those that are missing."""
     expected = json.loads(EXPECTED.read_text())
-    bytes_ = expected["bytes"].get(VECTORS, {})
+    bytes_ = expected["bytes"].get(cpu(), {})
     wrong = []
     for graph, made in found.items():
         if expected["form"].get(graph) != made["form"]:
