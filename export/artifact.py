@@ -30,7 +30,7 @@ from kit.hardware import peak_rss_bytes
 from kit.ports import PartName, parts_of
 from kit.variants import Variant
 
-REVISION = 1  # increment when the same checkpoint and options produce a different artifact
+REVISION = 2  # increment when the same checkpoint and options produce a different artifact
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 

@@ -35,9 +35,17 @@ class Scheme:
 
     @property
     def bits(self) -> float:
-        """Bits per weight with the fp32 scales of its blocks; scales per tensor or channel are too few to count."""
-        scale = number_format("fp32").bits / self.block if self.block else 0
+        """Bits per weight with the bf16 scales of its blocks; scales per tensor or channel are too few to count."""
+        scale = number_format("bf16").bits / self.block if self.block else 0
         return number_format(self.weights).bits + scale
+
+    @property
+    def narrow_scales(self) -> bool:
+        """Whether weight scales are rounded to bf16, because a bf16 graph computes with them in bf16.
+
+        TensorRT dequantizes blocks only to the type of their scales; scales per channel multiply the bf16 result.
+        """
+        return self.granularity == "block" or (self.granularity == "channel" and self.activations is not None)
 
 
 SCHEMES: Mapping[str, Scheme] = {
@@ -68,6 +76,7 @@ class Recipe:
     compute: Compute = "bf16"  # of activations, attention and unquantized layers, as the planner assumes them on a GPU
     smooth: bool = False  # SmoothQuant: move outliers of activations into the weights, as far as pays per layer group
     percentile: float = 100.0  # of |activation| that the largest code stands for; 100 clips nothing that was seen
+    attention: Literal["fp8"] | None = None  # what the transformer's attention multiplies in; None: the compute type
 
     def scheme(self, part: PartName, layer: str) -> str | None:
         """Return the name of a layer's scheme, or None where it stays as it is."""
@@ -119,7 +128,7 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe("fp32", compute="fp32"),
         Recipe("bf16"),
-        Recipe("fp8", _everywhere("fp8")),
+        Recipe("fp8", _everywhere("fp8"), attention="fp8"),
         Recipe("fp8-channel", _everywhere("fp8-channel")),
         Recipe("int8", (_TEXT_DOWN, *_everywhere("int8")), smooth=True),
         Recipe("int8-plain", (_TEXT_DOWN, *_everywhere("int8"))),
@@ -149,8 +158,8 @@ def find_recipe(name: str) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe file: `base`, a name in RECIPES, and what differs from it.
 
-    `rules` go before those of the base, `percentile` and `smooth` replace them, `name` names the result. Raises
-    UsageError, naming file and key, for anything else.
+    `rules` go before those of the base, `percentile`, `smooth` and `attention` replace them, `name` names the result.
+    Raises UsageError, naming file and key, for anything else.
     """
     try:
         raw = json.loads(path.read_text())
@@ -158,7 +167,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(f"recipe {path}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: not valid JSON ({error})") from None
-    known = {"name", "base", "rules", "percentile", "smooth"}
+    known = {"name", "base", "rules", "percentile", "smooth", "attention"}
     if not isinstance(raw, dict) or set(raw) - known:
         extra = ", ".join(sorted(set(raw) - known)) if isinstance(raw, dict) else "no object"
         raise UsageError(f"recipe {path}: unknown key {extra}; there are: {', '.join(sorted(known))}")
@@ -169,6 +178,10 @@ def read_recipe(path: Path) -> Recipe:
     found = replace(RECIPES[base], name=str(raw.get("name", path.stem)), rules=(*rules, *RECIPES[base].rules))
     if "smooth" in raw:
         found = replace(found, smooth=_typed(path, raw, "smooth", bool))
+    if "attention" in raw:
+        if raw["attention"] not in (None, "fp8"):
+            raise UsageError(f'recipe {path}: attention {raw["attention"]!r} is neither "fp8" nor null')
+        found = replace(found, attention=raw["attention"])
     if "percentile" in raw:
         found = replace(found, percentile=float(_typed(path, raw, "percentile", (int, float))))
     if not 90 <= found.percentile <= 100:

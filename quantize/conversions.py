@@ -73,12 +73,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Weights [N_i, K] that become one matrix of codes [K, N], the layout of ONNX's MatMul, and fp32 scales.
+    """Weights [N_i, K] that become one matrix of codes [K, N], the layout of ONNX's MatMul, and scales.
 
     Several weights are joined if their layers have the same input, so that one product computes them all. The scales
     have shape [] per tensor, [N] per channel, [K / block, N] per block. Two codes of int4 are packed into a byte along
     N. `columns` [K] and `rows` [N] multiply the weights before they are quantized (SmoothQuant); `scales` are those of
-    sources stored in FP8.
+    sources stored in FP8. With `round_scales`, new scales are rounded to bf16 before anything is divided by them, so
+    that a bf16 and an fp32 graph can use the same codes and scales.
     """
 
     sources: tuple[StoredTensor, ...]
@@ -86,6 +87,7 @@ class Quantized:
     scales: tuple[float, ...]
     columns: Tensor | None = None
     rows: Tensor | None = None
+    round_scales: bool = False
 
     @property
     def name(self) -> str:
@@ -141,7 +143,7 @@ class Quantized:
         with one_thread_per_core() as workers:
             if self.scheme.granularity == "tensor":  # one scale for all: read everything twice
                 largest = torch.stack(list(workers.map(self._amax, self._pieces()))).max()
-                scales.copy_(scale_of(largest, self.scheme.weights))
+                scales.copy_(self._scale(largest))
 
             def encode_piece(piece: _Piece) -> int:
                 made = self._encode(piece, scales)
@@ -152,6 +154,11 @@ class Quantized:
                 progress(done)
         yield self.codes_name, 0, _bytes(pack_int4(codes) if self.scheme.weights == "int4" else codes)
         yield self.scales_name, 0, _bytes(scales)
+
+    def _scale(self, largest: Tensor) -> Tensor:
+        """Return the scale of values up to `largest`, as it will be stored."""
+        scale = scale_of(largest, self.scheme.weights)
+        return scale.bfloat16().float() if self.round_scales else scale
 
     def _amax(self, piece: _Piece) -> Tensor:
         try:
@@ -168,12 +175,12 @@ class Quantized:
                 case "tensor":
                     return encode(values, scales, number)
                 case "channel":
-                    scale = scale_of(amax(values, 1, _workspace.magnitudes), number)
+                    scale = self._scale(amax(values, 1, _workspace.magnitudes))
                     scales[piece.begin : piece.end] = scale
                     return encode(values, scale[:, None], number)
                 case "block":
                     blocks = values.view(rows, k // self.scheme.block, self.scheme.block)
-                    scale = scale_of(amax(blocks, 2, _workspace.magnitudes), number)
+                    scale = self._scale(amax(blocks, 2, _workspace.magnitudes))
                     scales[:, piece.begin : piece.end] = scale.T
                     return encode(blocks, scale[:, :, None], number).view(rows, k)
         except NotFinite as error:

@@ -13,12 +13,24 @@ from export.graphs.attention import Attention, attend
 from export.graphs.axes import join_axes, split_axis
 from kit.variants import Vae
 
+CHUNKS = 4  # of queries; divides the number of positions, because a token is two by two of them
+
 
 def attend_places(attn: Any, form: Attention, x: Tensor, temb: None = None) -> Tensor:
-    """Attend with one head over all positions of a feature map [B, C, h, w]; replaces diffusers' Attention.forward."""
+    """Attend with one head over all positions of a feature map [B, C, h, w]; replaces diffusers' Attention.forward.
+
+    Always as matrix products in an ONNX graph: no TensorRT has a fused kernel for this head of 384 or 512 channels, so
+    the Attention operator does not compile, and the scores are a tensor in memory. Queries therefore attend in chunks:
+    at 2048x2048, the scores of all 65,536 positions at once take 17.6 GB of scratch memory, in four chunks 5.4 GB.
+    """
     places = attn.group_norm(join_axes(x, 2, 3)).transpose(1, 2)  # [B, h * w, C]
     query, key, value = (project(places).unsqueeze(1) for project in (attn.to_q, attn.to_k, attn.to_v))
-    mixed = attend(form, query * query.shape[-1] ** -0.5, key, value)  # [B, 1, h * w, C]
+    query = query * query.shape[-1] ** -0.5
+    if form == "sdpa":
+        mixed = attend(form, query, key, value)  # [B, 1, h * w, C]
+    else:
+        chunks = split_axis(query, 2, CHUNKS, x.shape[2] * x.shape[3] // CHUNKS).unbind(2)  # each [B, 1, h * w / 4, C]
+        mixed = torch.cat([attend("matmul", chunk, key, value) for chunk in chunks], dim=2)
     back: Tensor = attn.to_out[0](mixed.squeeze(1))  # [B, h * w, C]
     return x + back.transpose(1, 2).reshape(x.shape)
 

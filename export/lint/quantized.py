@@ -7,13 +7,18 @@ computed in the wide type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from export.lint.rules import EIGHT_BIT, FLOATS, Complaint, Rule, is_constant, number, operand
+from export.values import READABLE, read_all
+from kit.dtypes import format_of_onnx
+from kit.safetensors_file import StoredTensor
 
 BLOCKED_OPSET = 21
 TYPE_OPSETS: Mapping[ir.DataType, int] = {
@@ -97,6 +102,9 @@ def _scales(
         yield f"its scale is {scale.dtype}", "store scales as FP32"
     elif wide in FLOATS and scale.dtype not in (ir.DataType.FLOAT, wide):
         yield f"its scale is {scale.dtype} while the wide type is {wide}", "store scales as FP32 or in the wide type"
+    if narrow == ir.DataType.INT4 and number(node, "block_size", 0) and scale.dtype != wide and wide in FLOATS:
+        rule = f"{narrow} in blocks has {scale.dtype} scales and a {wide} result, for which TensorRT infers no type"
+        yield rule, "store or cast the scales in the type of the result"
     values = _values(scale)
     if values is not None and (not np.isfinite(values).all() or (values <= 0).any()):
         yield "its scale is not strictly positive", "calibrate again; the cause is an amax of zero or NaN"
@@ -202,6 +210,14 @@ def _values(value: ir.Value) -> npt.NDArray[np.float32] | None:
     if before is not None and before.op_type == "Cast" and before.inputs[0] is not None:
         return _values(before.inputs[0])
     tensor = ir.convenience.get_const_tensor(value)
+    if isinstance(tensor, ir.ExternalTensor):  # onnx_ir refuses to read a file that a deployment has linked
+        found = format_of_onnx(tensor.dtype)
+        if found is None or found.stored not in READABLE:
+            return None
+        shape = tuple(int(size) for size in tensor.shape)
+        nbytes = math.prod(shape) * found.bits // 8
+        file = Path(tensor.base_dir) / tensor.location
+        return read_all(StoredTensor(tensor.name or "", found.stored, shape, file, tensor.offset or 0, nbytes))
     return None if tensor is None else np.asarray(tensor.numpy()).astype(np.float32)
 
 

@@ -13,7 +13,7 @@ from kit.recipes import Recipe
 from quantize.apply.plan import QuantizationPlan
 from quantize.calibration.record import Record
 
-REVISION = 1  # raised when the same artifact, recipe and record give another result
+REVISION = 2  # raised when the same artifact, recipe and record give another result
 
 
 def quantized_manifest(
@@ -33,11 +33,13 @@ def quantized_manifest(
         for plan in plans.values()
         for site, smoothing in plan.smoothings.items()
     }
+    attentions = {found.block: found.scales for plan in plans.values() for found in plan.attentions}
+    made = {"layers": layers, "smoothing": smoothing, **({"attention_scales": attentions} if attentions else {})}
     return replace(
         manifest,
         kind="quantized",
         recipe=recipe.name,
-        options=json.loads(json.dumps({**manifest.options, "layers": layers, "smoothing": smoothing})),
+        options=json.loads(json.dumps({**manifest.options, **made})),
         source={
             **manifest.source,
             "parent": digest(source / MANIFEST),

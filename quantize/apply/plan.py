@@ -16,11 +16,12 @@ from kit.errors import UsageError
 from kit.gpus import Gpu
 from kit.ports import PartName
 from kit.recipes import RECIPES, SCHEMES, Recipe
+from quantize.attention import QuantizedAttention, plan_attentions
 from quantize.calibration.record import Record, Seen, check, fingerprint
+from quantize.changes import Change
 from quantize.conversions import Quantized
 from quantize.fold import weight_factors
 from quantize.linears import Linear, find_linears
-from quantize.rewrite import Change
 from quantize.scales import LARGEST, SMALLEST_SCALE
 from quantize.sites import sites
 from quantize.smoothquant import Smoothing, activation_amax, choose_all
@@ -33,11 +34,12 @@ NARROWEST = 16  # no runtime has a fast kernel for a narrower matrix (TensorRT; 
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """The changes to the linear layers of one part."""
+    """The changes to the linear layers and attentions of one part."""
 
     changes: list[Change]
     smoothings: Mapping[str, Smoothing]
     kept: Mapping[str, int]  # reason why layers are not quantized -> number of layers
+    attentions: tuple[QuantizedAttention, ...] = ()
 
 
 def check_recipe(manifest: Manifest, recipe: Recipe, record: Record | None, gpu: Gpu | None) -> None:
@@ -96,9 +98,13 @@ def plan(
             tuple(linear.scale for linear in group),
             factors,
             _joined_rows(group, rows),
+            form.narrow_scales,
         )
         changes.append(Change(tuple(group), form, job, scale))
-    return QuantizationPlan(changes, smoothings, dict(kept))
+    attentions: tuple[QuantizedAttention, ...] = ()
+    if recipe.attention is not None and part == "transformer":
+        attentions = plan_attentions(model, folder, manifest.variant.transformer, record, rows)
+    return QuantizationPlan(changes, smoothings, dict(kept), attentions)
 
 
 def _check_rules(recipe: Recipe, part: PartName, linears: Mapping[str, Linear]) -> None:

@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from kit.ports import PartName
 from quantize.apply.plan import QuantizationPlan
+from quantize.attention import quantize_attentions
 from quantize.conversions import Conversion, Kept, Progress, convert
 from quantize.fold import fold
 from quantize.linears import stored
+from quantize.products import products
 from quantize.rewrite import rewrite
 
 FILE = "quantized.safetensors"
@@ -48,14 +50,16 @@ def write_part(
     factors = fold(model, plan.smoothings, linears, compute)
     replaced = {linear.weight.name for linear in linears.values()}
     left = [value for value in _external(model) if value.name not in replaced]
-    jobs: list[Conversion] = [change.job for change in plan.changes]
+    made = [product for change in plan.changes for product in products(change, compute)]
+    jobs: list[Conversion] = [product.job for product in made]
     for value in left:
         assert isinstance(value.const_value, ir.ExternalTensor)
         jobs.append(Kept(stored(value.const_value, source), factors.get(value.name)))
     folder.mkdir(parents=True)
     total = sum(job.source_bytes for job in jobs)
     written = convert(jobs, folder / FILE, start(part, total))
-    rewrite(model, plan.changes, written, compute)
+    quantize_attentions(model, plan.attentions, compute)
+    rewrite(model, made, written, compute)
     for value in left:
         place, old = written[value.name or ""], value.const_value
         assert isinstance(old, ir.ExternalTensor)

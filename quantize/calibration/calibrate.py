@@ -31,6 +31,7 @@ from pipeline.denoise import Denoiser
 from pipeline.prompts import PromptEncoder
 from pipeline.request import Limits, Request
 from pipeline.request import check as check_request
+from quantize.attention import values
 from quantize.calibration.fingerprints import fingerprints
 from quantize.calibration.observe import Observer
 from quantize.calibration.record import Record, Seen, check
@@ -90,7 +91,7 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
     if "transformer" in config.parts:
         observer = Observer()
         transformer = load("transformer", variant, bindings["transformer"], config.dtype, config.device, config.offload)
-        with observer.watching(_blocks(transformer)):
+        with observer.watching(_blocks(transformer), values(variant.transformer)):
             _denoise(transformer, variant, requests, embeds, observer, config.batch, progress)
         found["transformer"] = _seen(observer, bindings["transformer"])
     for part, layers in found.items():

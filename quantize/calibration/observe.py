@@ -24,6 +24,7 @@ class Watch:
     channel_amax: Tensor | None = None  # [K]
     channel_sum: Tensor | None = None  # [K], of squares, float64
     counts: Tensor | None = None  # histogram of magnitudes
+    value_amax: float = 0.0  # of the outputs that attention reads as values
 
     def see(self, x: Tensor, step: int) -> None:
         """Add an input [..., K]."""
@@ -57,6 +58,7 @@ class Watch:
             channel_amax=self.channel_amax.cpu().numpy(),
             channel_square=square,
             weight=weight,
+            value_amax=self.value_amax,
         )
 
 
@@ -68,9 +70,14 @@ class Observer:
         self.watches: dict[str, Watch] = {}
 
     @contextmanager
-    def watching(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Hook the layers within a `with` block."""
+    def watching(self, layers: Mapping[str, nn.Module], values: Mapping[str, slice] | None = None) -> Iterator[None]:
+        """Hook the layers within a `with` block; `values` are the outputs [..., N] that attention reads as values."""
         handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in layers.items()]
+        handles += [
+            layers[name].register_forward_hook(self._value_hook(name, rows))
+            for name, rows in (values or {}).items()
+            if name in layers
+        ]
         try:
             yield
         finally:
@@ -82,5 +89,13 @@ class Observer:
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             watch.see(args[0], self.step)
+
+        return hook
+
+    def _value_hook(self, name: str, rows: slice):  # type: ignore[no-untyped-def]
+        watch = self.watches.setdefault(name, Watch())
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            watch.value_amax = max(watch.value_amax, float(output.detach()[..., rows].abs().max()))
 
         return hook

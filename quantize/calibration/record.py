@@ -41,6 +41,7 @@ class Seen:
     channel_amax: Float32  # [K]
     channel_square: Float32  # [K], mean of x^2
     weight: str  # fingerprint
+    value_amax: float = 0.0  # largest magnitude of the outputs that attention reads as values; 0 where not seen
 
     def percentile(self, percent: float) -> float:
         """Return a magnitude that `percent` of all values do not exceed; 100 returns the largest one."""
@@ -109,6 +110,7 @@ def _merge_seen(name: str, a: Seen, b: Seen) -> Seen:
         channel_amax=np.maximum(a.channel_amax, b.channel_amax),
         channel_square=((a.channel_square * a.rows + b.channel_square * b.rows) / rows).astype(np.float32),
         weight=a.weight,
+        value_amax=max(a.value_amax, b.value_amax),
     )
 
 
@@ -177,6 +179,7 @@ def _seen_to(seen: Seen) -> dict[str, Any]:
         "channel_amax": _pack(seen.channel_amax),
         "channel_square": _pack(seen.channel_square),
         "weight": seen.weight,
+        **({"value_amax": seen.value_amax} if seen.value_amax else {}),
     }
 
 
@@ -189,6 +192,7 @@ def _seen_from(raw: Mapping[str, Any]) -> Seen:
         channel_amax=_unpack(raw["channel_amax"]),
         channel_square=_unpack(raw["channel_square"]),
         weight=raw["weight"],
+        value_amax=float(raw.get("value_amax", 0.0)),
     )
     if seen.channel_amax.shape != seen.channel_square.shape:
         raise ValueError("channel statistics of different lengths")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from kit.recipes import Number, Scheme
-from quantize.rewrite import Change
+from quantize.changes import Change
+from quantize.products import Product, products
 from quantize.scales import decode
 
 CHUNK_VALUES = 1 << 24  # decoded weights in memory at once
@@ -69,27 +71,40 @@ def round_activation(x: Tensor, scale: float, number: Number) -> Tensor:
 
 
 def quantized_linears(change: Change) -> dict[str, QuantizedLinear]:
-    """Quantize the layers of one change as `apply` does, and split the fused matrix again."""
-    job = change.job
-    slots = {slot.name: bytearray(slot.nbytes) for slot in job.slots}
-    for name, offset, piece in job.run(lambda done: None):
-        slots[name][offset : offset + len(piece)] = piece
-    outputs, inputs = job.shape
-    codes = _codes(slots[job.codes_name], change.scheme.weights).view(inputs, outputs)
-    scales = torch.frombuffer(slots[job.scales_name], dtype=torch.float32).view(job.scales_shape)
+    """Quantize the layers of one change as `apply` does, and put together what belongs to each layer."""
+    made = [_quantized(product) for product in products(change, ir.DataType.FLOAT)]
+    codes = torch.cat([codes for codes, _ in made], 1)
+    scales, scheme = made[0][1], change.scheme
+    if len(made) > 1 and scheme.granularity == "tensor":  # a scale per product: the same for each of its columns
+        scheme = replace(scheme, granularity="channel")
+        scales = torch.cat([scale.expand(codes.shape[1]) for codes, scale in made])
+    elif len(made) > 1:
+        scales = torch.cat([scale for _, scale in made], -1)
     found, begin = {}, 0
     for linear in change.linears:
         here = slice(begin, begin + linear.outputs)
         begin += linear.outputs
         found[linear.name] = QuantizedLinear(
             codes[:, here],
-            scales if change.scheme.granularity == "tensor" else scales[..., here],
-            change.scheme,
+            scales if scheme.granularity == "tensor" else scales[..., here],
+            scheme,
             change.scale,
-            job.columns,
-            None if job.rows is None else job.rows[here],
+            change.job.columns,
+            None if change.job.rows is None else change.job.rows[here],
         )
     return found
+
+
+def _quantized(product: Product) -> tuple[Tensor, Tensor]:
+    """Return the codes [K, N] and scales of one product."""
+    job = product.job
+    slots = {slot.name: bytearray(slot.nbytes) for slot in job.slots}
+    for name, offset, piece in job.run(lambda done: None):
+        slots[name][offset : offset + len(piece)] = piece
+    outputs, inputs = job.shape
+    codes = _codes(slots[job.codes_name], product.change.scheme.weights).view(inputs, outputs)
+    scales = torch.frombuffer(slots[job.scales_name], dtype=torch.float32)
+    return codes, scales.view(job.scales_shape)
 
 
 def _codes(raw: bytearray, number: Number) -> Tensor:

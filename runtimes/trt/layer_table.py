@@ -110,14 +110,27 @@ class Layer:
             return 4.0 * math.prod(q) * keys  # the scores and their product with v
         if not self.is_product or not self.outputs or not self.inputs:
             return 0.0
-        weights = [t for t in (*self.constants, *self.inputs[1:]) if len(t.dims) >= 2]
+        weights = [t for t in (*self.constants, *self.inputs) if len(t.dims) >= 2 and t is not self.inputs[0]]
         if not weights:
             return 0.0
-        weight = max(weights, key=lambda tensor: math.prod(tensor.dims))
-        rows, depth = math.prod(self.inputs[0].dims[:-1]), self.inputs[0].dims[-1]
-        if len(weight.dims) == 4:  # a convolution [out, in, kh, kw]
-            return 2.0 * math.prod(self.outputs[0].dims) * math.prod(weight.dims[1:])
-        return 2.0 * rows * math.prod(weight.dims) if depth in weight.dims else 0.0
+        if convolution := next((t for t in weights if len(t.dims) == 4 and t in self.constants), None):
+            return 2.0 * math.prod(self.outputs[0].dims) * math.prod(convolution.dims[1:])  # [out, in, kh, kw]
+        return max(self._product(activation, weight) for activation in self.inputs for weight in weights)
+
+    def _product(self, activation: Tensor, weight: Tensor) -> float:
+        """Operations of activation [.., K] times weight [.., K, N], 0 where the shapes are not those of a product.
+
+        What is fused into a product adds inputs of its own: the residual, the gate.
+        """
+        if activation is weight or math.prod(weight.dims[:-2]) != 1 or not activation.dims:
+            return 0.0
+        depth = activation.dims[-1]
+        if depth not in weight.dims[-2:]:
+            return 0.0
+        columns = math.prod(weight.dims) / depth
+        rows = math.prod(activation.dims[:-1])
+        made = max(math.prod(out.dims) for out in self.outputs)
+        return 2.0 * rows * depth * columns if made in (rows * columns, 0) or made % (rows * columns) == 0 else 0.0
 
     def moved(self) -> float:
         """Bytes that pass between this kernel and memory: what it reads, its weights, what it writes."""
@@ -131,27 +144,35 @@ class Layer:
     def _share(self, tensor: Tensor) -> float:
         """Return the share of a tensor that is read: a kernel that slices lists the whole tensor.
 
-        A slice cannot read more columns than its widest output has, times two where it multiplies two halves.
+        It reads as many columns as it writes, less those that come from other inputs, twice for silu(a) * b.
         """
         if self.is_product or self.is_attention or "Slic" not in self.name or len(tensor.dims) < 3:
             return 1.0
-        rows = math.prod(tensor.dims[:-1])
+        rows, width = math.prod(tensor.dims[:-1]), tensor.dims[-1]
         if not rows or not self.outputs:
             return 1.0
         columns = sum(math.prod(out.dims) / rows for out in self.outputs if math.prod(out.dims) >= rows)
+        if not 0 < columns < width:
+            return 1.0
+        others = [math.prod(other.dims) / rows for other in self.inputs if other.dims != tensor.dims]
+        columns -= sum(count for count in others if 1 < count < columns)
         halves = 2 if "Silu" in self.name else 1
         listed = sum(other.dims == tensor.dims for other in self.inputs)
-        return min(1.0, halves * columns / tensor.dims[-1] / listed) if columns else 1.0
+        return min(1.0, halves * columns / width / listed)
+
+    def _math(self) -> Precision:
+        """The type that it multiplies in: a narrow one only where both operands have it."""
+        types = [tensor.type for tensor in (*self.inputs, *self.constants)]
+        for narrow in ("fp8", "int8"):
+            if types.count(narrow) >= 2:
+                return narrow
+        return "fp32" if self.reads in ("fp32", UNKNOWN) else "bf16"
 
     def seconds(self, gpu: Gpu) -> float:
         """Return the roofline: bytes at the GPU's bandwidth or operations at its rate, whichever takes longer."""
         if self.kind in SYNCHRONIZATION:
             return 0.0
-        rates = gpu.dense
-        precision: Precision = "fp8" if self.reads == "fp8" else "int8" if self.reads == "int8" else "bf16"
-        if self.reads in ("fp32", UNKNOWN):
-            precision = "fp32"
-        rate = rates.get(precision, rates["bf16"])
+        rate = gpu.dense.get(self._math(), gpu.dense["bf16"])
         return max(self.moved() / gpu.bandwidth, self.flops() / rate) + LAUNCH_SECONDS
 
 

@@ -55,6 +55,7 @@ def synthetic_record(artifact: Path) -> Record:
                 channel_amax=amax,
                 channel_square=(amax / 4) ** 2,
                 weight=fingerprint(linear.weight),
+                value_amax=8.0,
             )
     return Record("synthetic", ({"prompts": {"marks": []}},), parts)
 

@@ -49,11 +49,12 @@ def linear(
     activations: int | None = I8,
     scales: tuple[int, ...] = (),
     between: str | None = None,
+    scale: int | None = None,
     **layout: int,
 ) -> ir.Model:
     """Make one linear layer as written for TensorRT: Q and DQ on the input, only DQ on the weight [K, N]."""
     nodes = []
-    values = [constant("w", weights, K, N), constant("ws", F32, *scales, value=0.5)]
+    values = [constant("w", weights, K, N), constant("ws", scale or F32, *scales, value=0.5)]
     product = "x"
     if activations is not None:
         values += [constant("xs", F32, value=0.25), constant("xz", activations, value=0.0)]
@@ -76,7 +77,9 @@ def rules(model: ir.Model) -> list[str]:
 
 
 GOOD: dict[str, ir.Model] = {
-    f"{ir.DataType(weights)}, {ir.DataType(wide)}, {form}": linear(weights, wide, activations, scales, **layout)
+    f"{ir.DataType(weights)}, {ir.DataType(wide)}, {form}": linear(
+        weights, wide, activations, scales, scale=wide if weights == I4 and layout.get("block_size") else F32, **layout
+    )
     for (weights, activations), wide, (form, scales, layout) in itertools.product(
         [(I8, I8), (FP8, FP8), (I8, None), (FP8, None), (I4, None)],
         [F32, BF16, F16],
@@ -94,6 +97,14 @@ def test_a_linear_as_tensorrt_fuses_it_passes_for_every_version(name: str) -> No
     assert VERSIONS == ("10.13", "10.16", "11.x")
     assert rules(GOOD[name]) == []
     onnx.checker.check_model(ir.to_proto(GOOD[name]))
+
+
+@pytest.mark.parametrize("wide", [BF16, F16])
+def test_blocks_of_int4_need_scales_of_the_type_of_their_result(wide: int) -> None:
+    """The compiler says: could not infer output types for operation dequantize."""
+    (found,) = rules(linear(I4, wide, None, (K // 16, N), axis=0, block_size=16))
+    assert "INT4 in blocks has FLOAT scales" in found
+    assert rules(linear(I4, F32, None, (K // 16, N), axis=0, block_size=16)) == []
 
 
 def weight_only(*values: TensorProto, opset: int = 23, zero: bool = False, **attributes: Any) -> ir.Model:

@@ -88,9 +88,13 @@ RULE = {"part": "transformer", "layers": "*", "scheme": "keep"}
     [
         ("{", "not valid JSON"),
         ([], "unknown key no object"),
-        ({"base": "int8", "rulez": []}, "unknown key rulez; there are: base, name, percentile, rules, smooth"),
+        (
+            {"base": "int8", "rulez": []},
+            "unknown key rulez; there are: attention, base, name, percentile, rules, smooth",
+        ),
         ({}, "base None is no recipe; there are: fp32, bf16"),
         ({"base": ["int8"]}, r"base \['int8'\] is no recipe"),
+        ({"base": "fp8", "attention": "int8"}, "attention .int8. is neither"),
         ({"base": "int8", "rules": "all"}, "rules 'all' has the wrong type"),
         ({"base": "int8", "rules": ["all"]}, "a rule has part, layers and scheme, not 'all'"),
         ({"base": "int8", "rules": [{"part": "transformer"}]}, "a rule has part, layers and scheme, not {'part'"),

@@ -21,6 +21,7 @@ from planner import flops
 from quantize.apply.plan import QuantizationPlan, plan
 from quantize.apply.write import FILE
 from quantize.calibration import record
+from quantize.products import products
 from quantize.search.groups import ImageShape, find_groups
 from quantize.search.simulate import Shelf, quantized_linears, round_activation
 
@@ -40,19 +41,23 @@ def test_simulated_codes_and_scales_are_those_that_apply_writes(
     layers = read_manifest(written).options["layers"]["transformer"]
     with safe_open(written / "transformer" / FILE, "pt") as file:
         for change in plan_of(sample_artifact, recipe, seen).changes:
-            codes, scales = file.get_tensor(change.job.codes_name), file.get_tensor(change.job.scales_name)
+            jobs = [product.job for product in products(change, ir.DataType.FLOAT)]
+            codes = torch.cat([file.get_tensor(job.codes_name).float() for job in jobs], 1)
+            scales = [file.get_tensor(job.scales_name) for job in jobs]
             if change.scheme.weights == "int4":  # two codes per byte, the first in the low half
-                low, high = codes & 0x0F, codes >> 4
+                low, high = codes.to(torch.uint8) & 0x0F, codes.to(torch.uint8) >> 4
                 codes = torch.stack([low, high], -1).flatten(1).to(torch.int8)
                 codes = torch.where(codes > 7, codes - 16, codes)
             made = quantized_linears(change)
             assert torch.equal(torch.cat([one.codes.float() for one in made.values()], 1), codes.float())
             for name, one in made.items():
                 assert one.activation_scale == layers[name]["activation_scale"]
+            found = [
+                one.scales.expand(one.codes.shape[1]) if one.scales.ndim == 0 else one.scales for one in made.values()
+            ]
             if change.scheme.granularity == "tensor":
-                assert all(torch.equal(one.scales, scales) for one in made.values())
-            else:
-                assert torch.equal(torch.cat([one.scales for one in made.values()], -1), scales)
+                scales = [scale.expand(job.shape[0]) for scale, job in zip(scales, jobs, strict=True)]
+            assert torch.equal(torch.cat(found, -1), torch.cat(scales, -1))
 
 
 def test_a_simulated_layer_matches_the_artifact_in_onnx_runtime(

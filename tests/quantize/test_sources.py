@@ -84,7 +84,7 @@ def test_a_merged_adapter_needs_a_record_with_the_same_adapter(checkpoint: Path,
     apply(tmp_path / "onnx", tmp_path / "out", RECIPES["int8-plain"], made)
     merged = weight + 0.5 * b @ a
     step = merged.abs().amax(1, keepdim=True) / 127
-    assert ((restored(tmp_path / "out", LAYER) - merged).abs() <= step * 0.5001).all()
+    assert ((restored(tmp_path / "out", LAYER) - merged).abs() <= step * 0.75).all()  # scales are rounded to bf16
 
 
 def test_the_manifest_records_source_recipe_and_calibration(

@@ -71,6 +71,10 @@ def _against_options(
             f"the artifact is {manifest.recipe} with fp32 activations, which is for a CPU: on a GPU they need twelve "
             "times the memory of bf16; export with --dtype bf16 and quantize again"
         )
+    if manifest.compute == "fp32" and manifest.options.get("attention") == "op":
+        yield (
+            "TensorRT has no kernel for the Attention operator in fp32: export with --attention matmul or --dtype bf16"
+        )
     several = next((plan for plan in plans if len(plan.profiles) > 1), None)
     if options.weights == "refit" and several is not None:
         yield (
