@@ -47,18 +47,6 @@ BOARDS: Mapping[str, Gpu] = {
             "NVIDIA RTX 4000 Ada datasheet (2023): 427.6 with sparsity",
         ),
         Gpu(
-            "rtx5090",
-            "NVIDIA GeForce RTX 5090 32 GB",
-            (12, 0),
-            "blackwell",
-            575,
-            32 * GB,
-            32 * GB,
-            1792 * GB,
-            rates(104.8, 209.5, 838, fp8=419, fp4=1676),
-            "NVIDIA Blackwell whitepaper (2025): bf16 and FP8 with fp32 accumulation run at half the headline rate",
-        ),
-        Gpu(
             "gb300",
             "NVIDIA GB300 288 GB",
             (10, 3),

@@ -51,7 +51,9 @@ class Calibration:
 
     def rate(self, gpu: Gpu, precision: Precision) -> float:
         """Return the operations per second that a GPU sustains in a format."""
-        energy = self.picojoules[gpu.generation] * (self.eight_bits if precision in ("fp8", "int8") else 1.0)
+        # no public point is on Turing, so it takes the energy of the generation after it; not fitted
+        generation = "ampere" if gpu.generation == "turing" else gpu.generation
+        energy = self.picojoules[generation] * (self.eight_bits if precision in ("fp8", "int8") else 1.0)
         if precision == "fp32":
             return self.share * gpu.dense[precision]  # not tensor cores: never limited by power in the known data
         return min(self.share * gpu.dense[precision], gpu.watts / (energy * PICO))

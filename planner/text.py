@@ -26,11 +26,15 @@ def coloured() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+NO_BF16 = "no bf16: graphs run in fp32 only, and TensorRT for RTX starts at compute capability 8.0"
+
+
 def render(answer: Plan, colour: bool = False) -> str:
     """Render one plan."""
     question = answer.question
     preview = " (preview: specifications only, not tuned)" if question.gpu.preview else ""
-    title = f"{question.variant.name} on {question.gpu.title}{preview}"
+    narrow = "" if question.gpu.has("bf16") else f" ({NO_BF16})"
+    title = f"{question.variant.name} on {question.gpu.title}{preview}{narrow}"
     lines = [
         colorize(title, BOLD, colour),
         f"{_setting(question)}; licence {question.variant.licence}",
@@ -55,7 +59,7 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
     question = answers[0].question
     title = f"{question.variant.name}, {_setting(question)}"
     head = (
-        f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images per minute':<22}{'$ per 1,000':<22}how"
+        f"{'gpu':<12}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images per minute':<22}{'$ per 1,000':<22}how"
     )
     lines = [colorize(title, BOLD, colour), colorize(head, DIM, colour)]
     for answer in answers:
@@ -63,13 +67,13 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
         name = f"{gpu.name}{'*' if gpu.preview else ''}"
         if chosen is None or chosen.timing is None or answer.per_minute is None:
             reason = answer.tried[0].layout.reason or ""
-            lines.append(colorize(f"{name:<10}does not fit: {reason}", RED, colour))
+            lines.append(colorize(f"{name:<12}does not fit: {reason}", RED, colour))
             continue
         cost = _span(answer.costs.per_thousand, 2) if answer.costs else "-"
         memory = f"{chosen.layout.needed / 1e9:.1f} of {gigabytes(chosen.layout.usable)}"
         how = chosen.choice.describe().split(", ", 1)[1]
         lines.append(
-            f"{name:<10}{chosen.choice.recipe.name:<14}{memory:>17}  {_span(chosen.timing.image):<22}"
+            f"{name:<12}{chosen.choice.recipe.name:<14}{memory:>17}  {_span(chosen.timing.image):<22}"
             f"{_span(answer.per_minute):<22}{cost:<22}{how}"
         )
     if any(answer.question.gpu.preview for answer in answers):

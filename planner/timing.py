@@ -16,8 +16,9 @@ from planner.memory import Shape, rows, weight_bytes
 from planner.speed import Calibration, ceiling_seconds
 from planner.work import Work, work
 
-# Host to GPU over 16 lanes of PCIe 4 or 5 at about 80 %; not fitted.
+# Host to GPU over 16 lanes of PCIe 3, 4 or 5 at about 80 %; not fitted.
 HOST_LINK: Mapping[Generation, float] = {
+    "turing": 12.5 * GB,
     "ampere": 25.0 * GB,
     "ada": 25.0 * GB,
     "hopper": 50.0 * GB,

@@ -30,7 +30,7 @@ def program(folder: Path, script: str) -> str:
 
 
 def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
-    rows = "echo 'NVIDIA L4, 23034, 22500, 8.9, 570.86.15'\necho 'Tesla T4, 15360, 15000, 7.5, 570.86.15'"
+    rows = "echo 'NVIDIA L4, 23034, 22500, 8.9, 570.86.15'\necho 'Tesla V100-SXM2-16GB, 16384, 16000, 7.0, 570.86.15'"
     found, problem = devices(program(tmp_path, rows))
     assert found[0] == L4
     assert found[0].free_bytes == L4.free_bytes
@@ -124,8 +124,8 @@ def test_onnx_runtime_on_a_gpu_needs_its_provider() -> None:
 
 
 def test_a_gpu_that_is_not_in_the_table_is_said() -> None:
-    hardware = replace(BARE, gpus=(CudaDevice("Tesla T4", (7, 5), 15360 * MIB, "570"),), gpu_problem=None)
-    can, said = words(hardware, FULL)["build and run TensorRT engines on Tesla T4"]
+    hardware = replace(BARE, gpus=(CudaDevice("Tesla V100-SXM2-16GB", (7, 0), 16384 * MIB, "570"),), gpu_problem=None)
+    can, said = words(hardware, FULL)["build and run TensorRT engines on Tesla V100-SXM2-16GB"]
     assert not can
     assert "this GPU is not in the kit's table" in said
 

@@ -25,13 +25,21 @@ def ask(question: Question, price: float | None = None) -> Plan:
     return plan(question, PRICES, price)
 
 
-def test_klein_4b_is_served_whole_on_every_gpu() -> None:
-    for card in GPUS.values():
+def test_klein_4b_is_served_whole_on_every_gpu_with_bf16() -> None:
+    for card in (card for card in GPUS.values() if card.has("bf16")):
         answer = ask(Question(KLEIN, card))
         assert answer.chosen is not None
         assert answer.chosen.choice == Choice(RECIPES[card.default_recipe], "resident")
         assert answer.per_minute is not None
         assert 0 < answer.per_minute.low < answer.per_minute.mid < answer.per_minute.high
+
+
+def test_a_gpu_without_bf16_runs_in_fp32_with_streamed_weights_and_this_is_said() -> None:
+    answer = ask(Question(KLEIN, gpu("t4")))
+    assert answer.chosen is not None
+    assert answer.chosen.choice.recipe.name == "fp32"
+    assert answer.chosen.choice.streamed
+    assert "no bf16: graphs run in fp32 only, and TensorRT for RTX starts at compute" in render(answer).splitlines()[0]
 
 
 def test_dev_on_24_gb_streams_weights_and_says_why_nothing_else_came_before() -> None:
@@ -212,7 +220,7 @@ def test_nothing_that_fits_names_the_nearest_setting_and_other_gpus() -> None:
     answer = ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=60))
     assert answer.chosen is None
     assert answer.nearest == "--batch 9"
-    assert answer.elsewhere == ("h100", "a100-80g", "h200", "b200")
+    assert answer.elsewhere == ("h100", "a100-80g", "rtxpro6000", "h200", "b200")
     assert ask(Question(DEV, gpu("l4"), recipe="int4-weights", text_encoder="resident", batch=9)).chosen
     bf16 = ask(Question(DEV, gpu("l4"), recipe="bf16", text_encoder="resident"))
     assert bf16.nearest == "another --text-encoder"

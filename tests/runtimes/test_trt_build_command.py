@@ -73,10 +73,10 @@ def test_what_cannot_be_built_is_rejected_with_the_nearest_setting(
     assert found is None if words is None else re.search(words, found or ""), found
 
 
-def test_every_gpu_of_the_table_can_build_klein_in_its_default_recipe() -> None:
+def test_every_gpu_of_the_table_with_bf16_can_build_klein_in_its_default_recipe() -> None:
     from kit.gpus import GPUS
 
-    for card in GPUS.values():
+    for card in (card for card in GPUS.values() if card.has("bf16")):
         assert why(manifest(recipe=card.default_recipe), EngineOptions(card.name)) is None, card.name
 
 

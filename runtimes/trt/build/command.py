@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kit.errors import UsageError
-from kit.gpus import GPUS
+from kit.gpus import GPUS, gpu
 from kit.ports import ALL_PARTS, PartName
 from runtimes.trt.build.account import sentence
 from runtimes.trt.compilers import AUTO, COMPILERS, Hardware, Version, WeightMode, activate
@@ -93,8 +93,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for plan in request.plans:
             for profile in plan.profiles:
                 print(f"{plan.file:<32} {profile}")
-        print(f"the build is feasible for {args.gpu} with {request.compiler.title}")
-        return {"plans": _facts(request.plans), "gpu": args.gpu, "compiler": request.compiler.name, "checked": True}
+        print(f"the build is feasible for {request.options.gpu} with {request.compiler.title}")
+        return {
+            "plans": _facts(request.plans),
+            "gpu": request.options.gpu,
+            "compiler": request.compiler.name,
+            "checked": True,
+        }
     machine = check_machine(request)
     assert machine.device is not None
     from tqdm import tqdm
@@ -144,7 +149,7 @@ def _options(args: argparse.Namespace) -> Any:
         known = _part(part, "--profile")
         stated[known] = (*stated.get(known, ()), axes)
     return EngineOptions(
-        gpu=args.gpu,
+        gpu=gpu(args.gpu).name,
         parts=tuple(_part(word, "--parts") for word in args.parts.split(",")) if args.parts else (),
         sizing=Sizing(sides, args.max_batch, args.references),
         stated=stated,
