@@ -13,11 +13,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from kit.errors import KitError, UsageError
-from kit.variants import FAMILIES
+from kit.errors import Flux2Error, UsageError
+from kit.variants import Family
 
+FAMILIES: tuple[Family, ...] = get_args(Family)
 GPUS = ("a100-40g", "a10g", "l4", "rtx5090")  # compute capability 8.0, 8.6, 8.9, 12.0
 RECIPES = ("fp8", "fp8-channel", "int8", "int8-plain", "int8-weights", "int4-weights")
 FORMS = (("bf16", "matmul"), ("bf16", "op"), ("fp32", "matmul"), ("fp32", "op"))
@@ -125,7 +126,7 @@ def compile_case(case: dict[str, str], artifacts: Artifacts, scratch: Path) -> d
             )
             parts[plan.part] = None
             missed += made.layers["missed"]
-        except KitError as error:
+        except Flux2Error as error:
             parts[plan.part] = str(error)[:300]
     return {**case, "refused": refused, "parts": parts, "missed": missed, "seconds": time.perf_counter() - begin}
 
