@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from export.graphs.attention import Attention
-from export.lora.merge import merge, record
+from export.lora.merge import MERGEABLE, check_parts, merge, record
 from export.lora.terms import Lora
 from export.node_report import Counts, count_nodes
 from export.parts import PARTS as SOURCES
@@ -110,9 +110,10 @@ def export(
             single_file = config.single_files.get(SOURCES[part].folder)
             bindings[SOURCES[part].home] = find(part, variant, checkpoint, fake.shapes(), single_file)
     if config.loras:
-        if "transformer" not in bindings:
-            raise UsageError("--lora changes the transformer, which --parts leaves out")
-        bindings["transformer"] = merge(bindings["transformer"], config.loras, variant.transformer)
+        check_parts(config.loras, variant, bindings)
+        for home in MERGEABLE:
+            if home in bindings:
+                bindings[home] = merge(bindings[home], config.loras, variant, home)
     plan = replace(
         plan,
         source={**plan.source, **_stamps(bindings)},

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from export.derived import Derived
 from export.graphs.constants import read_constant
-from export.lora.merge import merge
+from export.lora.merge import MERGEABLE, merge
 from export.lora.terms import Lora
 from export.parts import MODULE
 from export.trace import FakePart
@@ -71,7 +71,7 @@ def bind(
     """Find the weights of a part and merge adapters; raises the same errors as an export."""
     shapes = FakePart(part, variant, "fp32", "matmul").shapes()
     binding = find(part, variant, checkpoint, shapes, single_file)
-    return merge(binding, loras, variant.transformer) if loras and part == "transformer" else binding
+    return merge(binding, loras, variant, part) if loras and part in MERGEABLE else binding
 
 
 def load(
