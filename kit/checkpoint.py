@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kit.errors import CheckpointError, UsageError
+from kit.own_settings import FILE as OWN_SETTINGS
 from kit.ports import PartName
 
 SAMPLE = "sample"
@@ -69,7 +70,11 @@ def download(repository: str, weights: tuple[str, ...]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     folders = (*WEIGHT_FOLDERS, "tokenizer", "scheduler")
-    wanted = ["model_index.json", *(f"{folder}/*{suffix}" for folder in folders for suffix in _TEXT_SUFFIXES)]
+    wanted = [
+        "model_index.json",
+        OWN_SETTINGS,
+        *(f"{folder}/*{suffix}" for folder in folders for suffix in _TEXT_SUFFIXES),
+    ]
     wanted += [f"{folder}/*.safetensors" for folder in weights]
     http_error, *_ = errors.HfHubHTTPError.__bases__  # base class of the hub's HTTP client errors: a broken connection
     assert issubclass(http_error, Exception)

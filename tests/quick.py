@@ -29,6 +29,8 @@ HEAVY_TESTS = (  # files, or tests of them
     "export/test_small_decoder.py",
     "export/test_sources.py::TestSingleFiles",
     "export/test_unfinished.py",
+    "export/test_fuzz_lora.py",
+    "kit/test_fuzz.py",
     "kit/test_sample_world.py::test_the_judge_",
     "kit/test_tiny.py::test_the_prompt_moves_the_velocity",
     "quantize/test_conversions.py::test_a_part_of_one_and_a_half",
