@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from kit.errors import CheckpointError, UsageError
 from kit.own_settings import FILE as OWN_SETTINGS
@@ -24,7 +25,8 @@ PUBLISHED: Mapping[str, str] = {
     "klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "klein-base-9b": "black-forest-labs/FLUX.2-klein-base-9B",
 }
-PART_FOLDERS: Mapping[PartName, str] = {
+PartFolder = Literal["transformer", "vae", "text_encoder"]
+PART_FOLDERS: Mapping[PartName, PartFolder] = {
     "text_encoder": "text_encoder",
     "transformer": "transformer",
     "transformer_extract": "transformer",
@@ -32,7 +34,7 @@ PART_FOLDERS: Mapping[PartName, str] = {
     "vae_encoder": "vae",
     "vae_decoder": "vae",
 }
-WEIGHT_FOLDERS = tuple(sorted(set(PART_FOLDERS.values())))
+WEIGHT_FOLDERS: tuple[str, ...] = tuple(sorted(set(PART_FOLDERS.values())))
 _TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 

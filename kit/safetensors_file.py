@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,6 +19,7 @@ from kit.dtypes import ITEM_BYTES
 from kit.errors import CheckpointError
 from kit.json_object import read_object
 
+logger = logging.getLogger(__name__)
 UNREADABLE = {  # types of the format that no step of the kit reads, and where they come from
     "F4": "4-bit floats are those of NVFP4 and MXFP4 files, which cannot be exported: use the BF16 or FP8 file",
     "F6_E2M3": "6-bit floats cannot be exported: use the BF16 or FP8 file",
@@ -26,6 +29,13 @@ UNREADABLE = {  # types of the format that no step of the kit reads, and where t
     "F8_E4M3FNUZ": "this FP8 is that of other makers' GPUs: use the BF16 file",
     "F8_E5M2FNUZ": "this FP8 is that of other makers' GPUs: use the BF16 file",
     "C64": "weights are not complex numbers",
+}
+OTHER_FORMATS = {
+    ".bin": "a pickle, which the kit does not load",
+    ".pt": "a pickle, which the kit does not load",
+    ".pth": "a pickle, which the kit does not load",
+    ".ckpt": "a pickle, which the kit does not load",
+    ".gguf": "a GGUF file, which the kit does not read",
 }
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
@@ -99,21 +109,14 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """List the tensors of one safetensors file.
 
-    Raises CheckpointError, naming the file and the tensor, for a truncated file, an unknown dtype, a byte range that
-    does not fit the shape, and two tensors that share bytes.
+    Raises CheckpointError, naming the file and the tensor, for a truncated file, an unknown dtype, or a byte range that
+    does not fit the shape.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     header, _, data = _header(path)
     size = path.stat().st_size
-    tensors = {name: _tensor(path, name, entry, data, size) for name, entry in header.items() if name != "__metadata__"}
-    end, last = 0, ""
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
-        if tensor.offset < end and tensor.nbytes:
-            raise CheckpointError(f"{path}: the tensors {last!r} and {tensor.name!r} share bytes")
-        if tensor.nbytes:
-            end, last = tensor.offset + tensor.nbytes, tensor.name
-    return tensors
+    return {name: _tensor(path, name, entry, data, size) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
@@ -160,23 +163,51 @@ def header_digest(path: Path) -> str:
     return hashlib.sha256(raw + str(path.stat().st_size).encode()).hexdigest()
 
 
-def read_folder(folder: Path, stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")) -> dict[str, StoredTensor]:
+STEMS = ("diffusion_pytorch_model", "model")  # the file names that diffusers and transformers write
+_WEIGHTS = re.compile(
+    rf"({'|'.join(STEMS)})"
+    r"(?:\.(?P<before>(?!safetensors\b)[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<shard>(?!safetensors\b)[\w-]+))?"
+    r"\.safetensors(?:\.index(?:\.(?P<index>\w+))?\.json)?"
+)
+
+
+def read_folder(folder: Path, variant: str | None = None) -> dict[str, StoredTensor]:
     """List the tensors of one part of a checkpoint, sharded or not.
 
-    `stems` are the file names that diffusers and transformers write, without ".safetensors". A shard index takes
-    precedence over a single file. Raises CheckpointError for shards that are missing, contain a tensor twice, or
-    disagree with the index, and for folders that hold only pickles.
+    `variant` chooses files such as model.bf16.safetensors; without it, the files without a variant are read, or the one
+    variant there is. A shard index takes precedence over a single file. Raises CheckpointError for shards that are
+    missing, contain a tensor twice, or disagree with the index, for several variants to choose from, and for folders
+    that hold only files in other formats.
     """
-    for stem in stems:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _read_sharded(index)
-        single = folder / f"{stem}.safetensors"
-        if single.is_file():
-            return read_header(single)
-    pickles = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
-    hint = f"; {', '.join(pickles)} is a pickle, which the kit does not load" if pickles else ""
-    raise CheckpointError(f"{folder}: no {' or '.join(f'{s}.safetensors' for s in stems)}{hint}")
+    found = _variants(folder)
+    if variant is None and "" not in found and len(found) > 1:
+        raise CheckpointError(
+            f"{folder}: has weights in several variants; choose one with --variant {' or '.join(sorted(found))}"
+        )
+    chosen = variant if variant in found else "" if "" in found else next(iter(found), "")
+    if variant is not None and found and variant not in found:
+        if set(found) != {""}:
+            there = ", ".join(name or "one without a name" for name in sorted(found))
+            raise CheckpointError(f"{folder}: has no variant {variant!r}; there are: {there}")
+        logger.warning("%s: has no variant %r; its only weights are read", folder, variant)
+    for name in found.get(chosen, ()):
+        return _read_sharded(folder / name) if name.endswith(".json") else read_header(folder / name)
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_FORMATS) if folder.is_dir() else []
+    hint = f"; {', '.join(others)} is {OTHER_FORMATS[Path(others[0]).suffix]}" if others else ""
+    raise CheckpointError(f"{folder}: no {' or '.join(f'{stem}.safetensors' for stem in STEMS)}{hint}")
+
+
+def _variants(folder: Path) -> dict[str, list[str]]:
+    """List the weight files of a folder by variant, "" for none: indexes first; shards are named by their index."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _WEIGHTS.fullmatch(path.name)
+        if match and (path.name.endswith(".json") or not re.search(r"-\d{5}-of-\d{5}", path.name)):
+            found.setdefault(match["before"] or match["shard"] or match["index"] or "", []).append(path.name)
+    return {
+        variant: sorted(names, key=lambda name: (not name.startswith(STEMS[0]), not name.endswith(".json"), name))
+        for variant, names in found.items()
+    }
 
 
 def _read_sharded(index: Path) -> dict[str, StoredTensor]:

@@ -34,7 +34,7 @@ def merge(binding: Binding, loras: Sequence[Lora], sizes: Sizes, part: LoraPart 
             stored = tensors.pop(name)
             base = Derived(stored.name, stored.dtype, stored)
         dtype = "BF16" if scale is not None else base.dtype
-        derived[name] = replace(base, dtype=dtype, scale=scale if scale is not None else base.scale, terms=terms)
+        derived[name] = replace(base, dtype=dtype, scale=scale.value if scale is not None else base.scale, terms=terms)
     return Binding(tensors, derived, scales)
 
 

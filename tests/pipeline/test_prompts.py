@@ -67,7 +67,7 @@ def test_dev_needs_its_system_message(artifact_of: ByFamily) -> None:
 
 
 def test_a_tokenizer_in_another_format_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="tokenizer.json: missing; the checkpoint needs a tokenizer in this format"):
+    with pytest.raises(ArtifactError, match="tokenizer.json: missing; prompts cannot be encoded without it"):
         PromptEncoder(tmp_path, "qwen3", 512)
 
 
