@@ -28,7 +28,7 @@ from kit.dtypes import Compute
 from kit.errors import CheckpointError, UsageError
 from kit.hardware import peak_rss_bytes
 from kit.ports import PartName, parts_of
-from kit.tokenizer_files import check_tokenizer
+from kit.tokenizer_files import load_tokenizer
 from kit.variants import Variant
 
 REVISION = 2  # increment when the same checkpoint and options produce a different artifact
@@ -96,7 +96,7 @@ def export(
         variant = replace(variant, vae=sizes_of_vae(vae_file, variant.vae))
     parts = _chosen(config.parts, variant)
     if "text_encoder" in parts:  # a server that encodes texts needs it
-        check_tokenizer(checkpoint / "tokenizer", CheckpointError)
+        load_tokenizer(checkpoint / "tokenizer", CheckpointError)
     plan = Manifest(
         kind="onnx",
         variant=variant,

@@ -117,17 +117,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{folder} {what}")
     try:
         raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from None
-    if raw.pop("format", None) != FORMAT:
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise ArtifactError(f"{path}: written by another version of the kit (format is not {FORMAT}); export again")
     try:
         raw["variant"] = variant_from_json(raw["variant"])
         raw["parts"] = {k: PartRecord(v["graph"], ports_from_json(v["ports"])) for k, v in raw["parts"].items()}
         raw["files"] = {k: FileRecord(**v) for k, v in raw["files"].items()}
         return Manifest(**raw)
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: key missing or unknown ({error})") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{path}: key missing or unknown, or a value of the wrong type ({error})") from None
 
 
 def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:

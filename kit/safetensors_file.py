@@ -70,7 +70,7 @@ def _header(path: Path) -> tuple[dict[str, Any], bytes, int]:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         prefix = stream.read(8)
         if other := _other_format(prefix):
-            raise CheckpointError(f"{path}: is {other}; save it as safetensors with the program that wrote it")
+            raise CheckpointError(f"{path}: is {other}; use the safetensors file of the model")
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(f"{path}: truncated or not a safetensors file ({size} bytes)")

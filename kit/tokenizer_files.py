@@ -1,9 +1,10 @@
-"""Check that a tokenizer folder holds what a server needs, before anything is exported from the checkpoint."""
+"""Load a tokenizer, and check that its folder holds what a server needs before anything is exported."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from kit.errors import Flux2Error
 from kit.json_object import read_object
@@ -31,3 +32,18 @@ def check_tokenizer(folder: Path, error: type[Flux2Error]) -> None:
     config = folder / "tokenizer_config.json"
     if not config.is_file() or not read_object(config).get("chat_template"):
         raise error(f"{folder}: has no chat template (chat_template.jinja); FLUX.2 writes prompts with it")
+
+
+def load_tokenizer(folder: Path, error: type[Flux2Error]) -> Any:
+    """Check and load a tokenizer with transformers' generic class; raises an error for one that it cannot load.
+
+    The generic class is chosen because AutoTokenizer imports torch, which adds two seconds to a server's start.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    check_tokenizer(folder, error)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as problem:  # of the tokenizers package, which raises nothing more specific
+        reason = str(problem).strip().partition("\n")[0]
+        raise error(f"{folder}: the tokenizer cannot be loaded ({type(problem).__name__}: {reason})") from problem

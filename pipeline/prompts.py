@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import ArtifactError, RequestError
-from kit.tokenizer_files import check_tokenizer
+from kit.tokenizer_files import load_tokenizer
 
 Int64 = npt.NDArray[np.int64]
 
@@ -37,13 +37,9 @@ class PromptEncoder:
         text_tokens: int,
         system_message: str | None = None,  # of dev; None: read from the folder
     ) -> None:
-        # the generic class: AutoTokenizer imports torch, which adds two seconds to a server's start
-        from transformers import PreTrainedTokenizerFast
-
-        check_tokenizer(folder, ArtifactError)
         self.kind = kind
         self.text_tokens = text_tokens
-        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        self.tokenizer: Any = load_tokenizer(folder, ArtifactError)
         self.system_message = system_message or ""
         if kind == "mistral3" and system_message is None:
             path = folder / "system_message.txt"

@@ -61,6 +61,8 @@ def read_settings(file: Path) -> Settings:
     header, config = metadata.get(HEADER_KEY), config_beside(file)
     if header is not None:
         raw = parse_object(header, f"{file}: {HEADER_KEY}", UsageError)
+        if config is not None:
+            logger.warning("%s: the settings in the header are applied, and not %s beside it", file, config.name)
     elif config is not None:
         raw = read_object(config, UsageError)
     else:

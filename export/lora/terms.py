@@ -17,6 +17,7 @@ from export.lora.settings import read_settings
 from kit.errors import UsageError
 from kit.safetensors_file import read_header
 
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of peft, of diffusers
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -29,14 +30,18 @@ class Lora:
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """Parse FILE or FILE=WEIGHT; raises UsageError for a weight that is not a finite number and for a missing file.
+        """Parse FILE or FILE=WEIGHT, or a folder that peft or diffusers wrote in place of the file.
 
-        An existing file whose name contains "=" is used as it is.
+        An existing file whose name contains "=" is used as it is. Raises UsageError for a weight that is not a finite
+        number and for a missing file.
         """
-        if Path(text).is_file():
-            return cls(Path(text))
+        if Path(text).exists():
+            file = _file(Path(text))
+            if not file.is_file():
+                raise UsageError(f"--lora {text}: a folder without {' or '.join(FOLDER_FILES)}; give the file")
+            return cls(file)
         name, equals, number = text.rpartition("=")
-        file = Path(name if equals else text)
+        file = _file(Path(name if equals else text))
         try:
             weight = float(number) if equals else 1.0
         except ValueError:
@@ -46,6 +51,11 @@ class Lora:
         if not file.is_file():
             raise UsageError(f"--lora {text}: {file} is not a file")
         return cls(file, weight)
+
+
+def _file(path: Path) -> Path:
+    """Return the adapter file of a folder, or the path as it is."""
+    return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
 
 
 def read_terms(loras: Sequence[Lora], sizes: Sizes, part: LoraPart, shapes: Shapes) -> dict[str, tuple[Term, ...]]:

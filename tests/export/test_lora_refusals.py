@@ -212,6 +212,14 @@ class TestLoraOption:
         assert Lora.parse(f"{file}=0.8") == Lora(file, 0.8)
         assert Lora.parse(f"{file}=-1e-1") == Lora(file, -0.1)
 
+    def test_a_folder_of_peft_or_diffusers_stands_for_its_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="a folder without adapter_model.safetensors or pytorch_lora_weights"):
+            Lora.parse(str(tmp_path))
+        file = tmp_path / "adapter_model.safetensors"
+        file.touch()
+        assert Lora.parse(str(tmp_path)) == Lora(file, 1.0)
+        assert Lora.parse(f"{tmp_path}=0.5") == Lora(file, 0.5)
+
     def test_a_name_with_an_equals_sign_is_taken_as_it_is_when_it_exists(self, tmp_path: Path) -> None:
         file = tmp_path / "step=100"
         file.touch()
