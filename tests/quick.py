@@ -29,6 +29,7 @@ HEAVY_TESTS = (  # files, or tests of them
     "export/test_small_decoder.py",
     "export/test_sources.py::TestSingleFiles",
     "export/test_unfinished.py",
+    "export/test_fuzz_checkpoint.py",
     "export/test_fuzz_lora.py",
     "kit/test_fuzz.py",
     "kit/test_sample_world.py::test_the_judge_",

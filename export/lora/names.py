@@ -60,7 +60,7 @@ def find_spot(name: str, sizes: Sizes) -> Spot | None:
         return None
     wrappers = _WRAPPERS if part == "transformer" else _TEXT_WRAPPERS
     known = _flat(part, sizes)
-    words = [word for step in name.split(".") if step not in _INSIDE for word in step.split("_")]
+    words = [word for step in name.split(".") if step not in _INSIDE for word in step.split("_") if word]
     for start in range(len(words)):
         rest = "_".join(words[start:])
         if rest in known:
