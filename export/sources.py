@@ -15,6 +15,7 @@ from export.single_file import has_decoder_alone
 from kit.checkpoint import PART_FOLDERS, resolve
 from kit.errors import UsageError
 from kit.ports import PartName
+from kit.safetensors_file import check_format
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def find_sources(
     """
     folder = checkpoint
     if Path(checkpoint).expanduser().is_file():
+        check_format(Path(checkpoint).expanduser())
         if transformer is not None:
             raise UsageError(f"{checkpoint} and --transformer {transformer} both give the transformer; pass one")
         if config is None:

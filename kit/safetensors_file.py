@@ -84,6 +84,13 @@ def _header(path: Path) -> tuple[dict[str, Any], bytes, int]:
     return header, prefix + raw, 8 + length
 
 
+def check_format(path: Path) -> None:
+    """Raise CheckpointError for a file in another format in which weights are distributed, by its first bytes."""
+    with path.open("rb") as stream:
+        if other := _other_format(stream.read(8)):
+            raise CheckpointError(f"{path}: is {other}; use the safetensors file of the model")
+
+
 def _other_format(start: bytes) -> str | None:
     """Recognize the other formats in which weights are distributed by the first bytes of a file."""
     if start.startswith(b"GGUF"):

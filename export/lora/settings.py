@@ -58,9 +58,9 @@ def read_settings(file: Path) -> Settings:
     Raises UsageError if they are invalid or require something that cannot be merged.
     """
     metadata = read_metadata(file)
-    header, config = metadata.get(HEADER_KEY), config_beside(file)
-    if header is not None:
-        raw = parse_object(header, f"{file}: {HEADER_KEY}", UsageError)
+    key, config = _settings_key(metadata), config_beside(file)
+    if key is not None:
+        raw = parse_object(metadata[key], f"{file}: {key}", UsageError)
         if config is not None:
             logger.warning("%s: the settings in the header are applied, and not %s beside it", file, config.name)
     elif config is not None:
@@ -77,6 +77,17 @@ def read_settings(file: Path) -> Settings:
             raise UsageError(f"{raw.where}: {bare!r} is given twice, as {shown(values[bare])} and {shown(value)}")
         values[bare] = value
     return {part: _settings(JsonObject(raw.where, values, UsageError)) for part, values in parts.items()}
+
+
+def _settings_key(metadata: Mapping[str, str]) -> str | None:
+    """Return the key of the header that holds peft's settings: diffusers' own, or one whose value looks like them."""
+    if HEADER_KEY in metadata:
+        return HEADER_KEY
+    for key, text in metadata.items():
+        value = _plain(text) if text.lstrip().startswith("{") else None
+        if isinstance(value, dict) and {"lora_alpha", "peft_type"} & {_PREFIX.sub("", name) for name in value}:
+            return key
+    return None
 
 
 def _settings(raw: JsonObject) -> LoraSettings:

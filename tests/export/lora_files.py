@@ -196,6 +196,9 @@ ACCEPTED: Mapping[str, Callable[[], Case]] = {
     "adapter_config.json without lora_alpha": lambda: with_config(plain(f"base_model.model.{Q}"), 1.0, lora_alpha=None),
     "header: lora_alpha, r": lambda: with_words(plain(f"transformer.{Q}"), 3.0, lora_alpha="12", r="4"),
     "header: network_alpha": lambda: with_words(plain(f"transformer.{Q}"), 0.5, network_alpha="2.0"),
+    "header: peft's settings under another key": lambda: with_words(
+        plain(f"transformer.{Q}"), 2.0, lora_config=json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 8})
+    ),
     "header: ss_network_alpha": lambda: with_words(plain(f"transformer.{Q}"), 1.0, ss_network_alpha="2.0"),
     "alpha as a number of any type": lambda: with_alpha(torch.int64),
     "alpha of shape [1]": lambda: with_alpha(torch.uint8, (1,)),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.artifact import ExportConfig, export
+from export.sources import find_sources
 from export.torch_part import bind, tensors
 from kit.configs import read_variant
 from kit.errors import CheckpointError
@@ -287,6 +288,15 @@ def test_a_language_model_with_and_without_its_prefix_is_refused(checkpoint: Pat
     save_file(state | {name: state[f"model.{name}"] + 1}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=rf"'(model\.)?{name}' and '(model\.)?{name}' are the same tensor"):
         read("text_encoder", checkpoint, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("content", "name"), [(b"GGUF\3\0\0\0", "a GGUF file"), (b"PK\3\4aaaa", "a pickle")])
+def test_a_checkpoint_in_another_format_is_named_before_anything_is_asked_for(
+    tmp_path: Path, content: bytes, name: str
+) -> None:
+    (tmp_path / "flux2.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"flux2.gguf: is {name}"):
+        find_sources(str(tmp_path / "flux2.gguf"), ("transformer",))
 
 
 class TestVariants:
