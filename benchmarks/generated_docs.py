@@ -19,7 +19,7 @@ from kit.cli import report
 from kit.commands import ROOMS
 from kit.errors import CheckFailed
 from kit.variants import VARIANTS, Variant
-from pipeline.request import FIELDS, FORMATS, Limits, check
+from pipeline.request import ENCODINGS, FIELDS, FORMATS, Limits, check
 from serve.settings import Tuning
 
 ROOT = Path(__file__).parent.parent
@@ -84,11 +84,13 @@ def request_fields() -> str:
         "guidance": f"0 to {limits.max_guidance:g}; exactly 1 for klein",
         "num_images": f"1 to {limits.max_images}",
         "output_format": ", ".join(FORMATS),
+        "response_encoding": ", ".join(ENCODINGS),
+        "sigmas": "decreasing, above 0 and at most 1; as many as `steps`",
     }
     rows = [
         (
             f"`{field.name}`",
-            field.type.removeprefix("TYPE_"),
+            field.type.removeprefix("TYPE_") + (" list" if field.many else ""),
             _default(field.name),
             allowed.get(field.name, ""),
             field.about,
@@ -112,7 +114,15 @@ def _default(name: str) -> str:
 
 def _shown(variant: Variant, name: str) -> str:
     value = getattr(check({"prompt": "x"}, variant, Limits()), name)
-    return "empty" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        "empty"
+        if value == ""
+        else "evenly spaced"
+        if value == ()
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def limits() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from export.graphs.attention import Attention
-from export.lora.merge import merge, record
+from export.lora.merge import MERGEABLE, check_parts, merge, record
 from export.lora.terms import Lora
 from export.node_report import Counts, count_nodes
 from export.parts import PARTS as SOURCES
@@ -25,9 +25,10 @@ from kit.artifact import TEXTS, Manifest, PartRecord, current, digest, link_or_c
 from kit.atomic_folder import building
 from kit.configs import read_variant
 from kit.dtypes import Compute
-from kit.errors import UsageError
+from kit.errors import CheckpointError, UsageError
 from kit.hardware import peak_rss_bytes
 from kit.ports import PartName, parts_of
+from kit.tokenizer_files import load_tokenizer
 from kit.variants import Variant
 
 REVISION = 2  # increment when the same checkpoint and options produce a different artifact
@@ -43,7 +44,8 @@ class ExportConfig:
     dtype: Compute = "fp32"
     attention: Attention = "matmul"
     loras: tuple[Lora, ...] = ()
-    single_files: Mapping[str, Path] = field(default_factory=dict)  # by the folder they replace: transformer, vae
+    single_files: Mapping[str, Path] = field(default_factory=dict)  # by the folder they replace: transformer, vae, ...
+    weights: str | None = None  # the variant of the weight files in folders, such as bf16
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def export(
     if vae_file := config.single_files.get("vae"):
         variant = replace(variant, vae=sizes_of_vae(vae_file, variant.vae))
     parts = _chosen(config.parts, variant)
+    if "text_encoder" in parts:  # a server that encodes texts needs it
+        load_tokenizer(checkpoint / "tokenizer", CheckpointError)
     plan = Manifest(
         kind="onnx",
         variant=variant,
@@ -108,11 +112,12 @@ def export(
     for part, fake in fakes.items():
         if SOURCES[part].home not in bindings:
             single_file = config.single_files.get(SOURCES[part].folder)
-            bindings[SOURCES[part].home] = find(part, variant, checkpoint, fake.shapes(), single_file)
+            bindings[SOURCES[part].home] = find(part, variant, checkpoint, fake.shapes(), single_file, config.weights)
     if config.loras:
-        if "transformer" not in bindings:
-            raise UsageError("--lora changes the transformer, which --parts leaves out")
-        bindings["transformer"] = merge(bindings["transformer"], config.loras, variant.transformer)
+        check_parts(config.loras, variant, bindings)
+        for changed in MERGEABLE:
+            if changed in bindings:
+                bindings[changed] = merge(bindings[changed], config.loras, variant, changed)
     plan = replace(
         plan,
         source={**plan.source, **_stamps(bindings)},
@@ -135,16 +140,17 @@ def export(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         if variant.text_encoder.kind == "mistral3":
-            write_system_message(folder / "tokenizer")
+            (folder / "tokenizer").mkdir(exist_ok=True)  # an export without the text encoder may have none
+            (folder / "tokenizer" / "system_message.txt").write_text(system_message())
         write_manifest(folder, plan)
     return ExportReport(out, variant.name, False, time.perf_counter() - begin, tuple(reports))
 
 
-def write_system_message(tokenizer: Path) -> None:
-    """Write the system message that diffusers puts before dev's prompts, so that a server does not need diffusers."""
+def system_message() -> str:
+    """Return the message that diffusers puts before dev's prompts; artifacts hold it for servers without diffusers."""
     from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
-    (tokenizer / "system_message.txt").write_text(SYSTEM_MESSAGE)
+    return str(SYSTEM_MESSAGE)
 
 
 def _chosen(parts: tuple[PartName, ...] | None, variant: Variant) -> tuple[PartName, ...]:
@@ -253,5 +259,5 @@ def _source(checkpoint: Path, config: ExportConfig, parts: tuple[PartName, ...])
 def _stamps(bindings: Mapping[str, Binding]) -> dict[str, Any]:
     """Record the modification times of files that weights or scales are computed from: these may not be linked."""
     files = {tensor.source.file for binding in bindings.values() for tensor in binding.derived.values()}
-    files |= {scale.file for binding in bindings.values() for scale in binding.scales.values()}
+    files |= {s.source.file for binding in bindings.values() for s in binding.scales.values() if s.source}
     return {"computed_from": {file.name: file.stat().st_mtime_ns for file in sorted(files)}} if files else {}

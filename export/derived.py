@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from export.lora.delta import Term
-from export.values import as_stored, read_all, read_rows
+from export.values import as_stored, read_rows
 from kit import safetensors_writer
 from kit.dtypes import ITEM_BYTES
 from kit.errors import CheckpointError
@@ -31,7 +31,7 @@ class Derived:
     dtype: str  # the type it is written in
     source: StoredTensor
     swapped: bool = False
-    scale: StoredTensor | None = None  # multiplies the stored values before they are converted
+    scale: float | None = None  # multiplies the stored values before they are converted
     terms: tuple[Term, ...] = ()
 
     @property
@@ -49,13 +49,12 @@ class Derived:
         """
         height = self.shape[0]
         half = height // 2 if self.swapped else 0
-        scale = read_all(self.scale).reshape(()) if self.scale else None
         terms = [(term.file, term.load(height)) for term in self.terms]
         for begin, end in self._ranges():
             start = (begin + half) % height
             values = read_rows(self.source, start, start + end - begin)
-            if scale is not None:
-                values *= scale
+            if self.scale is not None:
+                values *= np.float32(self.scale)
             for file, rows in terms:
                 values += rows(begin, end)
                 if not np.isfinite(values).all():

@@ -38,6 +38,10 @@ def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
     )
     onnx.add_argument("--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer")
     onnx.add_argument("--vae", metavar="FILE", help="single file that replaces the checkpoint's VAE")
+    onnx.add_argument("--text-encoder", metavar="FILE", help="single file that replaces the checkpoint's text encoder")
+    onnx.add_argument(
+        "--variant", metavar="NAME", help="which files of a folder to read, as bf16 for model.bf16.safetensors"
+    )
     onnx.add_argument(
         "--lora",
         action="append",
@@ -65,14 +69,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.sources import find_sources
 
     loras = tuple(Lora.parse(text) for text in args.lora)
-    sources = find_sources(args.checkpoint, parts or PARTS, args.config, args.transformer, args.vae)
+    sources = find_sources(args.checkpoint, parts or PARTS, args.config, args.transformer, args.vae, args.text_encoder)
     from tqdm import tqdm
 
     from export.artifact import ExportConfig, PartReport, export  # imports torch: only for valid arguments
     from export.node_report import summary
 
     parts = parts or parts_of(read_variant(sources.checkpoint))
-    config = ExportConfig(parts, args.dtype, args.attention, loras, sources.single_files)
+    config = ExportConfig(parts, args.dtype, args.attention, loras, sources.single_files, args.variant)
     with tqdm(total=len(parts), desc="export", unit="part", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def done(part: PartReport) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from export.graphs.kv_cache import CachedGraph, ExtractGraph
 from export.graphs.text_encoder import TextEncoderGraph
 from export.graphs.transformer import TransformerGraph
 from export.graphs.vae import VaeDecoderGraph, VaeEncoderGraph
+from kit.errors import CheckpointError
 from kit.ports import PartName
 from kit.safetensors_file import StoredTensor
 from kit.variants import Variant
@@ -42,7 +44,7 @@ PARTS: Mapping[PartName, Part] = {
         "text_encoder",
         lambda variant, attention: TextEncoderGraph(variant.text_encoder, attention),
         r"layers\.\d+\..*|norm\.weight|(.*\.)?lm_head\.weight|(.*\.)?rotary_emb\.inv_freq"
-        r"|(.*\.)?(vision_tower|multi_modal_projector)\..*",
+        r"|(.*\.)?(vision_tower|multi_modal_projector)\..*|tekken_model|spiece_model|logit_scale",
         "text_encoder/model.onnx",
     ),
     "transformer": Part(
@@ -78,16 +80,25 @@ PARTS: Mapping[PartName, Part] = {
 }
 
 
-def source_names(part: PartName, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
+def source_names(part: PartName, stored: Mapping[str, StoredTensor], where: Path) -> dict[str, str]:
     """Map the names that the graph module uses to the names in the checkpoint.
 
     They differ only in the prefix of a language model, which depends on the class that saved it: "model.",
-    "model.language_model." or "language_model.model.". A tensor outside the prefix keeps its full name.
+    "model.language_model." or "language_model.model.". A tensor outside the prefix keeps its full name. Raises
+    CheckpointError for a tensor that is stored with and without the prefix.
     """
     if part != "text_encoder":
         return {name: name for name in stored}
     prefix = next((name[: -len(EMBEDDING)] for name in sorted(stored) if name.endswith(EMBEDDING)), "")
-    return {name.removeprefix(prefix): name for name in stored}
+    names: dict[str, str] = {}
+    for name, tensor in stored.items():
+        bare = name.removeprefix(prefix)
+        if bare in names:
+            raise CheckpointError(
+                f"{where}: {stored[names[bare]].key!r} and {tensor.key!r} are the same tensor; remove one of them"
+            )
+        names[bare] = name
+    return names
 
 
 def is_unneeded(part: PartName, name: str, variant: Variant) -> bool:

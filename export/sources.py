@@ -1,7 +1,8 @@
 """Resolve the command line to the folder and single files that an export reads.
 
-A single file of black-forest-labs holds the weights of one part and nothing else. Sizes, tokenizer, scheduler and the
-other parts come from a checkpoint in diffusers layout, which then needs no weights for the part that the file replaces.
+A single file holds the weights of one part, or of several (all-in-one files), and nothing else. Sizes, tokenizer,
+scheduler and the other parts come from a checkpoint in diffusers layout, which then needs no weights for the part that
+the file replaces.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from export.single_file import has_decoder_alone
 from kit.checkpoint import PART_FOLDERS, resolve
 from kit.errors import UsageError
 from kit.ports import PartName
+from kit.safetensors_file import check_format
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ def find_sources(
     config: str | None = None,
     transformer: str | None = None,
     vae: str | None = None,
+    text_encoder: str | None = None,
 ) -> Sources:
-    """Resolve CHECKPOINT, --config, --transformer and --vae.
+    """Resolve CHECKPOINT, --config, --transformer, --vae and --text-encoder.
 
     A CHECKPOINT that is a file is the transformer of the checkpoint given by `config`. From a hub, only the weights of
     exported parts that no single file replaces are downloaded. Raises UsageError for options that contradict each
@@ -39,6 +42,7 @@ def find_sources(
     """
     folder = checkpoint
     if Path(checkpoint).expanduser().is_file():
+        check_format(Path(checkpoint).expanduser())
         if transformer is not None:
             raise UsageError(f"{checkpoint} and --transformer {transformer} both give the transformer; pass one")
         if config is None:
@@ -49,11 +53,12 @@ def find_sources(
         folder, transformer = config, checkpoint
     elif config is not None:
         raise UsageError(f"--config requires a single file; {checkpoint} is not a file")
-    files = {name: Path(file).expanduser() for name, file in (("transformer", transformer), ("vae", vae)) if file}
+    given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    files = {name: Path(file).expanduser() for name, file in given.items() if file}
     needed = {PART_FOLDERS[part] for part in parts}
     for name, file in files.items():
         if not file.is_file():
-            raise UsageError(f"--{name} {file} is not a file")
+            raise UsageError(f"--{name.replace('_', '-')} {file} is not a file")
         if name not in needed:
             raise UsageError(f"{file} replaces the {name}, which --parts leaves out")
     replaced = {name for name, file in files.items() if name != "vae" or not has_decoder_alone(file)}

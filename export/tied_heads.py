@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from export.parts import EMBEDDING
+from kit.json_object import read_object
 from kit.safetensors_file import StoredTensor
 
 HEAD = "lm_head.weight"
@@ -27,5 +27,6 @@ def restore_embedding(stored: Mapping[str, StoredTensor], config: Path) -> Mappi
 
 
 def _is_tied(config: Path) -> bool:
-    raw = json.loads(config.read_text())
-    return bool(raw.get("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False)))
+    outer = read_object(config)
+    inner = outer.object("text_config")
+    return outer.flag("tie_word_embeddings", inner.flag("tie_word_embeddings", False) if inner else False)

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from export.derived import Derived
 from export.graphs.constants import read_constant
-from export.lora.merge import merge
+from export.lora.merge import MERGEABLE, merge
 from export.lora.terms import Lora
 from export.parts import MODULE
 from export.trace import FakePart
-from export.values import read_all
 from export.weights import Binding, find
 from kit.dtypes import Compute, torch_type
 from kit.engine import Array
@@ -67,11 +66,12 @@ def bind(
     checkpoint: Path,
     single_file: Path | None = None,
     loras: tuple[Lora, ...] = (),
+    weights: str | None = None,
 ) -> Binding:
     """Find the weights of a part and merge adapters; raises the same errors as an export."""
     shapes = FakePart(part, variant, "fp32", "matmul").shapes()
-    binding = find(part, variant, checkpoint, shapes, single_file)
-    return merge(binding, loras, variant.transformer) if loras and part == "transformer" else binding
+    binding = find(part, variant, checkpoint, shapes, single_file, weights)
+    return merge(binding, loras, variant, part) if loras and part in MERGEABLE else binding
 
 
 def load(
@@ -117,7 +117,7 @@ def tensors(binding: Binding) -> Iterator[tuple[str, Tensor]]:
                 maps[stored.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         tensor = _mapped(maps[stored.file], stored)
         if name in binding.scales:
-            tensor = tensor.float() * float(read_all(binding.scales[name]).reshape(()))
+            tensor = tensor.float() * binding.scales[name].value
         yield name, tensor
     for name, derived in binding.derived.items():
         raw = bytearray(b"".join(derived.chunks()))

@@ -11,7 +11,7 @@ from kit.dtypes import numpy_type
 from kit.safetensors_file import StoredTensor
 
 Float32 = npt.NDArray[np.float32]
-READABLE = ("F32", "F16", "BF16", "F8_E4M3")  # types that rows can be read from
+READABLE = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")  # types that rows can be read from
 
 
 def read_rows(tensor: StoredTensor, begin: int, end: int) -> Float32:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
 from export import derived
 from export.derived import Derived
-from export.parts import MODULE, PARTS, is_unneeded, source_names
-from export.single_file import FP8, StoredWeights, has_decoder_alone, read_single_file
+from export.parts import MODULE, is_unneeded, source_names
+from export.schemes import FP8, FP8_WIDE, Scale
+from export.single_file import has_decoder_alone, read_part_folder, read_single_file
 from export.tied_heads import restore_embedding
-from export.values import read_all
+from kit.checkpoint import PART_FOLDERS
 from kit.dtypes import onnx_type
 from kit.errors import CheckpointError
 from kit.ports import PartName
-from kit.safetensors_file import StoredTensor, read_folder
+from kit.safetensors_file import StoredTensor
 from kit.variants import Variant
 
 PLAIN = ("F32", "F16", "BF16")
-SCALED = (FP8,)  # only usable with a scale
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Binding:
 
     tensors: Mapping[str, StoredTensor]
     derived: Mapping[str, Derived] = field(default_factory=dict)  # tensors that are not written yet
-    scales: Mapping[str, StoredTensor] = field(default_factory=dict)  # scales of the tensors stored in FP8
+    scales: Mapping[str, Scale] = field(default_factory=dict)  # of the tensors stored in FP8
 
     @property
     def files(self) -> list[Path]:
@@ -54,45 +57,65 @@ def find(
     checkpoint: Path,
     shapes: Mapping[str, tuple[int, ...]],
     single_file: Path | None = None,
+    weights: str | None = None,
 ) -> Binding:
     """Find every tensor of a part, given the shapes that the graph module expects.
 
     `single_file` is read in place of the part's folder; if it holds only the decoder of a VAE, the folder provides the
-    rest. Raises CheckpointError, naming the tensor and the place, for a tensor that is missing, has the wrong shape or
-    a type that no graph can hold, or is unknown. An unknown tensor means that the checkpoint is not the model that its
-    config describes.
+    rest. `weights` chooses between variants of the files in a folder, such as bf16. Raises CheckpointError, naming the
+    tensor as stored and the place, for a tensor that is missing, has the wrong shape or a type that no graph can hold,
+    or is unknown. An unknown tensor means that the checkpoint is not the model that its config describes.
     """
-    folder = single_file or checkpoint / PARTS[part].folder
-    read = read_single_file(PARTS[part].folder, folder, variant) if single_file else StoredWeights(read_folder(folder))
+    section = PART_FOLDERS[part]
+    folder = single_file or checkpoint / section
+    if single_file:
+        read = read_single_file(section, single_file, variant)
+    else:
+        read = read_part_folder(section, folder, variant, weights)
+    if single_file and section == "vae" and has_decoder_alone(single_file):
+        rest = read_part_folder(section, checkpoint / section, variant, weights)
+        read = replace(
+            read,
+            tensors=_without_decoder(rest.tensors) | dict(read.tensors),
+            scales=_without_decoder(rest.scales) | dict(read.scales),
+        )
     stored = read.tensors
-    if single_file and PARTS[part].folder == "vae" and has_decoder_alone(single_file):
-        rest = read_folder(checkpoint / "vae")
-        stored = {n: t for n, t in rest.items() if not n.startswith(("decoder.", "post_quant_conv."))} | dict(stored)
     if part == "text_encoder":
-        stored = restore_embedding(stored, checkpoint / PARTS[part].folder / "config.json")
-    names = source_names(part, stored)
+        stored = restore_embedding(stored, checkpoint / section / "config.json")
+    names = source_names(part, stored, folder)
     found: dict[str, StoredTensor] = {}
     for name, shape in shapes.items():
         if name not in names:
-            raise CheckpointError(f"{folder}: tensor {name!r} of shape {list(shape)} is missing")
+            label = read.expected.get(name, name)
+            raise CheckpointError(f"{folder}: tensor {label!r} of shape {list(shape)} is missing")
         tensor = stored[names[name]]
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{folder}: tensor {tensor.name!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
+                f"{folder}: tensor {tensor.key!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
             )
-        if tensor.dtype == FP8 and names[name] not in read.scales:
-            raise CheckpointError(f"{folder}: tensor {tensor.name!r} is stored as {FP8} without a weight_scale")
-        if tensor.dtype not in (*PLAIN, *SCALED):
+        if tensor.dtype not in (*PLAIN, FP8, FP8_WIDE):
             raise CheckpointError(
-                f"{folder}: tensor {tensor.name!r} is stored as {tensor.dtype}; a graph can hold {', '.join(PLAIN)}"
+                f"{folder}: tensor {tensor.key!r} is stored as {tensor.dtype}; a graph can hold {', '.join(PLAIN)}"
             )
         found[name] = tensor
     unknown = [names[name] for name in names if name not in shapes and not is_unneeded(part, name, variant)]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise CheckpointError(f"{folder}: tensor {unknown[0]!r}{more} is not part of the {part}; check the config")
-    turned = {name: Derived(names[name], found.pop(name).dtype, stored[names[name]], True) for name in read.swapped}
-    return Binding(found, turned, read.scales)
+        label = stored[unknown[0]].key
+        raise CheckpointError(f"{folder}: tensor {label!r}{more} is not part of the {part}; check the config")
+    scales = {name: read.scales[names[name]] for name in found if names[name] in read.scales}
+    changed = {name for name, tensor in found.items() if tensor.dtype == FP8_WIDE or names[name] in read.swapped}
+    derived = {}
+    for name in sorted(changed):
+        tensor = found.pop(name)
+        scale = scales.pop(name) if tensor.dtype == FP8_WIDE else None
+        dtype = "BF16" if scale else tensor.dtype
+        derived[name] = Derived(names[name], dtype, tensor, names[name] in read.swapped, scale.value if scale else None)
+    return Binding(found, derived, scales)
+
+
+def _without_decoder(values: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if not name.startswith(("decoder.", "post_quant_conv."))}
 
 
 def attach(model: ir.Model, binding: Binding) -> None:
@@ -111,8 +134,9 @@ def attach(model: ir.Model, binding: Binding) -> None:
         del graph.initializers[name]
         graph.register_initializer(source)
         if stored_scale := binding.scales.get(name.removeprefix(MODULE)):
-            scale = ir.Value(name=stored_scale.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(()))
-            scale.const_value = ir.tensor(read_all(stored_scale), name=stored_scale.name)  # stored in the graph
+            label = f"{tensor.name}_scale"
+            scale = ir.Value(name=label, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(()))
+            scale.const_value = ir.tensor(np.array(stored_scale.value, np.float32), name=label)  # stored in the graph
             graph.register_initializer(scale)
             replacement = _dequantize(graph, source, scale, traced)
         elif traced.dtype != source.dtype and all(_is_lookup(use) for use in traced.uses()):

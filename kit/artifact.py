@@ -117,17 +117,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{folder} {what}")
     try:
         raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from None
-    if raw.pop("format", None) != FORMAT:
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise ArtifactError(f"{path}: written by another version of the kit (format is not {FORMAT}); export again")
     try:
         raw["variant"] = variant_from_json(raw["variant"])
         raw["parts"] = {k: PartRecord(v["graph"], ports_from_json(v["ports"])) for k, v in raw["parts"].items()}
         raw["files"] = {k: FileRecord(**v) for k, v in raw["files"].items()}
         return Manifest(**raw)
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: key missing or unknown ({error})") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{path}: key missing or unknown, or a value of the wrong type ({error})") from None
 
 
 def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
@@ -138,11 +138,13 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
     manifest = read_manifest(folder)
     if kinds and manifest.kind not in kinds:
         raise UsageError(f"{folder} is an artifact of kind {manifest.kind!r}; expected {' or '.join(kinds)}")
-    root = folder.resolve()
+    roots = _roots(folder)
     for name, record in manifest.files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(root):
-            raise ArtifactError(f"{path}: is outside the artifact's folder")
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            linked = f"links to {path.resolve()}, " if path.is_symlink() else "is "
+            cure = "; copy the files themselves (cp -rL)" if path.is_symlink() else ""
+            raise ArtifactError(f"{path}: {linked}outside the artifact's folder{cure}")
         if not path.is_file():
             raise ArtifactError(f"{path}: missing; the artifact is incomplete, rebuild it")
         size = path.stat().st_size
@@ -151,6 +153,20 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
         if digest(path) != record.digest:
             raise ArtifactError(f"{path}: its digest differs from the manifest; rebuild the artifact")
     return manifest
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """Return the folders that an artifact's files may be in: its own, and the files of its repository in a hub's cache.
+
+    A cache of the hub holds links from snapshots/REVISION/ to blobs/. What the user named may itself be a link.
+    """
+    named, real = Path(os.path.abspath(folder)), folder.resolve()
+    roots = {real}
+    for place in (named, real):
+        for parent in place.parents:
+            if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+                roots.add((parent.parent / "blobs").resolve())
+    return tuple(roots)
 
 
 def current(out: Path, planned: Manifest) -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kit.artifact import MANIFEST
-from kit.errors import UsageError
+from kit.errors import Flux2Error, UsageError
 
 UNFINISHED = ".unfinished-"  # between the name of the folder and a random suffix
 NEW_SECONDS = 60  # how long a new folder may exist before its creator has locked it
@@ -52,6 +52,10 @@ def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.rename(temporary, out)
+    except Flux2Error as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        error.args = tuple(a.replace(str(temporary), str(out)) if isinstance(a, str) else a for a in error.args)
+        raise  # a message names files as in the finished artifact: the temporary folder is gone
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UsageError(_cannot_write(out, temporary, error)) from error

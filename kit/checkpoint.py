@@ -8,8 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from kit.errors import CheckpointError, UsageError
+from kit.own_settings import FILE as OWN_SETTINGS
 from kit.ports import PartName
 
 SAMPLE = "sample"
@@ -23,7 +25,8 @@ PUBLISHED: Mapping[str, str] = {
     "klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "klein-base-9b": "black-forest-labs/FLUX.2-klein-base-9B",
 }
-PART_FOLDERS: Mapping[PartName, str] = {
+PartFolder = Literal["transformer", "vae", "text_encoder"]
+PART_FOLDERS: Mapping[PartName, PartFolder] = {
     "text_encoder": "text_encoder",
     "transformer": "transformer",
     "transformer_extract": "transformer",
@@ -31,7 +34,7 @@ PART_FOLDERS: Mapping[PartName, str] = {
     "vae_encoder": "vae",
     "vae_decoder": "vae",
 }
-WEIGHT_FOLDERS = tuple(sorted(set(PART_FOLDERS.values())))
+WEIGHT_FOLDERS: tuple[str, ...] = tuple(sorted(set(PART_FOLDERS.values())))
 _TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
@@ -69,7 +72,11 @@ def download(repository: str, weights: tuple[str, ...]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     folders = (*WEIGHT_FOLDERS, "tokenizer", "scheduler")
-    wanted = ["model_index.json", *(f"{folder}/*{suffix}" for folder in folders for suffix in _TEXT_SUFFIXES)]
+    wanted = [
+        "model_index.json",
+        OWN_SETTINGS,
+        *(f"{folder}/*{suffix}" for folder in folders for suffix in _TEXT_SUFFIXES),
+    ]
     wanted += [f"{folder}/*.safetensors" for folder in weights]
     http_error, *_ = errors.HfHubHTTPError.__bases__  # base class of the hub's HTTP client errors: a broken connection
     assert issubclass(http_error, Exception)

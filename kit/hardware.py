@@ -13,6 +13,7 @@ from kit.cuda_device import CudaDevice, devices
 
 # CPU instructions that decide which number formats run fast, by their names in /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+SHARED = Path("/dev/shm")
 INT8_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8")
 
 
@@ -40,13 +41,21 @@ class Hardware:
     disk_free: int
     gpus: tuple[CudaDevice, ...]
     gpu_problem: str | None  # why no GPU was found; None if one was
+    shared_free: int | None = None  # free bytes of /dev/shm; None if there is none
 
 
 def look(folder: Path, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Hardware:
     """Inspect the machine; `folder` is where artifacts would be written."""
     memory, available = _memory(proc / "meminfo", groups / "memory.max")
     gpus, problem = devices()
-    return Hardware(cpu(proc / "cpuinfo"), memory, available, shutil.disk_usage(folder).free, gpus, problem)
+    return Hardware(
+        cpu(proc / "cpuinfo"), memory, available, shutil.disk_usage(folder).free, gpus, problem, shared_free()
+    )
+
+
+def shared_free() -> int | None:
+    """Return the free bytes of shared memory, None where there is none."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
 
 
 def cpu(info: Path = Path("/proc/cpuinfo")) -> Cpu:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.dtypes import Compute
+from kit.own_settings import OwnSettings
 from kit.variants import MAX_TEXT_TOKENS, Family
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-REVISION = 1  # increment when the same seed produces a different checkpoint
+REVISION = 2  # increment when the same seed produces a different checkpoint
 _QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _QWEN_TEMPLATE = (
     "{%- for turn in messages %}{{- '<|im_start|>' + turn.role + '\n' + turn.content + '<|im_end|>' + '\n' }}"
@@ -45,6 +46,7 @@ _MISTRAL_TEMPLATE = (
 )
 
 
+IMAGE_SIZE = 64
 DEV_SHARPNESS = 3.0  # on queries and keys
 
 
@@ -83,6 +85,7 @@ def save(folder: Path, tiny: Tiny | None = None, dtype: Compute = "fp32", shard_
     sharding = {"max_shard_size": shard_bytes} if shard_bytes else {}
     with _silent_progress():
         pipe.save_pretrained(folder, safe_serialization=True, **sharding)
+    OwnSettings((tiny or Tiny()).text_tokens, IMAGE_SIZE).write(folder)
     return folder
 
 
@@ -155,7 +158,7 @@ def _vae(tiny: Tiny) -> torch.nn.Module:
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=32,
-        sample_size=64,
+        sample_size=IMAGE_SIZE,
     )
     vae.bn.running_mean.normal_(0, 0.1)
     vae.bn.running_var.uniform_(0.5, 2.0)

@@ -102,7 +102,7 @@ class Denoiser:
             raise RequestError(f"guidance {request.guidance:g} on {self.variant.name} needs negative_embeds")
         pixels = self.variant.pixels_per_token
         rows, columns = request.height // pixels, request.width // pixels
-        levels = schedule.sigmas(rows * columns, request.steps)
+        levels = schedule.sigmas(rows * columns, request.steps, request.sigmas)
         return LiveRequest(
             latents=initial_latents(
                 self.variant, request.seed, request.num_images, request.width, request.height, self.compute

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import ArtifactError, RequestError
+from kit.tokenizer_files import load_tokenizer
 
 Int64 = npt.NDArray[np.int64]
 
@@ -29,19 +30,18 @@ class PromptEncoder:
     on the left. Unlike diffusers, which truncates silently, it rejects a text that is too long.
     """
 
-    def __init__(self, folder: Path, kind: Literal["qwen3", "mistral3"], text_tokens: int) -> None:
-        # the generic class: AutoTokenizer imports torch, which adds two seconds to a server's start
-        from transformers import PreTrainedTokenizerFast
-
-        if not (folder / "tokenizer.json").is_file():
-            raise ArtifactError(
-                f"{folder / 'tokenizer.json'}: missing; the checkpoint needs a tokenizer in this format"
-            )
+    def __init__(
+        self,
+        folder: Path,
+        kind: Literal["qwen3", "mistral3"],
+        text_tokens: int,
+        system_message: str | None = None,  # of dev; None: read from the folder
+    ) -> None:
         self.kind = kind
         self.text_tokens = text_tokens
-        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        self.system_message = ""
-        if kind == "mistral3":
+        self.tokenizer: Any = load_tokenizer(folder, ArtifactError)
+        self.system_message = system_message or ""
+        if kind == "mistral3" and system_message is None:
             path = folder / "system_message.txt"
             if not path.is_file():
                 raise ArtifactError(f"{path}: missing; the dev text encoder needs it, export the checkpoint again")

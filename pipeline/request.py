@@ -16,15 +16,23 @@ from kit.variants import Variant
 FieldType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+Encoding = Literal["bytes", "base64"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One input of the ensemble; every field has one value, shape [1]."""
+    """One input of the ensemble: one value, shape [1], or a list."""
 
     name: str
     type: FieldType
     about: str
+    many: bool = False
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape in config.pbtxt, where -1 is any number."""
+        return (-1,) if self.many else (1,)
 
 
 FIELDS: tuple[Field, ...] = (
@@ -37,6 +45,10 @@ FIELDS: tuple[Field, ...] = (
     Field("guidance", "TYPE_FP32", "guidance scale"),
     Field("num_images", "TYPE_INT32", "images generated from one seed"),
     Field("output_format", "TYPE_STRING", "png, jpeg or webp"),
+    Field("response_encoding", "TYPE_STRING", "bytes, or base64 for HTTP clients: JSON cannot hold bytes"),
+    Field(
+        "sigmas", "TYPE_FP32", "noise levels before the time shift, as in diffusers; some LoRAs need them", many=True
+    ),
 )
 
 
@@ -72,6 +84,8 @@ class Request:
     guidance: float
     num_images: int
     output_format: ImageFormat
+    response_encoding: Encoding = "bytes"
+    sigmas: tuple[float, ...] = ()  # empty: evenly spaced
 
 
 def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Request:
@@ -94,17 +108,41 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
             f"width x height: {width} x {height} is {width * height} pixels; this server generates at most "
             f"{limits.max_pixels}"
         )
+    sigmas = _sigmas(given.get("sigmas"), limits)
+    steps = _range("steps", int(given.get("steps", len(sigmas) or variant.steps)), 1, limits.max_steps)
+    if sigmas and steps != len(sigmas):
+        raise RequestError(f"steps: {steps} is not the number of sigmas, {len(sigmas)}; leave steps out")
     return Request(
         prompt=prompt,
         negative_prompt=_negative(given, variant),
         seed=_range("seed", int(given.get("seed", secrets.randbits(32))), 0, 2**63 - 1),
         width=width,
         height=height,
-        steps=_range("steps", int(given.get("steps", variant.steps)), 1, limits.max_steps),
+        steps=steps,
         guidance=_guidance(float(given.get("guidance", variant.guidance_scale)), variant, limits),
         num_images=_range("num_images", int(given.get("num_images", 1)), 1, limits.max_images),
         output_format=check_format(given.get("output_format", "png")),
+        response_encoding=check_encoding(given.get("response_encoding", "bytes")),
+        sigmas=sigmas,
     )
+
+
+def _sigmas(value: Any, limits: Limits) -> tuple[float, ...]:
+    """Check a list of noise levels: each is above 0, at most 1, and below the one before it."""
+    if value is None:
+        return ()
+    try:
+        levels = tuple(float(level) for level in value)
+    except (TypeError, ValueError):
+        raise RequestError(f"sigmas: {value!r} is not a list of numbers") from None
+    if not 1 <= len(levels) <= limits.max_steps:
+        raise RequestError(f"sigmas: {len(levels)} noise levels; expected 1 to {limits.max_steps}")
+    for before, level in zip((math.inf, *levels), levels, strict=False):
+        if not 0 < level <= 1:
+            raise RequestError(f"sigmas: {level:g} is not above 0 and at most 1")
+        if level >= before:
+            raise RequestError(f"sigmas: {level:g} follows {before:g}; noise levels must decrease")
+    return levels
 
 
 def _text(given: Mapping[str, Any], name: str) -> str:
@@ -159,3 +197,12 @@ def check_format(value: object) -> ImageFormat:
         if name.lower() == known:
             return known
     raise RequestError(f"output_format: {name!r} is not one of {', '.join(FORMATS)}")
+
+
+def check_encoding(value: object) -> Encoding:
+    """Return the encoding of the images that a request names; raises RequestError for an unknown one."""
+    name = _text({"response_encoding": value}, "response_encoding")
+    for known in ENCODINGS:
+        if name.lower() == known:
+            return known
+    raise RequestError(f"response_encoding: {name!r} is not one of {', '.join(ENCODINGS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,13 @@ def empirical_mu(image_tokens: int, steps: int) -> float:
     return slope * steps + (at_200 - 200.0 * slope)
 
 
-def sigmas(image_tokens: int, steps: int) -> Float32:
-    """Return `steps` + 1 noise levels from 1 down to 0, float32."""
+def sigmas(image_tokens: int, steps: int, given: Sequence[float] = ()) -> Float32:
+    """Return `steps` + 1 noise levels down to 0, float32.
+
+    They are evenly spaced from 1, or `given`, before the time shift, which diffusers applies to given ones too.
+    """
     exp_mu = math.exp(empirical_mu(image_tokens, steps))
-    linear = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
+    linear = np.array(given if given else np.linspace(1.0, 1.0 / steps, steps)).astype(np.float32)
     shifted = exp_mu / (exp_mu + (1 / linear - 1) ** 1.0)
     return np.append(shifted.astype(np.float32), np.float32(0))
 

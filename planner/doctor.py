@@ -17,6 +17,7 @@ from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS, Variant
 from planner.feasible import Build, refusal
 from planner.memory import Shape, activation_bytes, gigabytes, weight_bytes
+from planner.shared_memory import Traffic, problem, shared_bytes
 
 CPU_RECIPES: tuple[str, ...] = ("fp32", "int8")
 
@@ -62,17 +63,18 @@ def verdicts(
         *(() if hardware.gpus else (Verdict("build and run TensorRT engines", False, str(hardware.gpu_problem)),)),
         *(_cuda(device, providers) for device in hardware.gpus),
         _cpu(hardware, providers),
-        _serve(installed, server),
+        _serve(installed, server, hardware.shared_free),
     )
 
 
-def _serve(installed: Mapping[str, str], server: str | None) -> Verdict:
+def _serve(installed: Mapping[str, str], server: str | None, shared_free: int | None) -> Verdict:
     work, numpy = "serve with Triton", installed.get("numpy", "1")
     if server is None:
         return Verdict(work, False, NO_SERVER)
     if software.SERVER in server and int(numpy.split(".")[0]) >= 2:
         return Verdict(work, False, f"numpy {numpy}: the server of {software.SERVER} needs numpy 1.26")
-    return Verdict(work, True, f"tritonserver {server}")
+    small = problem(shared_free, shared_bytes(VARIANTS["klein-4b"], "bf16", Traffic()))
+    return Verdict(work, True, f"tritonserver {server}" + (f"; but for klein-4b {small}" if small else ""))
 
 
 NO_SERVER = "no tritonserver on PATH; run in NVIDIA's container, or pip install nvidia-pytriton for one on the CPU"
@@ -93,7 +95,8 @@ def render(
     lines = [
         f"cpu     {cpu.name}, {cpu.cores} cores; {', '.join(cpu.features) or 'no relevant instruction sets'}",
         f"memory  {gigabytes(hardware.memory)}, {gigabytes(hardware.memory_available)} available",
-        f"disk    {gigabytes(hardware.disk_free)} free here",
+        f"disk    {gigabytes(hardware.disk_free)} free here"
+        + ("" if hardware.shared_free is None else f", {gigabytes(hardware.shared_free)} of shared memory"),
     ]
     for device in hardware.gpus:
         name = device.known.name if device.known else "not in the kit's table"

@@ -2,7 +2,7 @@
 
 Every command line names a set in the same way: `kit` is the set that ships with the kit, `kit:32` are 32 of its prompts
 spread over the categories, `sample:100` (or `sample:100:7`, with another seed) are sentences of the sample's grammar,
-and anything else is a file: JSON in the format of the shipped set, or text with one prompt per line.
+and anything else is a file: text with one prompt per line, JSON lines, JSON, or a table (see prompt_files.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
+from quantize.prompt_files import parse, read_prompts, read_text
 
 FORMAT = 1
 SAMPLE_SEED = 2026
@@ -125,25 +126,18 @@ def _scenes(spec: str, count: int, seed: int) -> Iterator[Prompt]:
 def _from_file(path: Path) -> Iterator[Prompt]:
     if not path.is_file():
         raise UsageError(f"--prompts {path}: no such file, and not `kit`, `kit:N` or `sample:N`")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not valid UTF-8") from None
-    if path.suffix == ".json":
+    content = read_text(path)
+    if path.suffix.lower() == ".json" and not content.lstrip().startswith("["):
         yield from _from_json(content, str(path))
         return
-    for number, line in enumerate(content.splitlines(), start=1):
-        if line.strip():
-            yield Prompt(f"line-{number:04d}", "file", line.strip())
+    for name, text in read_prompts(path, content):
+        yield Prompt(name, "file", text)
 
 
 def _from_json(content: str, where: str) -> Iterator[Prompt]:
-    try:
-        raw = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: not valid JSON ({error})") from None
+    raw = parse(where, content)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("prompts"), list):
-        raise UsageError(f'{where}: expected {{"format": {FORMAT}, "prompts": [...]}}')
+        raise UsageError(f'{where}: expected a list of prompts or {{"format": {FORMAT}, "prompts": [...]}}')
     for number, entry in enumerate(raw["prompts"], start=1):
         yield _prompt(entry, f"{where}, prompt {number}")
 

@@ -45,9 +45,12 @@ def read(pb: Any, request: Any, name: str, dtype: Dtype | None = None) -> Array:
 
 
 def read_fields(pb: Any, request: Any) -> dict[str, Any]:
-    """Return the raw values of the ensemble's fields; each has shape [1]."""
-    values = {field.name: read_optional(pb, request, field.name) for field in FIELDS}
-    return {name: None if array is None else array.flat[0] for name, array in values.items()}
+    """Return the raw values of the ensemble's fields: one value each, or a list."""
+    found: dict[str, Any] = {}
+    for field in FIELDS:
+        array = read_optional(pb, request, field.name)
+        found[field.name] = None if array is None else array.reshape(-1).tolist() if field.many else array.flat[0]
+    return found
 
 
 def respond(pb: Any, outputs: Mapping[str, Array]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import queue
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ class ImageResponse:
 
 
 def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
-    """Convert fields to gRPC inputs of shape [1]; fields that are None are omitted.
+    """Convert fields to gRPC inputs of shape [1], or [N] for lists; fields that are None are omitted.
 
     Raises RequestError for an unknown field or a value of the wrong type.
     """
@@ -39,8 +40,9 @@ def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
             continue
         if name not in known:
             raise RequestError(f"unknown field {name!r}; there are: {', '.join(known)}")
-        tensor = grpc.InferInput(name, [1], _datatype(known[name].type))
-        tensor.set_data_from_numpy(_array(known[name], value))
+        array = _array(known[name], value)
+        tensor = grpc.InferInput(name, array.shape, _datatype(known[name].type))
+        tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     return inputs
 
@@ -49,6 +51,11 @@ def _array(field: Field, value: Any) -> Any:
     if field.type == "TYPE_STRING":
         return np.array([value.encode() if isinstance(value, str) else value], np.object_)
     kind = NUMPY[field.type]
+    if field.many:
+        try:
+            return np.array([float(number) for number in value], kind)
+        except (TypeError, ValueError):
+            raise RequestError(f"{field.name}: {value!r} is not a list of {_datatype(field.type)} values") from None
     try:
         number = np.array([value])
         fits = kind is np.float32 or (np.iinfo(kind).min <= int(value) <= np.iinfo(kind).max and int(value) == value)
@@ -119,7 +126,10 @@ class Client:
         images, seed = result.as_numpy("image"), result.as_numpy("seed_used")
         if images is None or seed is None or not len(seed):
             raise ServerError("the server's response has no image or no seed")
-        return ImageResponse([bytes(image) for image in images], int(seed.flat[0]), time.perf_counter() - start)
+        encoded = [bytes(image) for image in images]
+        if fields.get("response_encoding") == "base64":
+            encoded = [base64.b64decode(image) for image in encoded]
+        return ImageResponse(encoded, int(seed.flat[0]), time.perf_counter() - start)
 
     def _translate(self, error: InferenceServerException) -> Flux2Error:
         message = str(error.message()).removeprefix(f"in ensemble '{ENSEMBLE}', ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -17,11 +18,15 @@ from typing import IO
 
 from kit.artifact import verify
 from kit.errors import CheckFailed, UsageError
+from kit.hardware import shared_free
+from planner.shared_memory import Traffic, problem, shared_bytes
 from runtimes.trt.record import RECORD, read_record
 from serve.client import Client
 from serve.find_server import Binary, find_server
 from serve.probe import probe
+from serve.settings import Settings
 
+logger = logging.getLogger(__name__)
 SHM = Path("/dev/shm")
 
 
@@ -99,6 +104,8 @@ class Server:
 
     def __enter__(self) -> Server:
         verify(self.deployment, kinds=("deployment",))
+        if small := memory_problem(self.deployment, shared_free()):
+            logger.warning("%s", small)
         self.ports.check_free()
         self._workspace = tempfile.TemporaryDirectory(prefix="flux2-triton-")
         try:
@@ -205,6 +212,18 @@ class Server:
             return ""
         text = self._log.read_text(errors="replace").splitlines()
         return "\n".join([f"; the end of {self._log}:", *text[-lines:]])
+
+
+def memory_problem(deployment: Path, free: int | None) -> str | None:
+    """Return why shared memory is too small for requests at the limits of a deployment; None if it is enough."""
+    settings = Settings.read(deployment / "tokenizer" / "1")
+    limits, tuning = settings.limits, settings.tuning
+    native = {part for part, model in settings.tensorrt.items() if model.backend == "tensorrt_plan"}
+    traffic = Traffic(tuning.live_requests, tuning.text_batch, tuning.vae_batch, limits.max_images, limits.max_pixels)
+    needed = shared_bytes(
+        settings.variant, settings.compute, traffic, "text_encoder" not in native, "vae_decoder" not in native
+    )
+    return problem(free, needed)
 
 
 def tensorrt_options(deployment: Path) -> list[str]:

@@ -31,7 +31,7 @@ from serve.probe import ANSWER, question
 from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import ENSEMBLE, configs
 
-REVISION = 2  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 3  # raise when the same artifact and settings give another deployment, including its models' code
 
 # model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {

@@ -70,7 +70,7 @@ class Settings:
                 tensorrt={name: TensorRtModel(**value) for name, value in raw.pop("tensorrt").items()},
                 **raw,
             )
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: cannot be read ({error}); write the deployment again") from None
 
 

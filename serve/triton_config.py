@@ -30,10 +30,11 @@ class Wire:
     type: str
     dims: tuple[int, ...]
     optional: bool = False
+    ragged: bool = False  # requests of one batch may have different sizes
 
 
 # All are optional, even the prompt: the tokenizer reports that it is missing, the ensemble an "unexpected deadlock".
-_REQUEST = tuple(Wire(f.name, f.type, (1,), optional=True) for f in FIELDS)
+_REQUEST = tuple(Wire(f.name, f.type, f.dims, optional=True) for f in FIELDS)
 # An ensemble has one namespace: an output named "seed" would collide with the input.
 _IMAGES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
 
@@ -65,7 +66,7 @@ def _batched(wire: Wire) -> Wire:
 
 def _row(tensor: RequestTensor) -> Wire:
     """Describe a tensor for a model that Triton batches."""
-    return Wire(tensor.name, tensor.type, tensor.dims)
+    return Wire(tensor.name, tensor.type, tensor.dims, ragged=tensor.many)
 
 
 def _whole(tensor: RequestTensor) -> Wire:
@@ -77,7 +78,11 @@ def _model(name: str, inputs: Iterable[Wire], outputs: Iterable[Wire], max_batch
     config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
     for wire in inputs:
         config.input.add(
-            name=wire.name, data_type=proto.DataType.Value(wire.type), dims=wire.dims, optional=wire.optional
+            name=wire.name,
+            data_type=proto.DataType.Value(wire.type),
+            dims=wire.dims,
+            optional=wire.optional,
+            allow_ragged_batch=wire.ragged,
         )
     for wire in outputs:
         config.output.add(name=wire.name, data_type=proto.DataType.Value(wire.type), dims=wire.dims)

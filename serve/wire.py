@@ -25,21 +25,28 @@ NUMPY: Mapping[FieldType, Any] = {
 
 @dataclass(frozen=True)
 class RequestTensor:
-    """One tensor: the request fields it holds, in order, and whether it has a batch axis in front of them."""
+    """One tensor: the request fields it holds, in order, and whether it has a batch axis in front of them.
+
+    A tensor with `many` holds one field that is a list of any length; an empty one is sent as a single 0, because a
+    tensor without values would not reach a model.
+    """
 
     name: str
     type: FieldType
     fields: tuple[str, ...]
     batched: bool = True
+    many: bool = False
 
     @property
     def dims(self) -> tuple[int, ...]:
         """The shape without a batch axis."""
-        return (len(self.fields),)
+        return (-1,) if self.many else (len(self.fields),)
 
     def pack(self, request: Request) -> Array:
         """Return the tensor of one request, [1, fields] or [fields]."""
         values = [getattr(request, field) for field in self.fields]
+        if self.many:
+            values = list(values[0]) or [0]
         raw = [value.encode() if isinstance(value, str) else value for value in values]
         array: Array = np.array(raw, NUMPY[self.type])
         return array[None] if self.batched else array
@@ -47,22 +54,27 @@ class RequestTensor:
     def unpack(self, array: Array) -> dict[str, Any]:
         """Return the fields of one request as plain Python values."""
         values = array.reshape(-1).tolist()
+        if self.many:
+            return {self.fields[0]: () if values == [0] else tuple(values)}
         texts = [value.decode() if isinstance(value, bytes) else value for value in values]
         return dict(zip(self.fields, texts, strict=True))
 
 
 SEED = RequestTensor("checked_seed", "TYPE_INT64", ("seed",))
 FORMAT = RequestTensor("checked_format", "TYPE_STRING", ("output_format",), batched=False)
+ENCODING = RequestTensor("checked_encoding", "TYPE_STRING", ("response_encoding",), batched=False)
 TENSORS = (
     SEED,
     RequestTensor("checked_size", "TYPE_INT32", ("width", "height")),
     RequestTensor("checked_steps", "TYPE_INT32", ("steps",)),
     RequestTensor("checked_guidance", "TYPE_FP32", ("guidance",)),
     RequestTensor("checked_num_images", "TYPE_INT32", ("num_images",)),
+    RequestTensor("checked_sigmas", "TYPE_FP32", ("sigmas",), many=True),
     FORMAT,
+    ENCODING,
 )
 DENOISER = tuple(tensor for tensor in TENSORS if tensor.batched)  # the denoiser's inputs
-IMAGE_ENCODER = (FORMAT, SEED)  # the image encoder's inputs; the seed passes through
+IMAGE_ENCODER = (FORMAT, ENCODING, SEED)  # the image encoder's inputs; the seed passes through
 
 
 def request_to_tensors(request: Request) -> dict[str, Array]:

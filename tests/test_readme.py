@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -53,18 +54,23 @@ def test_the_commands_of_the_readme_generate_an_image(tmp_path: Path) -> None:
                 assert server.stdout is not None
                 assert "ready after" in server.stdout.readline()
             else:
+                command = command.replace("127.0.0.1:8000", f"127.0.0.1:{ports.http}")
                 if "serve generate" in command:
                     command += f" --url 127.0.0.1:{ports.grpc}"
                 result = run(command, tmp_path)
                 assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-            done.append(command.split()[3])
+            done.append("curl" if command.startswith("curl") else command.split()[3])
     finally:
         if server is not None:
             server.send_signal(signal.SIGINT)
             server.communicate(timeout=30)
     quantized = ["calibrate", "apply", "report", "gate"]
-    assert done == ["onnx", "repository", "run", "generate", "lint", *quantized, "doctor", "plan"]
-    assert decode((tmp_path / "mine.png").read_bytes()).ndim == 3
+    http = ["curl", "curl", "base64,"]
+    assert done == ["onnx", "repository", "run", "generate", *http, "lint", *quantized, "doctor", "plan"]
+    for name in ("mine.png", "http.png"):
+        assert decode((tmp_path / name).read_bytes()).ndim == 3
+    (image,) = (o["data"] for o in json.loads((tmp_path / "long.json").read_text())["outputs"] if o["name"] == "image")
+    assert decode(base64.b64decode(image[0], validate=True)).ndim == 3
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2D
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from kit.own_settings import OwnSettings
 from kit.sample.world import SIDE
 
 from .denoiser_training import STEPS
@@ -39,6 +40,7 @@ def assemble(
 def write(pipe: Flux2KleinPipeline, folder: Path) -> None:
     """Save the pipeline as shipped: bfloat16, safetensors, diffusers layout. The given models are cast to bfloat16."""
     pipe.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    OwnSettings(pipe.tokenizer.model_max_length, SIDE).write(folder)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from export.aoti import RECIPES
 from export.aoti.linears import LINEARS, quantize_linears
 from export.aoti.package import compile_package, example
-from export.artifact import TOOLS, texts, write_system_message
+from export.artifact import TOOLS, system_message, texts
 from export.graphs.fusion import fuse_projections
 from export.lora.terms import Lora
 from export.meta_part import assign, meta_part
@@ -109,7 +109,7 @@ def compile_artifact(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         if variant.text_encoder.kind == "mistral3":
-            write_system_message(folder / "tokenizer")
+            (folder / "tokenizer" / "system_message.txt").write_text(system_message())
         write_manifest(folder, _manifest(variant, checkpoint, config, records))
     return made
 

@@ -1,8 +1,4 @@
-"""Map the keys of an adapter file to modules and the roles of their tensors; every key must be recognized.
-
-Files in use differ in three independent ways: the names of modules (black-forest-labs or diffusers, either of them with
-underscores), the prefix before these names, and the names of the factors.
-"""
+"""Map the keys of an adapter file to modules and the roles of their tensors; every key must be recognized."""
 
 from __future__ import annotations
 
@@ -13,27 +9,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from export.names import Targets, all_linears
+from export.lora.names import Sizes, Spot, find_spot, nearest, part_of
 from kit.errors import UsageError
 from kit.safetensors_file import StoredTensor
-from kit.variants import Transformer
 
-Role = Literal["A", "B", "alpha", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"]
-_LOW_RANK: Mapping[str, Role] = {
-    "lora_A": "A",
-    "lora_down": "A",
-    "lora.down": "A",
-    "lora_B": "B",
-    "lora_up": "B",
-    "lora.up": "B",
-}
-_FACTOR = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.default)?\.weight")
-_OTHER = re.compile(r"(.+)\.(" + "|".join(role for role in get_args(Role) if len(role) > 1) + ")")
-_DORA = re.compile(r".+\.(dora_scale|lora_magnitude_vector(\.default)?(\.weight)?)")
-_TEXT = re.compile(r"(base_model\.model\.)?(text_encoder|text_encoders|lora_te|lycoris_text|te[123]?[._]|conditioner)")
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-_UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
+LowRankRole = Literal["A", "B", "alpha", "diff"]
+KroneckerRole = Literal["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"]
+HadamardRole = Literal["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]
+Role = LowRankRole | KroneckerRole | HadamardRole
+_LYCORIS_ROLES: tuple[KroneckerRole | HadamardRole, ...] = (*get_args(KroneckerRole), *get_args(HadamardRole))
+_DOWN = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down")
+_UP = ("lora_B", "lora_up", "lora.up", "lora_linear_layer.up")
+_FACTOR = re.compile(rf"(.+?)[._]({'|'.join(re.escape(word) for word in (*_DOWN, *_UP))})(?:(?:\.([^.]+))?\.weight)?")
+_SCALAR = re.compile(r"(.+)\.(alpha|lora_alpha|network_alpha|diff)")
+_LYCORIS = re.compile(r"(.+)\.((?:lokr_w[12](?:_[ab])?)|(?:hada_w[12]_[ab]))(?:\.([^.]+))?")
+_DORA = re.compile(r".+\.(dora_scale|lora_magnitude_vector(\.[^.]+)?)")
+_BIAS = re.compile(r".+\.(diff_b|lora_[AB]\.bias|bias)")
 _SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key says: the name of its module, the role of its tensor, and the name of the adapter, "" if none."""
+
+    module: str
+    role: Role
+    adapter: str = ""
 
 
 @dataclass
@@ -41,68 +42,72 @@ class Module:
     """The tensors of one module of a file by role, and the weights they change."""
 
     name: str  # as in the file
-    targets: Targets
+    spot: Spot
     tensors: dict[Role, StoredTensor] = field(default_factory=dict)
 
 
-def read_modules(file: Path, stored: Mapping[str, StoredTensor], sizes: Transformer) -> list[Module]:
+def read_modules(file: Path, stored: Mapping[str, StoredTensor], sizes: Sizes) -> list[Module]:
     """Group the tensors of an adapter file by module.
 
-    Raises UsageError for keys that cannot be applied, with the first of them and their number.
+    Raises UsageError for keys that cannot be applied, with the first of them and their number, for two keys that are
+    the same factor, and for a file that holds two adapters.
     """
-    linears = all_linears(sizes)
-    names = linears | {name.replace(".", "_"): targets for name, targets in linears.items()}
-    modules: dict[str, Module] = {}
+    modules: dict[tuple[object, ...], Module] = {}
     refused: dict[str, list[str]] = defaultdict(list)
-    for key in stored:
-        parsed = _role(key)
-        if _DORA.fullmatch(key):
-            refused["dora"].append(key)
-        elif _TEXT.match(key):
-            refused["text"].append(key)
-        elif parsed is None:
-            refused["role"].append(key)
-        elif (targets := names.get(_bare(parsed[0]))) is None:
-            refused["module"].append(key)
+    adapters: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in stored:
+        key = parse(name)
+        if _DORA.fullmatch(name):
+            refused["dora"].append(name)
+        elif key is None:
+            refused["bias" if _BIAS.fullmatch(name) else "role"].append(name)
+        elif (spot := find_spot(key.module, sizes)) is None:
+            refused["text" if part_of(name) == "text_encoder" else "module"].append(name)
+            unknown.append(key.module)
         else:
-            name, role = parsed
-            module = modules.setdefault(_bare(name), Module(name, targets))
-            if role in module.tensors:
-                raise UsageError(f"{file}: keys {module.tensors[role].name!r} and {key!r} are the same factor")
-            module.tensors[role] = stored[key]
-    _refuse(file, refused)
+            if key.role not in ("alpha", "diff"):
+                adapters.setdefault(key.adapter, name)
+            module = modules.setdefault((spot.part, spot.targets, spot.piece), Module(key.module, spot))
+            if key.role in module.tensors:
+                raise UsageError(f"{file}: keys {module.tensors[key.role].name!r} and {name!r} are the same factor")
+            module.tensors[key.role] = stored[name]
+    _refuse(file, refused, nearest(unknown[0], sizes) if unknown else None)
     if not modules:
         raise UsageError(f"{file}: holds no tensors, so it is not an adapter")
+    if len(adapters) > 1:
+        first, second = sorted(adapters.values())[:2]
+        raise UsageError(
+            f"{file}: {first!r} and {second!r} belong to different adapters; save each of them to a file of its own"
+        )
     return list(modules.values())
 
 
-def _role(key: str) -> tuple[str, Role] | None:
-    """Split a key into the name of its module and the role of its tensor."""
-    if factor := _FACTOR.fullmatch(key):
-        return factor[1], _LOW_RANK[factor[2]]
-    if other := _OTHER.fullmatch(key):
-        role: Role = next(role for role in get_args(Role) if role == other[2])
-        return other[1], role
+def parse(name: str) -> Key | None:
+    """Split a key into module, role and adapter; None if it is not a factor of a known method."""
+    if found := _FACTOR.fullmatch(name):
+        return Key(found[1], "A" if found[2] in _DOWN else "B", found[3] or "")
+    if found := _SCALAR.fullmatch(name):
+        return Key(found[1], "diff" if found[2] == "diff" else "alpha")
+    if found := _LYCORIS.fullmatch(name):
+        role: Role = next(role for role in _LYCORIS_ROLES if role == found[2])
+        return Key(found[1], role, found[3] or "")
     return None
 
 
-def _bare(name: str) -> str:
-    """Remove the prefixes from the name of a module."""
-    for prefix in (*_PREFIXES, *_UNDERSCORED):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _refuse(file: Path, refused: Mapping[str, list[str]]) -> None:
+def _refuse(file: Path, refused: Mapping[str, list[str]], near: str | None) -> None:
+    hint = f"; the nearest known name is {near!r}" if near else ""
     reasons = {
         "dora": "a DoRA rescales the rows of the merged weight, so its effect is not a sum that can be combined with "
         "other adapters; train or convert it to a plain LoRA",
-        "text": "the adapter changes the text encoder; only adapters of the transformer can be merged",
-        "role": "not a LoRA or LoKr factor; biases, full differences and other methods cannot be merged",
-        "module": "the transformer of this variant has no such linear layer; check that the adapter is for this model",
+        "text": f"the adapter changes the text encoder, and that of this variant has no such linear layer{hint}",
+        "bias": "the linear layers of FLUX.2 have no bias",
+        "role": "not a LoRA, LoHa or LoKr factor and not a full difference; convert the adapter to a plain LoRA",
+        "module": "the transformer of this variant has no such linear layer; check that the adapter is for this "
+        f"model{hint}",
     }
     for kind, reason in reasons.items():
         if keys := refused.get(kind):
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            shown = ", ".join(repr(key) for key in keys[:_SHOWN])
-            raise UsageError(f"{file}: cannot apply {shown}{more}: {reason}")
+            names = ", ".join(repr(key) for key in keys[:_SHOWN])
+            raise UsageError(f"{file}: cannot apply {names}{more}: {reason}")

@@ -1,21 +1,24 @@
-"""Merge adapters into the weights of a transformer and describe them for the manifest."""
+"""Merge adapters into the weights of a part and describe them for the manifest."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from export.derived import Derived
+from export.lora.names import LoraPart, Sizes
 from export.lora.settings import config_beside
-from export.lora.terms import Lora, read_terms
+from export.lora.terms import Lora, changed_parts, read_terms
 from export.weights import Binding
-from kit.variants import Transformer
+from kit.errors import UsageError
+
+MERGEABLE: tuple[LoraPart, ...] = get_args(LoraPart)  # parts that adapters can change
 
 
-def merge(binding: Binding, loras: Sequence[Lora], sizes: Transformer) -> Binding:
-    """Return a binding in which every weight that an adapter changes is derived; the others are unchanged.
+def merge(binding: Binding, loras: Sequence[Lora], sizes: Sizes, part: LoraPart = "transformer") -> Binding:
+    """Return a binding of a part in which every weight that an adapter changes is derived; the others are unchanged.
 
     A merged weight keeps the type of its source, except that FP8 becomes BF16, because a sum may not fit the FP8 scale.
     Raises UsageError, naming the file and the key, for an adapter that cannot be applied.
@@ -23,7 +26,7 @@ def merge(binding: Binding, loras: Sequence[Lora], sizes: Transformer) -> Bindin
     shapes = {name: tensor.shape for name, tensor in binding.tensors.items()}
     shapes |= {name: tensor.shape for name, tensor in binding.derived.items()}
     tensors, derived, scales = dict(binding.tensors), dict(binding.derived), dict(binding.scales)
-    for name, terms in read_terms(loras, sizes, shapes).items():
+    for name, terms in read_terms(loras, sizes, part, shapes).items():
         scale = scales.pop(name, None)
         if name in derived:
             base = derived[name]
@@ -31,8 +34,14 @@ def merge(binding: Binding, loras: Sequence[Lora], sizes: Transformer) -> Bindin
             stored = tensors.pop(name)
             base = Derived(stored.name, stored.dtype, stored)
         dtype = "BF16" if scale is not None else base.dtype
-        derived[name] = replace(base, dtype=dtype, scale=scale, terms=terms)
+        derived[name] = replace(base, dtype=dtype, scale=scale.value if scale is not None else base.scale, terms=terms)
     return Binding(tensors, derived, scales)
+
+
+def check_parts(loras: Sequence[Lora], sizes: Sizes, parts: Collection[str]) -> None:
+    """Raise UsageError if adapters change a part that is not among `parts`."""
+    for part in sorted(changed_parts(loras, sizes) - set(parts)):
+        raise UsageError(f"--lora changes the {part}, which --parts leaves out")
 
 
 def record(loras: Sequence[Lora]) -> list[dict[str, Any]]:

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.lora.delta import Kronecker, LowRank, Term
-from export.lora.keys import Module, Role, read_modules
-from export.lora.settings import LoraSettings, read_settings
-from export.values import READABLE, read_all
+from export.lora.delta import Term
+from export.lora.factors import combine
+from export.lora.keys import Module, read_modules
+from export.lora.names import LoraPart, Sizes, partitions
+from export.lora.scales import Strengths
+from export.lora.settings import read_settings
 from kit.errors import UsageError
-from kit.safetensors_file import StoredTensor, read_header
-from kit.variants import Transformer
+from kit.safetensors_file import read_header
 
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of peft, of diffusers
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -28,14 +30,18 @@ class Lora:
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """Parse FILE or FILE=WEIGHT; raises UsageError for a weight that is not a finite number and for a missing file.
+        """Parse FILE or FILE=WEIGHT, or a folder that peft or diffusers wrote in place of the file.
 
-        An existing file whose name contains "=" is used as it is.
+        An existing file whose name contains "=" is used as it is. Raises UsageError for a weight that is not a finite
+        number and for a missing file.
         """
-        if Path(text).is_file():
-            return cls(Path(text))
+        if Path(text).exists():
+            file = _file(Path(text))
+            if not file.is_file():
+                raise UsageError(f"--lora {text}: a folder without {' or '.join(FOLDER_FILES)}; give the file")
+            return cls(file)
         name, equals, number = text.rpartition("=")
-        file = Path(name if equals else text)
+        file = _file(Path(name if equals else text))
         try:
             weight = float(number) if equals else 1.0
         except ValueError:
@@ -47,100 +53,87 @@ class Lora:
         return cls(file, weight)
 
 
-def read_terms(loras: Sequence[Lora], sizes: Transformer, shapes: Shapes) -> dict[str, tuple[Term, ...]]:
-    """Return the terms of all adapters by the name of the weight they change.
+def _file(path: Path) -> Path:
+    """Return the adapter file of a folder, or the path as it is."""
+    return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
 
-    `shapes` holds the shapes of the transformer's weights. Raises UsageError, naming the file and the key, for an
-    adapter that cannot be applied.
+
+def read_terms(loras: Sequence[Lora], sizes: Sizes, part: LoraPart, shapes: Shapes) -> dict[str, tuple[Term, ...]]:
+    """Return the terms of all adapters by the name of the weight of one part that they change.
+
+    `shapes` holds the shapes of the part's weights. Raises UsageError, naming the file and the key, for an adapter that
+    cannot be applied, also if what cannot be applied belongs to another part.
     """
     terms: dict[str, list[Term]] = defaultdict(list)
     for lora in loras:
         settings = read_settings(lora.file)
-        for module in read_modules(lora.file, read_header(lora.file), sizes):
-            for weight, term in _module_terms(lora, module, settings, shapes):
+        modules = [m for m in read_modules(lora.file, read_header(lora.file), sizes) if m.spot.part == part]
+        strengths = Strengths.of(settings.get(part) if modules else None, modules, sizes)
+        taken: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for index, module in enumerate(modules):
+            for weight, term in _module_terms(lora, index, module, strengths, shapes):
+                _claim(lora.file, taken[weight], weight, term, module)
                 terms[weight].append(term)
     return {weight: tuple(found) for weight, found in terms.items()}
 
 
-def _module_terms(lora: Lora, module: Module, settings: LoraSettings | None, shapes: Shapes) -> list[tuple[str, Term]]:
+def changed_parts(loras: Sequence[Lora], sizes: Sizes) -> set[LoraPart]:
+    """Return the parts that adapters change."""
+    return {m.spot.part for lora in loras for m in read_modules(lora.file, read_header(lora.file), sizes)}
+
+
+def _module_terms(
+    lora: Lora, index: int, module: Module, strengths: Strengths, shapes: Shapes
+) -> list[tuple[str, Term]]:
     """Check one module of a file against the weights that it changes."""
     where = f"{lora.file}: {module.name}"
-    for tensor in module.tensors.values():
-        if tensor.dtype not in READABLE:
-            raise UsageError(
-                f"{lora.file}: {tensor.name!r} is stored as {tensor.dtype}; expected {', '.join(READABLE)}"
-            )
-    factors, rank = _factors(where, module.tensors)
-    scale = _scale(where, module, rank, settings, isinstance(factors, Kronecker))
-    weights = [f"{target.module}.weight" for target in module.targets]
+    factors, rank = combine(where, module.tensors)
+    scales = [strengths.scale(where, module, (index, j), rank) for j in range(len(module.spot.targets))]
+    weights = [f"{target.module}.weight" for target in module.spot.targets]
+    if any(weight not in shapes for weight in weights):
+        return []  # a layer above the last one that the graph runs
     heights = [shapes[weight][0] for weight in weights]
-    needed = (sum(heights), shapes[weights[0]][1])
-    if factors.shape != needed:
-        raise UsageError(f"{where}: the factors have shape {list(factors.shape)}, the weight {list(needed)}")
-    return [
-        (weight, Term(factors, lora.weight * scale, lora.file, sum(heights[: target.third or 0]), target.swapped))
-        for weight, target in zip(weights, module.targets, strict=True)
-    ]
+    columns = shapes[weights[0]][1:]
+    begin = _first_row(where, module, factors.shape, heights, columns)
+    found = []
+    offset = 0
+    for weight, target, height, scale in zip(weights, module.spot.targets, heights, scales, strict=True):
+        if offset < begin + factors.shape[0] and begin < offset + height:
+            found.append((weight, Term(factors, lora.weight * scale, lora.file, offset - begin, target.swapped)))
+        offset += height
+    return found
 
 
-def _factors(where: str, tensors: Mapping[Role, StoredTensor]) -> tuple[LowRank | Kronecker, int | None]:
-    """Combine the factors of a module; returns them with their rank, None for a module without low-rank factors."""
-    found = set(tensors) - {"alpha"}
-    for role in found:
-        if len(tensors[role].shape) != 2:
-            raise UsageError(f"{where}: {tensors[role].name!r} has shape {list(tensors[role].shape)}, not a matrix")
-    if not found:
-        raise UsageError(f"{where}: has alpha but no factors")
-    if found & {"A", "B"}:
-        if found != {"A", "B"}:
-            lacking = " and ".join(sorted({"A", "B"} - found)) or "nothing"
-            raise UsageError(f"{where}: lacks {lacking}, has {', '.join(sorted(found))}")
-        return LowRank(tensors["A"], tensors["B"]), _rank(where, tensors["B"], tensors["A"])
-    left = _side(where, tensors, "lokr_w1", "lokr_w1_a", "lokr_w1_b")
-    right = _side(where, tensors, "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-    ranks = {_rank(where, *side) for side in (left, right) if len(side) == 2}
-    if len(ranks) > 1:
-        raise UsageError(f"{where}: the two sides of the LoKr have ranks {sorted(ranks)}, so alpha / rank is undefined")
-    return Kronecker(left, right), ranks.pop() if ranks else None
-
-
-def _side(
-    where: str, tensors: Mapping[Role, StoredTensor], whole: Role, first: Role, second: Role
-) -> tuple[StoredTensor, ...]:
-    """Return one side of a Kronecker product: one matrix, or two matrices to multiply."""
-    found = {role for role in (whole, first, second) if role in tensors}
-    if found == {whole}:
-        return (tensors[whole],)
-    if found == {first, second}:
-        return tensors[first], tensors[second]
+def _first_row(
+    where: str, module: Module, shape: tuple[int, ...], heights: Sequence[int], columns: tuple[int, ...]
+) -> int:
+    """Return the row of the module's whole matrix at which the factors begin; their shape decides."""
+    piece = module.spot.piece
+    if piece is None:
+        needed = (sum(heights), *columns)
+        if shape != needed:
+            raise UsageError(f"{where}: the factors have shape {list(shape)}, the weight {list(needed)}")
+        return 0
+    splits = partitions(module.spot.known, heights, columns[0]) if len(columns) == 1 else []
+    for split in splits:
+        if piece < len(split) and shape == (split[piece], *columns):
+            return sum(split[:piece])
+    expected = " or ".join(str([split[piece], *columns]) for split in splits if piece < len(split))
     raise UsageError(
-        f"{where}: a LoKr needs {whole}, or {first} and {second}; the file has {', '.join(sorted(found)) or 'none'}"
+        f"{where}: the factors have shape {list(shape)}, which is not part {piece} of {module.spot.known!r}"
+        + (f"; expected {expected}" if expected else ", a matrix without parts")
     )
 
 
-def _rank(where: str, left: StoredTensor, right: StoredTensor) -> int:
-    rank = left.shape[1]
-    if rank != right.shape[0]:
-        raise UsageError(
-            f"{where}: {left.name!r} {list(left.shape)} and {right.name!r} {list(right.shape)} cannot be multiplied"
-        )
-    if rank == 0:
-        raise UsageError(f"{where}: has rank 0")
-    return rank
-
-
-def _scale(where: str, module: Module, rank: int | None, settings: LoraSettings | None, kronecker: bool) -> float:
-    """Return alpha / rank; a LoKr of two whole matrices has no rank, so its alpha is ignored."""
-    stored = module.tensors.get("alpha")
-    if kronecker and settings is not None:
-        raise UsageError(f"{settings.origin}: these are settings of a LoRA, but {module.name!r} is a LoKr")
-    if rank is None:
-        return 1.0
-    if stored is None:
-        return settings.scale(module.targets[0].module, rank) if settings else 1.0
-    if math.prod(stored.shape) != 1:
-        raise UsageError(f"{where}: alpha {stored.name!r} has shape {list(stored.shape)}, not one number")
-    alpha = float(read_all(stored).reshape(()))
-    if not math.isfinite(alpha):
-        raise UsageError(f"{where}: alpha {stored.name!r} is {alpha}, not a finite number")
-    return alpha / rank
+def _claim(file: Path, taken: list[tuple[int, int, str]], weight: str, term: Term, module: Module) -> None:
+    """Record the rows that a term changes; raises UsageError if another module of the file changes them too."""
+    begin = -term.offset
+    end = begin + term.factors.shape[0]
+    for first, last, other in taken:
+        if first < end and begin < last:
+            names = " and ".join(repr(name) for name in sorted((other, module.name)))
+            raise UsageError(
+                f"{file}: {names} both change {weight!r}; the same difference may be stored under two names, so remove "
+                "one of them"
+            )
+    taken.append((begin, end, module.name))

@@ -6,17 +6,14 @@ only the larger of the two has to fit in memory.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.artifact import write_system_message
+from export.artifact import system_message
 from export.lora.merge import record as describe_loras
 from export.lora.terms import Lora
 from export.torch_part import Offload, TorchPart, bind, check_device, load
@@ -55,6 +52,7 @@ class Calibration:
     loras: tuple[Lora, ...] = ()
     batch: int = 1  # requests per call
     single_files: dict[str, Path] = field(default_factory=dict)
+    weights: str | None = None  # the variant of the weight files in folders, such as bf16
 
 
 Progress = Callable[[str, int, int], None]  # what runs, done, total
@@ -70,14 +68,15 @@ def calibrate(checkpoint: Path, config: Calibration, progress: Progress = lambda
     variant = read_variant(checkpoint)
     requests = _requests(variant, config)
     bindings = {
-        part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras) for part in QUANTIZED_PARTS
+        part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras, config.weights)
+        for part in QUANTIZED_PARTS
     }
     observer = Observer()
     texts = {request.prompt for request in requests}
     if variant.guidance == "cfg":
         texts |= {request.negative_prompt for request in requests}
-    with _prompt_encoder(checkpoint, variant) as prompts:  # check the length of all of them before the first one runs
-        tokens = {text: prompts.encode(text, f"prompt {text[:40]!r}") for text in sorted(texts)}
+    prompts = _prompt_encoder(checkpoint, variant)  # check the length of all of them before the first one runs
+    tokens = {text: prompts.encode(text, f"prompt {text[:40]!r}") for text in sorted(texts)}
     embeds: dict[str, Any] = {}
     encoder = load("text_encoder", variant, bindings["text_encoder"], config.dtype, config.device, config.offload)
     watched = encoder.linears() if "text_encoder" in config.parts else {}
@@ -118,15 +117,12 @@ def _requests(variant: Variant, config: Calibration) -> list[Request]:
     ]
 
 
-@contextmanager
-def _prompt_encoder(checkpoint: Path, variant: Variant) -> Iterator[PromptEncoder]:
-    """Read the checkpoint's tokenizer; dev's gets the system message that an export stores with it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint / "tokenizer"
-        if variant.text_encoder.kind == "mistral3":
-            folder = Path(shutil.copytree(folder, Path(scratch) / "tokenizer"))
-            write_system_message(folder)
-        yield PromptEncoder(folder, variant.text_encoder.kind, variant.text_tokens)
+def _prompt_encoder(checkpoint: Path, variant: Variant) -> PromptEncoder:
+    """Read the checkpoint's tokenizer; dev's needs the system message that an export stores with it."""
+    kind = variant.text_encoder.kind
+    return PromptEncoder(
+        checkpoint / "tokenizer", kind, variant.text_tokens, system_message() if kind == "mistral3" else None
+    )
 
 
 def _blocks(transformer: TorchPart) -> dict[str, Any]:

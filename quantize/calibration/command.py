@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
     parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
     parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+    parser.add_argument("--text-encoder", metavar="FILE", help="as for export onnx")
+    parser.add_argument("--variant", metavar="NAME", help="as for export onnx")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -51,7 +53,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.sources import find_sources
 
     loras = tuple(Lora.parse(text) for text in args.lora)
-    sources = find_sources(args.checkpoint, QUANTIZED_PARTS, args.config, args.transformer)
+    sources = find_sources(
+        args.checkpoint, QUANTIZED_PARTS, args.config, args.transformer, text_encoder=args.text_encoder
+    )
     from tqdm import tqdm
 
     from quantize.calibration import record
@@ -73,6 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         loras=loras,
         batch=args.batch,
         single_files=sources.single_files,
+        weights=args.variant,
     )
     begin = time.perf_counter()
     with tqdm(unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:

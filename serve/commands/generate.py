@@ -11,6 +11,8 @@ from typing import Any
 from kit.errors import UsageError
 from pipeline.request import FIELDS, FORMATS
 
+CHOSEN = ("prompt", "output_format", "response_encoding")  # by the position, by the suffix, and by the client
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; one for each field of a request."""
@@ -25,12 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kinds = {"TYPE_STRING": str, "TYPE_INT32": int, "TYPE_INT64": int, "TYPE_FP32": float}
     for field in FIELDS:
-        if field.name not in ("prompt", "output_format"):
+        if field.name not in CHOSEN:
             option = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(option, type=kinds[field.type], metavar="VALUE", help=field.about)
+            kind = _numbers if field.many else kinds[field.type]
+            metavar = "A,B,..." if field.many else "VALUE"
+            parser.add_argument(option, type=kind, metavar=metavar, help=field.about)
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: wait"
     )
+
+
+def _numbers(text: str) -> list[float]:
+    """Parse numbers between commas."""
+    return [float(number) for number in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--out {args.out}: the suffix must be one of .png, .jpg, .jpeg, .webp")
     if not args.out.parent.is_dir() or not os.access(args.out.parent, os.W_OK):
         raise UsageError(f"--out {args.out}: cannot write into {args.out.parent}")
-    wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name != "output_format"}
+    wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name == "prompt" or f.name not in CHOSEN}
     wanted["output_format"] = output_format
     show = sys.stderr.isatty()
 

@@ -62,9 +62,22 @@ def put(module: str, rows: int = 64, columns: int = 64) -> Change:
             lambda s: [put(f"double_blocks.{i}.img_attn.qkv")(s) for i in (7, 8)],
             r"'double_blocks.7.img_attn.qkv.lora_A.weight', .* and 1 more: the transformer of this variant",
         ),
-        (lambda s: s.update({f"{MODULE}.diff_b": torch.ones(64)}), r"'.*to_q.diff_b': not a LoRA or LoKr factor"),
-        (lambda s: s.update({f"{MODULE}.lora_B.bias": torch.ones(64)}), r"'.*lora_B.bias': not a LoRA or LoKr factor"),
-        (lambda s: s.update({f"{MODULE}.hada_w1_a": torch.ones(64, 4)}), r"'.*hada_w1_a': not a LoRA or LoKr factor"),
+        (
+            lambda s: s.update({f"{MODULE}.diff_b": torch.ones(64)}),
+            r"'.*to_q.diff_b': the linear layers of FLUX.2 have no bias",
+        ),
+        (
+            lambda s: s.update({f"{MODULE}.lora_B.bias": torch.ones(64)}),
+            r"'.*lora_B.bias': the linear layers of FLUX.2 have no bias",
+        ),
+        (
+            lambda s: s.update({f"{MODULE}.hada_w1_a": torch.ones(64, 4)}),
+            f"{MODULE}: has factors of a LoRA and of a LoHa, so its effect is ambiguous; keep one of them",
+        ),
+        (
+            lambda s: s.update({f"{MODULE}.oft_blocks": torch.ones(4, 4)}),
+            r"'.*oft_blocks': not a LoRA, LoHa or LoKr factor and not a full difference; convert the adapter",
+        ),
         (lambda s: s.pop(A), f"{MODULE}: lacks A, has B"),
         (lambda s: s.pop(B), f"{MODULE}: lacks B, has A"),
         (lambda s: (s.clear(), s.update({f"{MODULE}.alpha": torch.ones(())})), f"{MODULE}: has alpha but no factors"),
@@ -129,8 +142,8 @@ def test_what_cannot_be_applied_is_refused_with_the_key_and_the_reason(
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("{", "lora_adapter_metadata is not valid JSON"),
-        ("[]", "lora_adapter_metadata is not a JSON object"),
+        ("{", "lora_adapter_metadata: not valid JSON"),
+        ("[]", "lora_adapter_metadata: expected a JSON object, found list"),
         (json.dumps({"transformer.lora_alpha": "8"}), "lora_alpha is '8', not a finite number"),
         (json.dumps({"lora_alpha": math.inf}), "lora_alpha is inf, not a finite number"),
         (json.dumps({"lora_alpha": 8, "alpha_pattern": [1]}), "alpha_pattern is not a JSON object"),
@@ -153,7 +166,7 @@ def test_settings_of_a_lora_do_not_fit_a_lokr(checkpoint: Path, tmp_path: Path) 
     file = tmp_path / "adapter.safetensors"
     state = {f"{MODULE}.lokr_w1": torch.ones(8, 8), f"{MODULE}.lokr_w2": torch.ones(8, 8)}
     save_file(state, file, metadata={"lora_adapter_metadata": json.dumps({"lora_alpha": 8})})
-    with pytest.raises(UsageError, match="settings of a LoRA, but '.*to_q' is a LoKr"):
+    with pytest.raises(UsageError, match="settings of a LoRA, but '.*to_q' is none"):
         bind(checkpoint, file)
 
 
@@ -198,6 +211,14 @@ class TestLoraOption:
         assert Lora.parse(str(file)) == Lora(file, 1.0)
         assert Lora.parse(f"{file}=0.8") == Lora(file, 0.8)
         assert Lora.parse(f"{file}=-1e-1") == Lora(file, -0.1)
+
+    def test_a_folder_of_peft_or_diffusers_stands_for_its_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="a folder without adapter_model.safetensors or pytorch_lora_weights"):
+            Lora.parse(str(tmp_path))
+        file = tmp_path / "adapter_model.safetensors"
+        file.touch()
+        assert Lora.parse(str(tmp_path)) == Lora(file, 1.0)
+        assert Lora.parse(f"{tmp_path}=0.5") == Lora(file, 0.5)
 
     def test_a_name_with_an_equals_sign_is_taken_as_it_is_when_it_exists(self, tmp_path: Path) -> None:
         file = tmp_path / "step=100"

@@ -200,7 +200,7 @@ class TestTransformer:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda s: s.pop("img_in.weight"), r"tensor 'x_embedder.weight' of shape \[64, 128\] is missing"),
+            (lambda s: s.pop("img_in.weight"), r"tensor 'img_in.weight' of shape \[64, 128\] is missing"),
             (lambda s: s.update(extra=torch.ones(1)), "tensor 'extra' is not part of the transformer"),
             (
                 lambda s: s.update({"img_in.weight_scale": torch.ones(1)}),
@@ -208,7 +208,7 @@ class TestTransformer:
             ),
             (
                 lambda s: s.update({"img_in.weight": s["img_in.weight"].T.contiguous()}),
-                r"tensor 'x_embedder.weight' has shape \[128, 64\], the config asks for \[64, 128\]",
+                r"tensor 'img_in.weight' has shape \[128, 64\], the config asks for \[64, 128\]",
             ),
             (
                 lambda s: s.update({"double_blocks.0.img_attn.qkv.weight": torch.ones(190, 64)}),
@@ -216,14 +216,14 @@ class TestTransformer:
                 "values",
             ),
             (
-                lambda s: s.update({"img_in.weight": s["img_in.weight"].to(torch.float8_e4m3fn)}),
-                "tensor 'x_embedder.weight' is stored as F8_E4M3 without a weight_scale",
+                lambda s: s.update(fp8(s) | {"img_in.weight": s["img_in.weight"].to(torch.float8_e4m3fn)}),
+                "tensor 'img_in.weight' is stored as F8_E4M3 without a weight_scale",
             ),
             (
                 lambda s: s.update(
                     {"img_in.weight": s["img_in.weight"].to(torch.float8_e4m3fn), "img_in.weight_scale": torch.ones(64)}
                 ),
-                r"'img_in.weight_scale' is F32 of shape \[64\]; only FP8 with one F32 scale per tensor",
+                r"'img_in.weight_scale' is F32 of shape \[64\]; only FP8 with one scale per tensor",
             ),
             (
                 lambda s: s.update(

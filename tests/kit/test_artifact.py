@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,3 +182,40 @@ def test_a_folder_is_locked_while_it_is_built(tmp_path: Path) -> None:
         (folder / "proof").write_text("first")
     assert (tmp_path / "out" / "proof").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def linked(artifact: Path, files: Path, name: Callable[[Path], str]) -> Path:
+    """Move the files of an artifact to a folder and leave relative links, as a hub's cache does."""
+    files.mkdir(parents=True)
+    for path in [path for path in artifact.rglob("*") if path.is_file()]:
+        target = files / name(path.relative_to(artifact))
+        path.rename(target)
+        path.symlink_to(os.path.relpath(target, path.parent))
+    return artifact
+
+
+def flat(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()
+
+
+def test_an_artifact_in_a_hubs_cache_verifies(tmp_path: Path) -> None:
+    repository = tmp_path / "models--me--klein"
+    artifact = linked(make(repository / "snapshots" / "0123abcd" / "build"), repository / "blobs", flat)
+    assert verify(artifact).kind == "onnx"
+    (tmp_path / "link").symlink_to(artifact)
+    assert verify(tmp_path / "link").kind == "onnx"
+
+
+def test_links_inside_the_artifact_verify_and_others_name_the_cure(tmp_path: Path) -> None:
+    inside = make(tmp_path / "inside")
+    assert verify(linked(inside, tmp_path / "inside" / "..data", flat)).kind == "onnx"
+    outside = linked(make(tmp_path / "outside"), tmp_path / "elsewhere", flat)
+    with pytest.raises(ArtifactError, match=r"links to .*elsewhere/.*, outside the artifact's folder; .* \(cp -rL\)"):
+        verify(outside)
+
+
+def test_no_message_shows_the_temporary_folder(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as refusal, building(tmp_path / "out") as folder:
+        raise ArtifactError(f"{folder / 'tokenizer'}: missing")
+    assert str(refusal.value) == f"{tmp_path / 'out' / 'tokenizer'}: missing"
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from kit.checkpoint import resolve
 from kit.configs import SCHEDULER_CONFIG, read_variant
 from kit.errors import CheckpointError, UsageError
 from kit.ports import PARTS, ports
@@ -96,7 +97,11 @@ def test_an_unknown_name_lists_what_there_is() -> None:
         ("model_index.json", "[]", "model_index.json: expected a JSON object, found list"),
         ("model_index.json", '{"_class_name": "FluxPipeline"}', "'FluxPipeline' is not a FLUX.2 pipeline"),
         ("transformer/config.json", '{"_class_name": "UNet"}', "'UNet' is not Flux2Transformer2DModel"),
-        ("transformer/config.json", '{"_class_name": "Flux2Transformer2DModel"}', "key 'num_layers' is missing"),
+        (
+            "transformer/config.json",
+            '{"_class_name": "Flux2Transformer2DModel"}',
+            "key 'attention_head_dim' is missing",
+        ),
         ("text_encoder/config.json", "{}", "key 'num_attention_heads' is missing"),
         ("scheduler/scheduler_config.json", '{"_class_name": "DDIMScheduler"}', "_class_name is 'DDIMScheduler'"),
         ("vae/config.json", '{"_class_name": "AutoencoderKL"}', "'AutoencoderKL' is not AutoencoderKLFlux2"),
@@ -132,6 +137,96 @@ def test_a_text_encoder_that_needs_another_graph_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=message):
         read_variant(folder)
+
+
+def change(folder: Path, file: str, **values: object) -> Path:
+    """Change values of a config; returns the checkpoint."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("transformer/config.json", "num_layers", "2", r"num_layers is '2'; expected a whole number from 1 to 512"),
+        ("transformer/config.json", "num_layers", [2], r"num_layers is \[2\]; expected a whole number"),
+        ("transformer/config.json", "num_layers", True, "num_layers is True; expected a whole number"),
+        ("transformer/config.json", "num_layers", 10**9, "num_layers is 1000000000; expected a whole number"),
+        ("transformer/config.json", "axes_dims_rope", 32, "axes_dims_rope is 32; expected a list of whole numbers"),
+        (
+            "transformer/config.json",
+            "axes_dims_rope",
+            [8, 8],
+            r"axes_dims_rope is \[8, 8\]; expected four even numbers",
+        ),
+        ("transformer/config.json", "eps", "tiny", "eps is 'tiny'; expected a finite number"),
+        ("transformer/config.json", "guidance_embeds", "yes", "guidance_embeds is 'yes'; expected true or false"),
+        ("transformer/config.json", "patch_size", 2, "patch_size is 2; the graph is written for 1"),
+        ("transformer/config.json", "out_channels", 64, "out_channels is 64; the graph is written for None"),
+        ("text_encoder/config.json", "rope_parameters", "x", "rope_parameters is 'x'; expected an object"),
+        ("text_encoder/config.json", "rms_norm_eps", {}, "rms_norm_eps is {}; expected a finite number"),
+        ("text_encoder/config.json", "num_hidden_layers", 3, "num_hidden_layers is 3; FLUX.2 reads the output of"),
+        ("text_encoder/config.json", "num_key_value_heads", 3, "cannot share 3 key heads"),
+        ("text_encoder/config.json", "model_type", "llama", "model_type is 'llama'; klein has a text encoder of type"),
+        ("vae/config.json", "block_out_channels", 8, "block_out_channels is 8; expected a list"),
+        ("vae/config.json", "block_out_channels", [8, 9, 8, 8], "expected four multiples of 8"),
+        ("vae/config.json", "act_fn", "relu", "act_fn is 'relu'; the graph is written for 'silu'"),
+        ("vae/config.json", "sample_size", "big", "sample_size is 'big'; expected a whole number"),
+        ("tokenizer/tokenizer_config.json", "model_max_length", [1], r"model_max_length is \[1\]; expected a finite"),
+        ("flux2_deploy.json", "text_tokens", 513, "text_tokens is 513; expected a whole number from 1 to 512"),
+        ("flux2_deploy.json", "image_size", 100, "image_size 100 is not a multiple of 16"),
+        ("flux2_deploy.json", "tokens", 64, "unknown key 'tokens'; there are: text_tokens, image_size"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(
+    file: str, key: str, value: object, message: str, tmp_path: Path, checkpoint_of: ByFamily
+) -> None:
+    folder = shutil.copytree(checkpoint_of("klein"), tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        read_variant(change(folder, file, **{key: value}))
+    assert str(refusal.value).startswith(str(folder / file))
+
+
+def test_null_means_absent(tmp_path: Path, checkpoint_of: ByFamily) -> None:
+    folder = shutil.copytree(checkpoint_of("klein"), tmp_path / "checkpoint")
+    for file, keys in (
+        ("transformer/config.json", ("eps", "mlp_ratio", "rope_theta", "in_channels")),
+        ("text_encoder/config.json", ("rms_norm_eps", "rope_scaling")),
+        ("vae/config.json", ("batch_norm_eps", "sample_size", "decoder_block_out_channels")),
+        ("tokenizer/tokenizer_config.json", ("model_max_length",)),
+    ):
+        change(folder, file, **dict.fromkeys(keys))
+    assert read_variant(folder) == read_variant(checkpoint_of("klein"))
+
+
+def test_what_diffusers_ignores_changes_nothing_and_is_said_once(
+    tmp_path: Path, checkpoint_of: ByFamily, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(checkpoint_of("klein"), tmp_path / "checkpoint")
+    (folder / "flux2_deploy.json").unlink()
+    change(folder, "tokenizer/tokenizer_config.json", model_max_length=256)
+    change(folder, "vae/config.json", sample_size=512)
+    for _ in range(2):
+        variant = read_variant(folder)
+    assert (variant.text_tokens, variant.image_size) == (512, 1024)
+    assert [record.getMessage().rpartition("/")[2] for record in caplog.records] == [
+        "tokenizer_config.json: model_max_length 256 is ignored; texts have 512 tokens",
+        "config.json: sample_size 512 is ignored; images have 1024 pixels a side by default",
+    ]
+
+
+def test_only_the_kits_own_settings_shorten_texts(tmp_path: Path, checkpoint_of: ByFamily) -> None:
+    folder = shutil.copytree(checkpoint_of("klein"), tmp_path / "checkpoint")
+    change(folder, "flux2_deploy.json", text_tokens=64)
+    assert read_variant(folder).text_tokens == 64
+    assert read_variant(resolve("sample")).text_tokens == 48
+
+
+def test_a_checkpoint_without_a_tokenizer_has_a_variant(tmp_path: Path, checkpoint_of: ByFamily) -> None:
+    folder = shutil.copytree(checkpoint_of("klein"), tmp_path / "checkpoint")
+    shutil.rmtree(folder / "tokenizer")
+    assert read_variant(folder).text_tokens == 512
 
 
 def test_parts_of_different_variants_are_refused(tmp_path: Path, checkpoint_of: ByFamily) -> None:

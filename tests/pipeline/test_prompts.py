@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,8 +68,15 @@ def test_dev_needs_its_system_message(artifact_of: ByFamily) -> None:
 
 
 def test_a_tokenizer_in_another_format_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="tokenizer.json: missing; the checkpoint needs a tokenizer in this format"):
+    with pytest.raises(ArtifactError, match="tokenizer.json: missing; prompts cannot be encoded without it"):
         PromptEncoder(tmp_path, "qwen3", 512)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(artifact_of: ByFamily, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact_of("klein") / "tokenizer", tmp_path / "tokenizer")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
+    with pytest.raises(ArtifactError, match="tokenizer: the tokenizer cannot be loaded"):
+        PromptEncoder(folder, "qwen3", 512)
 
 
 def test_a_tokenizer_does_not_import_torch(artifact_of: ByFamily) -> None:

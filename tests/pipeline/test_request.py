@@ -22,6 +22,17 @@ def test_defaults_are_those_of_the_variant() -> None:
     assert check({"prompt": "a cat"}, BASE, Limits()).steps == 50
 
 
+def test_sigmas_give_the_number_of_steps() -> None:
+    request = check({"prompt": "a cat", "sigmas": [1.0, 0.65, 0.0003]}, DEV, Limits())
+    assert (request.sigmas, request.steps) == ((1.0, 0.65, 0.0003), 3)
+    assert check({"prompt": "a cat"}, DEV, Limits()).sigmas == ()
+
+
+def test_images_are_returned_as_bytes_unless_the_request_says_base64() -> None:
+    assert check({"prompt": "a cat"}, KLEIN, Limits()).response_encoding == "bytes"
+    assert check({"prompt": "a cat", "response_encoding": b"BASE64"}, KLEIN, Limits()).response_encoding == "base64"
+
+
 def test_a_missing_seed_is_random() -> None:
     seeds = {check({"prompt": "a cat"}, KLEIN, Limits()).seed for _ in range(8)}
     assert len(seeds) > 1
@@ -41,6 +52,16 @@ def test_fields_that_are_none_take_their_defaults() -> None:
         ({"width": 4096}, "width: 4096 is not between 64 and 2048 pixels"),
         ({"height": 0}, "height: 0 is not between 64 and 2048 pixels"),
         ({"width": -16}, "width: -16 is not between"),
+        ({"sigmas": []}, "sigmas: 0 noise levels; expected 1 to 100"),
+        ({"sigmas": [1.0] * 101}, "sigmas: 101 noise levels; expected 1 to 100"),
+        ({"sigmas": [1.0, 0.5, 0.5]}, "sigmas: 0.5 follows 0.5; noise levels must decrease"),
+        ({"sigmas": [1.0, 0.0]}, "sigmas: 0 is not above 0 and at most 1"),
+        ({"sigmas": [1.5]}, "sigmas: 1.5 is not above 0 and at most 1"),
+        ({"sigmas": [float("nan")]}, "sigmas: nan is not above 0"),
+        ({"sigmas": "fast"}, "sigmas: 'fast' is not a list of numbers"),
+        ({"sigmas": 3}, "sigmas: 3 is not a list of numbers"),
+        ({"sigmas": [1.0, 0.5], "steps": 4}, "steps: 4 is not the number of sigmas, 2; leave steps out"),
+        ({"response_encoding": "hex"}, "response_encoding: 'hex' is not one of bytes, base64"),
         ({"steps": 0}, "steps: 0 is not between 1 and 100"),
         ({"steps": -4}, "steps: -4 is not between 1 and 100"),
         ({"steps": 101}, "steps: 101 is not between 1 and 100"),

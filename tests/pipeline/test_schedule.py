@@ -31,6 +31,14 @@ def test_mu_is_the_empirical_mu_of_diffusers(tokens: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "steps"), CASES)
+def test_given_sigmas_are_shifted_as_the_scheduler_shifts_them(tokens: int, steps: int) -> None:
+    given = [float(x) for x in np.geomspace(1.0, 0.0003, steps)]
+    scheduler = FlowMatchEulerDiscreteScheduler(**CONFIG)
+    scheduler.set_timesteps(sigmas=given, mu=compute_empirical_mu(tokens, steps), device="cpu")
+    assert np.array_equal(schedule.sigmas(tokens, steps, given), scheduler.sigmas.numpy())
+
+
+@pytest.mark.parametrize(("tokens", "steps"), CASES)
 def test_sigmas_are_bit_equal_to_the_scheduler(tokens: int, steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**CONFIG)
     scheduler.set_timesteps(

@@ -161,3 +161,12 @@ def test_this_machine_is_described_as_json(capsys: pytest.CaptureFixture[str]) -
     assert found["versions"]["torch"]
     assert "CPUExecutionProvider" in found["onnxruntime_providers"]
     assert {verdict["work"] for verdict in found["can"]} >= {"export to ONNX", "serve with Triton"}
+
+
+def test_shared_memory_as_small_as_dockers_is_told() -> None:
+    small = replace(BARE, shared_free=64 * MIB)
+    (found,) = (v for v in verdicts(small, FULL, (), "2.51 on PATH") if v.work == "serve with Triton")
+    assert found.can
+    assert "but for klein-4b /dev/shm has 0.1 GB free" in found.words
+    (enough,) = (v for v in verdicts(BARE, FULL, (), "2.51 on PATH") if v.work == "serve with Triton")
+    assert enough.words == "tritonserver 2.51 on PATH"

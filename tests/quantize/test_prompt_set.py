@@ -92,7 +92,7 @@ def test_an_invalid_spec_is_rejected(spec: str, match: str) -> None:
     ("prompts", "match"),
     [
         ([], "contains no prompts"),
-        ("text", 'expected {"format": 1'),
+        ("text", 'expected a list of prompts or {"format": 1'),
         (["a boat"], 'prompt 1: expected an object with string values, found "a boat"'),
         ([{"id": "a", "category": "x", "text": 3}], "prompt 1: expected an object with string values"),
         ([{"id": "a", "category": "x", "txt": "b"}], "unknown key 'txt'; there are: id, category, text"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +84,56 @@ def test_formats(name: str, magic: bytes, server: Server) -> None:
         (image,) = client.generate(REQUESTS[1] | {"output_format": name}, timeout=60).images
     assert image.startswith(magic)
     assert decode(image).shape == (128, 96, 3)
+
+
+def post(server: Server, endpoint: str, body: dict[str, Any]) -> Any:
+    """Send JSON to the HTTP port and parse the response as strict JSON in UTF-8."""
+    url = f"http://{server.ports.host}:{server.ports.http}/v2/models/flux2/{endpoint}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.loads(response.read().decode("utf-8"))
+
+
+class TestHttp:
+    """JSON over HTTP, with images in base64."""
+
+    FIELDS = REQUESTS[1] | {"response_encoding": "base64"}
+
+    def test_generate_answers_in_json(self, server: Server) -> None:
+        with Client(server.url) as client:
+            (expected,) = client.generate(REQUESTS[1], timeout=60).images
+        assert base64.b64decode(post(server, "generate", self.FIELDS)["image"], validate=True) == expected
+
+    def test_infer_answers_in_json(self, server: Server) -> None:
+        kinds = {"prompt": "BYTES", "response_encoding": "BYTES", "seed": "INT64"}
+        inputs = [
+            {"name": name, "shape": [1], "datatype": kinds.get(name, "INT32"), "data": [value]}
+            for name, value in self.FIELDS.items()
+        ]
+        with Client(server.url) as client:
+            (expected,) = client.generate(REQUESTS[1], timeout=60).images
+        outputs = {output["name"]: output["data"] for output in post(server, "infer", {"inputs": inputs})["outputs"]}
+        assert base64.b64decode(outputs["image"][0], validate=True) == expected
+
+    def test_the_client_decodes_base64(self, server: Server) -> None:
+        with Client(server.url) as client:
+            plain, encoded = (client.generate(fields, timeout=60) for fields in (REQUESTS[1], self.FIELDS))
+        assert encoded.images == plain.images
+
+
+def test_requests_with_and_without_sigmas_share_batches(server: Server, artifact_of: ByFamily) -> None:
+    local = LocalPipeline(artifact_of("klein"))
+    turbo = {"prompt": "a cat", "seed": 4, "width": 64, "height": 64}
+    requests: list[dict[str, Any]] = [
+        turbo | {"sigmas": [1.0, 0.65, 0.43, 0.29, 0.1]},
+        turbo | {"sigmas": [1.0, 0.5]},
+        turbo | {"steps": 5},
+    ]
+    with Client(server.url) as client, ThreadPoolExecutor(len(requests)) as pool:
+        served = list(pool.map(lambda fields: client.generate(fields, timeout=60).images[0], requests))
+    for fields, image in zip(requests, served, strict=True):
+        assert np.array_equal(decode(image)[None], local.generate(fields).pixels)
+    assert served[0] != served[2]
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -41,22 +41,30 @@ def test_defaults_survive_the_round_trip(name: str) -> None:
     assert request_from_tensors(request_to_tensors(request)) == replace(request, prompt="")
 
 
+def test_sigmas_survive_the_round_trip() -> None:
+    for sigmas in ((), (1.0, 0.5, 0.25), (0.125,)):
+        request = replace(REQUEST, sigmas=sigmas, response_encoding="base64")
+        found = request_from_tensors(request_to_tensors(request))
+        assert (found.sigmas, found.response_encoding) == (sigmas, "base64")
+
+
 def test_the_denoiser_rebuilds_the_request_without_its_format() -> None:
     tensors = request_to_tensors(REQUEST)
     rebuilt = request_from_tensors({tensor.name: tensors[tensor.name] for tensor in DENOISER})
     assert rebuilt == replace(REQUEST, prompt="", negative_prompt="", output_format="png")
 
 
-def test_the_image_encoder_reads_format_and_seed() -> None:
+def test_the_image_encoder_reads_format_encoding_and_seed() -> None:
     tensors = request_to_tensors(REQUEST)
     found = [tensor.unpack(tensors[tensor.name]) for tensor in IMAGE_ENCODER]
-    assert found == [{"output_format": "webp"}, {"seed": 2**63 - 1}]
+    assert found == [{"output_format": "webp"}, {"response_encoding": "bytes"}, {"seed": 2**63 - 1}]
 
 
 def test_tensors_have_the_types_and_shapes_of_the_table() -> None:
     for name, array in request_to_tensors(REQUEST).items():
         (tensor,) = (entry for entry in TENSORS if entry.name == name)
         assert array.dtype == np.dtype(NUMPY[tensor.type])
-        assert array.shape == ((1, *tensor.dims) if tensor.batched else tensor.dims)
+        dims = (1,) if tensor.many else tensor.dims
+        assert array.shape == ((1, *dims) if tensor.batched else dims)
     assert request_to_tensors(REQUEST)["checked_size"].tolist() == [[96, 128]]
     assert (SEED.batched, FORMAT.batched) == (True, False)

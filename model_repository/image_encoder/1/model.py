@@ -8,8 +8,8 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from kit.errors import Flux2Error
-from pipeline.images import encode
-from pipeline.request import check_format
+from pipeline.images import encode, encode_response
+from pipeline.request import check_encoding, check_format
 from serve import backend
 from serve.wire import IMAGE_ENCODER
 
@@ -26,7 +26,8 @@ class TritonPythonModel:
         for tensor in IMAGE_ENCODER:
             fields |= tensor.unpack(backend.read(pb, request, tensor.name))
         try:
-            images = [encode(image, check_format(fields["output_format"])) for image in pixels]
+            encoding, output_format = check_encoding(fields["response_encoding"]), check_format(fields["output_format"])
+            images = [encode_response(encode(image, output_format), encoding) for image in pixels]
         except Flux2Error as error:
             return backend.refuse(pb, error)
         outputs = {"image": np.array(images, np.object_), "seed_used": np.array([fields["seed"]], np.int64)}
