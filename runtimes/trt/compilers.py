@@ -22,7 +22,8 @@ from kit.gpus import Gpu
 
 CompilerName = Literal["tensorrt", "tensorrt-rtx"]
 Capability = tuple[int, int]
-WeightMode = Literal["plan", "refit", "stream"]  # in the plan | in one shared file | streamed
+# In the plan | in one shared file, put into the plan when it is loaded | in the plan, streamed | inputs of the network
+WeightMode = Literal["plan", "refit", "stream", "inputs"]
 Hardware = Literal["exact", "same-capability", "ampere-plus"]
 Version = Literal["exact", "compatible"]
 AUTO = "auto"
@@ -70,7 +71,7 @@ COMPILERS: Mapping[str, Compiler] = {
             oldest=(10, 13),  # the first that takes weights by address
             newest=(11, 99),
             targets=(),
-            weights=("plan", "refit", "stream"),
+            weights=("plan", "refit", "stream", "inputs"),
             hardware=("exact", "same-capability", "ampere-plus"),
             versions=("exact", "compatible"),
             levels=True,
@@ -86,7 +87,7 @@ COMPILERS: Mapping[str, Compiler] = {
             oldest=(1, 7),
             newest=(1, 99),
             targets=((8, 0), (8, 6), (8, 9), (12, 0)),
-            weights=("plan",),  # stripping and refitting ask for a GPU
+            weights=("plan", "inputs"),  # stripping and refitting ask for a GPU
             hardware=("exact",),
             versions=("exact",),
             levels=False,

@@ -23,6 +23,10 @@ class Device(Protocol):
 
     def upload(self, target: Any, array: Array) -> None: ...
 
+    def upload_transposed(self, target: Any, array: Array) -> None:
+        """Copy a matrix of integers [N, K] to memory as [K, N]; the memory has its size in bytes."""
+        ...
+
     def download(self, source: Any) -> Array:
         """Wait for the stream and return the values."""
         ...
@@ -53,6 +57,11 @@ class Cuda:
     def upload(self, target: Any, array: Array) -> None:
         with self._torch.cuda.stream(self._stream):
             target.copy_(to_tensor(array))
+
+    def upload_transposed(self, target: Any, array: Array) -> None:
+        with self._torch.cuda.stream(self._stream):
+            staged = to_tensor(array).to(self._device)
+            target.view(staged.dtype).view(staged.shape[::-1]).copy_(staged.t())
 
     def download(self, source: Any) -> Array:
         with self._torch.cuda.stream(self._stream):

@@ -71,6 +71,16 @@ class TensorRtEngine:
             ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def load_weights(self, graph: Path) -> None:
+        """Replace the weights of plans that have them as inputs by those of another graph of the same form.
+
+        Calls wait meanwhile. Raises ArtifactError, with the reason, if the weights are in the plans or do not fit.
+        """
+        if self._plans.weights is None:
+            raise ArtifactError("the weights are in the plans; build the engine with --weights inputs to exchange them")
+        with self._lock:
+            self._plans.weights.load(graph)
+
     def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int]:
         """Return the size of every named axis; raises EngineError if an input does not fit its port."""
         sizes: dict[str, int] = {}

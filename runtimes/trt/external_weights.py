@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kit.errors import ArtifactError
+from runtimes.trt.weight_inputs import WeightList, take_weights
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -45,6 +46,7 @@ class ExternalWeights:
             self.proto = onnx.ModelProto.FromString(self.model)
         except (OSError, DecodeError) as error:
             raise ArtifactError(f"{graph}: cannot be read as an ONNX graph ({error})") from None
+        self.inputs: frozenset[str] = frozenset()  # weights that are inputs of the network
         self._files: dict[str, Bytes] = {}
         self._ranges = {
             tensor.name: self._range(tensor)
@@ -71,6 +73,17 @@ class ExternalWeights:
         for name, address, length in self:
             if not reader.load_initializer(name, address, length):
                 raise ArtifactError(f"{self.path}: TensorRT rejects the weight {name!r}: {complaints(reader)}")
+
+    def as_inputs(self) -> WeightList:
+        """Turn the weights into inputs of the network, which `feed` then leaves out; returns where they are."""
+        made = take_weights(self.proto, self._ranges, self.read)
+        self.inputs = frozenset(weight.name for weight in made.weights)
+        self.model = self.proto.SerializeToString()
+        return made
+
+    def read(self, file: str, offset: int, nbytes: int) -> bytes:
+        """Return a range of a weight file."""
+        return self._files[file][offset : offset + nbytes].tobytes()
 
     def _range(self, tensor: Any) -> tuple[str, int, int]:
         entries = {entry.key: entry.value for entry in tensor.external_data}

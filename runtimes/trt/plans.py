@@ -16,6 +16,7 @@ import tensorrt as trt
 
 from kit.errors import ArtifactError
 from kit.ports import PartName
+from runtimes.trt.bound_weights import BoundWeights
 from runtimes.trt.cuda import Device
 from runtimes.trt.external_weights import ExternalWeights, complaints
 from runtimes.trt.log import Log
@@ -85,6 +86,9 @@ class Plans:
         self._arena = arena
         self._loaded: list[Loaded] = []
         self._maps: list[mmap.mmap] = []
+        self.weights: BoundWeights | None = None
+        if record.weights == "inputs":  # one copy for all plans of the part
+            self.weights = BoundWeights(device, root / record.plans_of(part)[0].file)
         for plan in record.plans_of(part):
             engine = self._deserialize(root / plan.file)
             if record.weights == "refit":
@@ -125,6 +129,9 @@ class Plans:
                 if not context.set_optimization_profile_async(index, self._device.stream):
                     raise ArtifactError(f"{plan.file}: profile {profile} cannot be set: {self.log}")
                 context.set_device_memory(self._arena.address, self._arena.nbytes)
+                for name, address in self.weights.addresses() if self.weights is not None else ():
+                    if not context.set_tensor_address(name, address):
+                        raise ArtifactError(f"{plan.file}: TensorRT rejects the weight {name}: {self.log}")
                 made.append(Context(profile, context))
         return made
 

@@ -88,9 +88,10 @@ def write_engine(request: BuildRequest, machine: Machine, out: Path, build: Buil
             target = folder / plan.file
             target.parent.mkdir(exist_ok=True)
             made.setdefault(plan.part, []).append(build(plan, target))
-        if request.options.weights == "refit":
-            for part in made:
-                _add_weights(request.artifact / request.manifest.part(part).graph, folder / part)
+        for part in made:
+            if request.options.weights in ("refit", "inputs"):
+                graph = request.artifact / request.manifest.part(part).graph
+                _add_weights(graph, folder / part, with_graph=request.options.weights == "refit")
         copy_texts(request.artifact, folder)
         manifest = write_manifest(folder, _manifest(request, machine, made))
     return manifest, time.perf_counter() - begin
@@ -166,11 +167,13 @@ def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _add_weights(graph: Path, folder: Path) -> None:
-    """Link the graph and its weight files next to plans that contain no weights."""
-    link_or_copy(graph, folder / GRAPH)
+def _add_weights(graph: Path, folder: Path, with_graph: bool) -> None:
+    """Link the weight files of a graph, and the graph for refitting, next to plans that contain no weights."""
+    if with_graph:
+        link_or_copy(graph, folder / GRAPH)
     for file in sorted(graph.parent.glob("*.safetensors")):
-        link_or_copy(file, folder / file.name)
+        if not (folder / file.name).exists():  # graphs with the same weights share a folder
+            link_or_copy(file, folder / file.name)
 
 
 def _free(out: Path) -> int | None:

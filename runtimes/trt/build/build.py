@@ -12,6 +12,7 @@ import tensorrt as trt
 from kit.errors import CheckFailed
 from kit.gpus import gpu
 from kit.ports import Ports
+from runtimes.trt import weight_inputs
 from runtimes.trt.build.account import account
 from runtimes.trt.build.network import check_ports, parse
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
@@ -28,6 +29,7 @@ FLAGS: Mapping[WeightMode | Version, tuple[trt.BuilderFlag, ...]] = {
     "plan": (),
     "refit": (trt.BuilderFlag.STRIP_PLAN, trt.BuilderFlag.REFIT_IDENTICAL),  # unlike REFIT, it keeps every fusion
     "stream": (trt.BuilderFlag.WEIGHT_STREAMING,),
+    "inputs": (),
     "exact": (),
     "compatible": (trt.BuilderFlag.VERSION_COMPATIBLE,),
 }
@@ -80,6 +82,7 @@ def build_plan(
     OSError if the disk is full.
     """
     weights = ExternalWeights(graph)
+    listed = weights.as_inputs() if options.weights == "inputs" else None
     card = gpu(options.gpu)
     static = one_size(plan.profiles) if row.table == "log" else None
     parts = 1 if static is None else 2
@@ -106,6 +109,8 @@ def build_plan(
         told = {**table, "missed": told["missed"] or table["missed"], "scratch_of_all_profiles": log.scratch}
         told["sizes"] = best_sizes(static)
     write(layers, out.with_suffix(SUFFIX))
+    if listed is not None:
+        listed.write(out.with_suffix(weight_inputs.SUFFIX))
     tick(1.0, "done")
     return PlanRecord(plan.file, plan.profiles, out.stat().st_size, told)
 
@@ -125,7 +130,7 @@ def _compile(
     log, progress = Log(), Progress(tick)
     builder = trt.Builder(log)
     network, _parser = parse(builder, log, weights)  # the parser owns the memory of small constants
-    check_ports(network, ports)
+    check_ports(network, ports, weights.inputs)
     config = configure(builder, options, progress, row)
     for profile in profiles:
         shapes = builder.create_optimization_profile()

@@ -64,7 +64,8 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
         (
             "weights",
             get_args(WeightMode),
-            "in the plan, in a file that the plans share, or streamed from host memory",
+            "in the plan; in a file that the plans share; streamed from host memory; or inputs of the plan, which then "
+            "serves every checkpoint of its sizes",
         ),
         ("hardware", get_args(Hardware), "other GPUs that the plans must run on; reduces speed"),
         ("version", get_args(Version), "whether newer versions of TensorRT must load the plans; reduces speed"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import tensorrt as trt
 
 from kit.dtypes import number_format
@@ -30,14 +32,18 @@ def parse(
     return network, parser
 
 
-def check_ports(network: trt.INetworkDefinition, ports: Ports) -> None:
-    """Compare the inputs and outputs of a network with its ports; raises ArtifactError with the difference."""
+def check_ports(network: trt.INetworkDefinition, ports: Ports, weights: Set[str] = frozenset()) -> None:
+    """Compare the inputs and outputs of a network with its ports; raises ArtifactError with the difference.
+
+    `weights` names further inputs.
+    """
     for side, wanted, count in (
         ("input", ports.inputs, network.num_inputs),
         ("output", ports.outputs, network.num_outputs),
     ):
         get = network.get_input if side == "input" else network.get_output
-        found = {tensor.name: tensor for tensor in (get(index) for index in range(count))}
+        tensors = [get(index) for index in range(count)]
+        found = {tensor.name: tensor for tensor in tensors if side == "output" or tensor.name not in weights}
         if set(found) != {port.name for port in wanted}:
             raise ArtifactError(
                 f"the network has {side}s {', '.join(sorted(found))}; its ports are "

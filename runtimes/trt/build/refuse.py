@@ -118,7 +118,7 @@ def _builds(
                 batch=max(1, batch // (2 if manifest.variant.guidance == "cfg" else 1)),
                 parts=("transformer" if plan.part in KV_PARTS else plan.part,),
                 weight_streaming=options.weights == "stream",
-                stripped=options.weights == "refit",
+                stripped=options.weights in ("refit", "inputs"),
             )
     if disk_free is not None:
         yield feasible.Build(
@@ -128,7 +128,7 @@ def _builds(
             max_tokens=feasible.MIN_TOKENS,
             parts=parts,
             weight_streaming=True,  # memory is checked above
-            stripped=options.weights == "refit",
+            stripped=options.weights in ("refit", "inputs"),
             disk_free=disk_free // copies,
         )
 

@@ -49,6 +49,10 @@ class CpuDevice:
         self.uploads.append(array.shape)
         target.copy_(to_tensor(array))
 
+    def upload_transposed(self, target: Any, array: Array) -> None:
+        staged = to_tensor(array)
+        target.view(staged.dtype).view(staged.shape[::-1]).copy_(staged.t())
+
     def download(self, source: Any) -> Array:
         return to_array(source.clone())
 
