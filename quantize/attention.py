@@ -29,7 +29,7 @@ from kit.variants import Transformer
 from quantize.calibration.record import Record
 from quantize.linears import stored
 from quantize.row_reader import read_rows
-from quantize.scales import LARGEST
+from quantize.scales import LARGEST, SMALLEST_SCALE
 
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
 
@@ -64,12 +64,12 @@ def plan_attentions(
     layers = values(sizes)
     found = []
     for block, scores, mix in _attentions(model):
-        largest = [
+        seen_values = [
             seen[layer].value_amax * (float(rows[layer][outputs].max()) if layer in rows else 1.0)
             for layer, outputs in layers.items()
             if layer.startswith(f"{block}.") and layer in seen
         ]
-        if not largest or not max(largest):
+        if not seen_values or not max(seen_values):
             raise UsageError(
                 f"the calibration record has not seen the values of the attention in {block}, which recipe fp8 "
                 'quantizes: calibrate again, or use a recipe file with "attention": null'
@@ -78,10 +78,14 @@ def plan_attentions(
         amax = {
             "query": weights["q"],
             "key": weights["k"] * math.sqrt(sizes.head_dim),
-            "value": max(largest),
+            "value": max(seen_values),
             "probability": 1.0,
         }
-        found.append(QuantizedAttention(block, scores, mix, {name: v / LARGEST["fp8"] for name, v in amax.items()}))
+        found.append(
+            QuantizedAttention(
+                block, scores, mix, {name: max(v / LARGEST["fp8"], SMALLEST_SCALE) for name, v in amax.items()}
+            )
+        )
     return tuple(found)
 
 

@@ -14,50 +14,25 @@ import hashlib
 import json
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
+from benchmarks.sparse_quantized import synthetic_record
 from export.artifact import ExportConfig, export
 from kit.checkpoint import resolve
 from kit.ports import QUANTIZED_PARTS
 from kit.recipes import RECIPES
 from quantize.apply.apply import apply
 from quantize.apply.write import FILE
-from quantize.calibration.record import Record, Seen, fingerprint
-from quantize.linears import find_linears
 
 EXPECTED = Path(__file__).parent / "graph_digests.json"
 EXPORTS = (("fp32", "matmul"), ("fp32", "op"), ("bf16", "matmul"), ("bf16", "op"))
 QUANTIZED = tuple(name for name, recipe in RECIPES.items() if recipe.rules)
 CPUINFO = Path("/proc/cpuinfo")
-
-
-def synthetic_record(artifact: Path) -> Record:
-    """Make a calibration record from the names of layers, without arithmetic that depends on the CPU."""
-    parts: dict[str, dict[str, Seen]] = {}
-    for part in QUANTIZED_PARTS:
-        folder = artifact / part
-        for linear in find_linears(ir.load(folder / "model.onnx"), folder):
-            draw = np.random.default_rng(zlib.crc32(linear.name.encode()))
-            amax = np.round(draw.integers(64, 1024, linear.inputs) / 64, 6).astype(np.float32)
-            amax[::37] *= 16
-            parts.setdefault(part, {})[linear.name] = Seen(
-                rows=1024,
-                amax=float(amax.max()),
-                amax_by_step=(float(amax.max()),),
-                histogram={},
-                channel_amax=amax,
-                channel_square=(amax / 4) ** 2,
-                weight=fingerprint(linear.weight),
-                value_amax=8.0,
-            )
-    return Record("synthetic", ({"prompts": {"marks": []}},), parts)
 
 
 def form(path: Path) -> str:

@@ -75,9 +75,9 @@ class Artifacts:
         return out
 
     def quantized(self, family: str, dtype: str, attention: str, recipe: str) -> Path:
+        from benchmarks.sparse_quantized import synthetic_record
         from kit.recipes import RECIPES as KNOWN
         from quantize.apply.apply import apply
-        from tests.export.graph_digests import synthetic_record
 
         source = self.exported(family, dtype, attention)
         if recipe == dtype:
