@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kit import tiny
+from kit import own_settings, tiny
 from kit.dtypes import ITEM_BYTES
 from kit.safetensors_writer import Slot, reserve
 from kit.variants import Variant
@@ -31,6 +31,7 @@ Shapes = dict[str, tuple[int, ...]]
 def write(variant: Variant, folder: Path) -> Path:
     """Write a checkpoint of a published variant in diffusers layout, with the tokenizer of the tiny checkpoints."""
     tiny.save(folder, tiny.Tiny(variant.family))
+    (folder / own_settings.FILE).unlink()  # a published checkpoint has none
     for part, model in modules(variant).items():
         for old in (folder / part).glob("*.safetensors*"):
             old.unlink()

@@ -35,8 +35,8 @@ class Scheme:
 
     @property
     def bits(self) -> float:
-        """Bits per weight with the bf16 scales of its blocks; scales per tensor or channel are too few to count."""
-        scale = number_format("bf16").bits / self.block if self.block else 0
+        """Bits per weight with the fp32 scales of its blocks; scales per tensor or channel are too few to count."""
+        scale = number_format("fp32").bits / self.block if self.block else 0
         return number_format(self.weights).bits + scale
 
     @property

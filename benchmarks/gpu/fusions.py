@@ -55,5 +55,5 @@ class Prepared:
         self.ropes = graph.ropes(torch.cat([given["txt_ids"], given["img_ids"]], dim=1))
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        velocity: Tensor = self.graph.generate(hidden_states, self.text, self.mods, self.ropes)
+        velocity: Tensor = self.graph.run_blocks(hidden_states, self.text, self.mods, self.ropes)
         return velocity

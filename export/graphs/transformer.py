@@ -24,7 +24,7 @@ from export.graphs.axes import join_axes, split_axis
 from export.graphs.constants import Float32, hold_constant
 from export.graphs.fusion import project_image, project_text
 from export.graphs.modulation import Mods, Modulation, modulations
-from export.graphs.norms import as_type
+from export.graphs.norms import as_type, rms_norm
 from export.graphs.rotary import Rope, angles, rope_of_pairs, rotate_pairs, scaled, turns_per_id
 from kit.errors import CheckpointError
 from kit.variants import Transformer
@@ -98,9 +98,12 @@ class TransformerModule(nn.Module):
     def split_norm(self, x: Tensor, norm: nn.RMSNorm) -> Tensor:
         """Split [B, S, H * D] into normalized heads [B, S, H, D], fp32.
 
-        The squares are taken before the split: a compiler that sees one fp32 copy of the heads used twice writes it to
-        memory (57 MB a block of klein-4b at one megapixel), but computes the two from bf16 on the fly.
+        In a bf16 graph the squares are taken before the split: a compiler that sees one fp32 copy of the heads used
+        twice writes it to memory (57 MB a block of klein-4b at one megapixel), but computes the two from bf16 on the
+        fly.
         """
+        if x.dtype == torch.float32:
+            return rms_norm(norm.weight, self.split(x), self.sizes.eps)
         wide = as_type(x, torch.float32)
         mean_square = self.split(wide * wide).mean(dim=-1, keepdim=True)
         heads = as_type(self.split(x), torch.float32)

@@ -17,6 +17,7 @@ import pytest
 
 from export import artifact as module
 from export.artifact import ExportConfig, PartReport, export
+from export.graphs.vae import CHUNKS
 from kit import safetensors_file, tiny
 from kit.artifact import verify
 from kit.configs import read_variant
@@ -113,12 +114,16 @@ class TestWrittenArtifact:
 
 @pytest.mark.parametrize("attention", ["matmul", "op"])
 def test_attention_form_is_the_one_asked_for(checkpoint: Path, tmp_path: Path, attention: Any) -> None:
-    config = ExportConfig(parts=("vae_decoder",), attention=attention)
+    config = ExportConfig(parts=("transformer", "vae_decoder"), attention=attention)
     export(checkpoint, tmp_path / "out", config)
-    graph = onnx.load(tmp_path / "out" / "vae_decoder" / "model.onnx", load_external_data=False)
-    operators = [node.op_type for node in graph.graph.node]
-    assert operators.count("Attention") == (1 if attention == "op" else 0)
-    assert operators.count("Softmax") == (0 if attention == "op" else 1)
+    counts = {}
+    for part in ("transformer", "vae_decoder"):
+        graph = onnx.load(tmp_path / "out" / part / "model.onnx", load_external_data=False)
+        operators = [node.op_type for node in graph.graph.node]
+        counts[part] = operators.count("Attention"), operators.count("Softmax")
+    blocks = tiny.Tiny().double_blocks + tiny.Tiny().single_blocks
+    assert counts["transformer"] == ((blocks, 0) if attention == "op" else (0, blocks))
+    assert counts["vae_decoder"] == (0, CHUNKS)  # no TensorRT has the operator for a head of its width
 
 
 def test_no_weight_is_read(checkpoint: Path, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_the_command_accepts_an_exported_artifact(artifact_of: ByFamily, capsys:
 def test_the_command_names_what_would_be_refused(
     checkpoint_of: ByFamily, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), attention="op"))
+    export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("transformer",), attention="op"))
     assert main(["lint", str(tmp_path / "a"), "--tensorrt", "10.13"]) == 1
     captured = capsys.readouterr()
     assert "(Attention): the operator was added in TensorRT 10.14; export with --attention matmul" in captured.err
