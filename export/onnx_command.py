@@ -11,6 +11,7 @@ from kit.cli import report
 from kit.configs import read_variant
 from kit.dtypes import Compute
 from kit.errors import UsageError
+from kit.outputs import ONNX, check_out, checkpoint_files
 from kit.ports import ALL_PARTS, PARTS, PartName, parts_of
 
 CHECKPOINT_HELP = "a folder in diffusers layout, a hub id, a variant, `sample`, or a single file with --config"
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.lora.terms import Lora
     from export.sources import find_sources
 
+    check_out(args.out, ONNX, checkpoint_files(args))  # before anything is downloaded
     loras = tuple(Lora.parse(text) for text in args.lora)
     sources = find_sources(args.checkpoint, parts or PARTS, args.config, args.transformer, args.vae, args.text_encoder)
     from tqdm import tqdm

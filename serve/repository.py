@@ -21,6 +21,7 @@ from kit.artifact import (
 from kit.atomic_folder import building
 from kit.cuda_device import this_machine
 from kit.errors import Flux2Error, UsageError
+from kit.outputs import DEPLOYMENT, check_out
 from kit.ports import PartName
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
@@ -51,6 +52,7 @@ def write_repository(
     only the size of the image and that it has more than one color. Raises UsageError or ArtifactError if the artifact
     is incomplete or does not verify.
     """
+    check_out(out, DEPLOYMENT, [artifact])
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
     record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
     if record is not None:
@@ -69,7 +71,7 @@ def write_repository(
         ports={name: manifest.part(name).ports for name in sorted(needed)},
         tensorrt=tensorrt_deploy.models(record) if record is not None else {},
     )
-    with building(out) as folder:
+    with building(out, DEPLOYMENT, [artifact]) as folder:
         for name, text in configs(settings).items():
             version = folder / name / "1"
             version.mkdir(parents=True)

@@ -11,6 +11,7 @@ from typing import Any
 from export.aoti import RECIPES
 from kit.configs import read_variant
 from kit.errors import UsageError
+from kit.outputs import AOTI, check_out, checkpoint_files
 from kit.ports import SERVED_PARTS
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.lora.terms import Lora
     from export.sources import find_sources
 
+    check_out(args.out, AOTI, checkpoint_files(args))  # before anything is downloaded
     loras = tuple(Lora.parse(text) for text in args.lora)
     sources = find_sources(args.checkpoint, parts, args.config, args.transformer)
     from tqdm import tqdm

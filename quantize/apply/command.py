@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize the artifact, print each part and return the facts."""
     from kit.gpus import gpu
+    from kit.outputs import QUANTIZED, check_out, file_of
     from quantize.calibration import record
 
+    check_out(args.out, QUANTIZED, [args.artifact, args.calibration, file_of(args.recipe)])
     recipe = find_recipe(args.recipe)
     target = gpu(args.gpu) if args.gpu else None
     seen = record.read(args.calibration) if args.calibration else None

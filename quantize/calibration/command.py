@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
+from kit.outputs import check_out_file, checkpoint_files, file_of
 from kit.ports import QUANTIZED_PARTS
 
 FEW = 16  # the sample's int8 images lost 4 dB with 4 calibration prompts instead of 24
@@ -43,10 +44,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("seeds", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} {getattr(args, name)} is not positive")
-    if args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a folder; give a file")
+    check_out_file(args.out, [file_of(args.prompts), *checkpoint_files(args)])
     parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
     from quantize import prompt_set
+    from quantize.calibration import record
+
+    record.check_replaceable(args.out)
 
     prompts = prompt_set.load(args.prompts)
     from export.lora.terms import Lora
@@ -58,7 +61,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     from tqdm import tqdm
 
-    from quantize.calibration import record
     from quantize.calibration.calibrate import (  # imports torch, so only once the arguments are known to be valid
         Calibration,
         calibrate,

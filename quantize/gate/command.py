@@ -16,6 +16,7 @@ from typing import Any
 from kit.artifact import Manifest, tool_versions
 from kit.atomic_folder import building
 from kit.errors import CheckFailed, UsageError
+from kit.outputs import GATE, file_of
 from quantize import prompt_set
 from quantize.gate import contract as contracts
 from quantize.gate.admission import Admitted, admit, speaks_the_samples_grammar
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("seeds", 1), ("images", 0), ("threads", 0)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
-    with _folder(args.out) as folder:
+    inputs = [args.artifact, args.reference, args.clip, file_of(args.prompts), file_of(args.contract)]
+    with _folder(args.out, inputs) as folder:
         report = gate(args, folder)
     print(to_markdown(report), end="")
     where = f"; see {args.out / REPORT}" if args.out else "; --out DIR keeps the report and the images"
@@ -157,10 +159,10 @@ def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[pr
 
 
 @contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
+def _folder(out: Path | None, inputs: Sequence[Path | None]) -> Iterator[Path]:
     """Provide the folder of the report, which is renamed to `out` when complete; without `out`, a temporary one."""
     if out is not None:
-        with building(out, REPORT) as folder:
+        with building(out, GATE, inputs) as folder:
             yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="gate-") as temporary:

@@ -15,6 +15,7 @@ from typing import Any
 from kit.artifact import tool_versions, verify
 from kit.atomic_folder import building
 from kit.errors import CheckFailed, UsageError
+from kit.outputs import SEARCH, checkpoint_files, file_of
 from kit.ports import QUANTIZED_PARTS
 from kit.recipes import KEEP, RECIPES
 
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from quantize.search.bounds import parse
 
     bounds = [parse(text) for text in args.meet]
-    with building(args.out, RESULT) as folder:
+    inputs = [args.artifact, args.calibration, file_of(args.prompts), *checkpoint_files(args)]
+    with building(args.out, SEARCH, inputs) as folder:
         found = _search(args, bounds, folder)
     print(_markdown(found), end="")
     where = f"see {args.out / 'search.md'}"
