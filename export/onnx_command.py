@@ -35,20 +35,30 @@ def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
         help="the ONNX Attention operator (TensorRT 10.14 and later) or MatMul-Softmax-MatMul (default)",
     )
     onnx.add_argument(
-        "--config", metavar="CHECKPOINT", help="where a single file takes sizes, tokenizer and other parts from"
+        "--config",
+        metavar="CHECKPOINT",
+        help="where a single file takes sizes, tokenizer and other parts from; default: none",
     )
-    onnx.add_argument("--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer")
-    onnx.add_argument("--vae", metavar="FILE", help="single file that replaces the checkpoint's VAE")
-    onnx.add_argument("--text-encoder", metavar="FILE", help="single file that replaces the checkpoint's text encoder")
     onnx.add_argument(
-        "--variant", metavar="NAME", help="which files of a folder to read, as bf16 for model.bf16.safetensors"
+        "--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer; default: none"
+    )
+    onnx.add_argument("--vae", metavar="FILE", help="single file that replaces the checkpoint's VAE; default: none")
+    onnx.add_argument(
+        "--text-encoder",
+        metavar="FILE",
+        help="single file that replaces the checkpoint's text encoder; default: none",
+    )
+    onnx.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which files of a folder to read, as bf16 for model.bf16.safetensors; default: those without one",
     )
     onnx.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[=WEIGHT]",
-        help="merge an adapter into the transformer; can be repeated; the default weight is 1",
+        help="merge an adapter into the transformer, with a weight (1 if left out); can be repeated; default: none",
     )
 
 

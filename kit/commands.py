@@ -32,6 +32,7 @@ class Room:
 
     about: str
     commands: Mapping[str, tuple[str, str]]
+    more: str = ""  # printed below the list of commands
 
 
 ROOMS: Mapping[str, Room] = {
@@ -89,8 +90,16 @@ ROOMS: Mapping[str, Room] = {
             "quantize": ("benchmarks.quantize_cost", "time and memory of quantizing klein-4b, beside cp"),
             "search": ("benchmarks.search", "mixed precision on the sample: predicted against measured"),
         },
+        "also: python -m benchmarks.demo (make demo), python -m benchmarks.sample (trains and judges the sample), "
+        "python -m benchmarks.cpu_trials (int8 products that were tried), python -m benchmarks.generated_docs",
     ),
 }
+
+
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a check failed or a server or runtime did, 2 wrong use or bad input, 130 interrupted, "
+    "141 nobody reads the output"
+)
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -98,12 +107,19 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        shown = action.default not in (None, [], (), False, argparse.SUPPRESS) and "default" not in text
+        absent = action.default is None or action.default is False or action.default in ([], (), argparse.SUPPRESS)
+        shown = not absent and "default" not in text
         return f"{text} (default: %(default)s)".strip() if shown and action.option_strings else text
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are the kit's own errors, so that --json covers them too."""
+    """A parser whose complaints are the kit's own errors, so that --json covers them too.
+
+    Options are not abbreviated: scripts would break when a longer one is added.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -146,7 +162,8 @@ def flux2(argv: Sequence[str] | None = None) -> int:
         return int(import_module(f"{argv[0]}.__main__").main(argv[1:], prog=f"flux2 {argv[0]}"))
 
     def step() -> None:
-        top = Parser(prog="flux2", description="Compile and serve FLUX.2 on your own GPUs.", formatter_class=Help)
+        about = "Compile and serve FLUX.2 on your own GPUs."
+        top = Parser(prog="flux2", description=about, epilog=EXIT_CODES, formatter_class=Help)
         top.add_argument("--version", action="version", version=f"flux2-deploy {__version__}")
         rooms = top.add_subparsers(required=True, metavar="ROOM")
         for name, room in ROOMS.items():
@@ -160,12 +177,15 @@ def parser(
     room: str, argv: Sequence[str], prog: str, extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 ) -> Parser:
     """Describe a room's command line; only the module of the command that `argv` chooses is loaded."""
-    top = Parser(prog=prog, description=f"{ROOMS[room].about[0].upper()}{ROOMS[room].about[1:]}.", formatter_class=Help)
+    chosen_room = ROOMS[room]
+    text = f"{chosen_room.about[0].upper()}{chosen_room.about[1:]}."
+    top = Parser(prog=prog, description=text, epilog=chosen_room.more or EXIT_CODES, formatter_class=Help)
     top.add_argument("--version", action="version", version=f"flux2-deploy {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    for name, (module, about) in ROOMS[room].commands.items():
-        command = commands.add_parser(name, help=about, description=f"{about}.", formatter_class=Help)
+    for name, (module, about) in chosen_room.commands.items():
+        text = f"{about[0].upper()}{about[1:]}."
+        command = commands.add_parser(name, help=about, description=text, formatter_class=Help)
         if name == chosen:
             loaded = load(module)
             loaded.add_arguments(command)

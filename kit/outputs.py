@@ -47,6 +47,7 @@ SEARCH = Output(
     contents=("search.json", "search.md", "search.png", "recipe.json", "recipes"),
 )
 OUTPUTS = (ONNX, QUANTIZED, ENGINE, AOTI, DEPLOYMENT, GATE, SEARCH)
+STDOUT = "-"
 _ELSEWHERE = "choose another --out"
 
 
@@ -56,6 +57,8 @@ def check_out(out: Path, makes: Output, inputs: Iterable[Path | None] = ()) -> P
     `inputs` are the folders and files that the command reads: `out` must not be one of them, contain one, or lie in
     one. An existing folder must be empty or hold what this command writes, without files of anyone else.
     """
+    if str(out) == STDOUT:
+        raise UsageError(f"--out {out}: a folder cannot be written to stdout; give the name of a folder")
     folder = _resolved(out)
     _check_place(out, folder)
     _check_inputs(out, folder, inputs)
@@ -82,6 +85,8 @@ def checkpoint_files(args: argparse.Namespace) -> list[Path | None]:
 
 def check_out_file(out: Path, inputs: Iterable[Path | None] = (), option: str = "--out") -> None:
     """Raise UsageError if the file to write is a folder, or one of the files that the command reads."""
+    if str(out) == STDOUT:
+        raise UsageError(f"{option} {out}: this is not written to stdout; give the name of a file")
     file = _resolved(out, option)
     if file.is_dir():
         raise UsageError(f"{option} {out} is a folder; give a file")

@@ -27,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on this device type only"
     )
     parser.add_argument("--parts", default=",".join(SERVED_PARTS), metavar="A,B", help="parts to compile")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+    )
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
     parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B", help="parts to record")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type; default: the type of the stored weights"
@@ -32,11 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--offload", choices=("none", "layers"), default="none", help="layers: keep weights in host memory (GPU)"
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests per call")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
-    parser.add_argument("--text-encoder", metavar="FILE", help="as for export onnx")
-    parser.add_argument("--variant", metavar="NAME", help="as for export onnx")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+    )
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
+    parser.add_argument("--text-encoder", metavar="FILE", help="as for export onnx; default: none")
+    parser.add_argument("--variant", metavar="NAME", help="as for export onnx; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -57,10 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="default: the variant's")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="default: the variant's")
     parser.add_argument(
-        "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score"
+        "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score; default: none"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime; 0: one per core")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json, report.md and index.html")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for report.json, report.md and index.html; default: none is kept",
+    )
     parser.add_argument("--images", type=int, default=SHOWN, metavar="N", help="image pairs in the report")
 
 

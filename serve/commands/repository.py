@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -53,5 +54,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     manifest = write_repository(args.artifact, args.out, limits, tuning, args.known_answer)
     if not args.json:
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
-        print(f"next: python -m serve run {args.out}")
+        print(f"next: python -m serve run {shlex.quote(str(args.out))}")
     return {"out": str(args.out), "variant": manifest.variant.name, "recipe": manifest.recipe}

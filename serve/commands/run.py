@@ -16,12 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from serve.launch import TcpPorts
 
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
-    parser.add_argument("--host", default=TcpPorts.host, help="address to listen on; the default is loopback only")
+    parser.add_argument("--host", metavar="ADDRESS", default=TcpPorts.host, help="address to listen on")
     for name in ("http", "grpc", "metrics"):
         about = f"port of {name}"
         parser.add_argument(f"--{name}-port", type=int, default=getattr(TcpPorts, name), metavar="PORT", help=about)
     parser.add_argument(
-        "--tritonserver", type=Path, help="the binary to run; default: the one on PATH, then that of nvidia-pytriton"
+        "--tritonserver",
+        type=Path,
+        metavar="FILE",
+        help="the binary to run; default: the one on PATH, then that of nvidia-pytriton",
     )
 
 
