@@ -13,9 +13,9 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from kit.address import answers_http, grpc_address
 from kit.errors import Flux2Error, RequestError, ServerError, UsageError
 from pipeline.request import FIELDS, Field, FieldType
-from serve.address import answers_http, grpc_address
 from serve.triton_config import ENSEMBLE
 from serve.wire import NUMPY
 

@@ -22,16 +22,17 @@ class Scope:
     clip: Path | None = None  # a folder with a CLIP model
 
 
-def _likeness(_: Scope) -> Measure:
-    def measure(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]:
-        return {
-            "psnr": Score(similarity.psnr(reference.pixels, candidate.pixels)),
-            "ssim": Score(similarity.ssim(reference.pixels, candidate.pixels)),
-            "flip": Score(similarity.flip(reference.pixels, candidate.pixels)),
-            "latent_cosine": Score(min(similarity.cosines(reference.latents, candidate.latents))),
-        }
-
-    return measure
+def likeness(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]:
+    """Measure how alike two images are, and their latents where both sides have them."""
+    scores = {
+        "psnr": Score(similarity.psnr(reference.pixels, candidate.pixels)),
+        "ssim": Score(similarity.ssim(reference.pixels, candidate.pixels)),
+        "flip": Score(similarity.flip(reference.pixels, candidate.pixels)),
+        "colour": Score(similarity.colour_shift(reference.pixels, candidate.pixels)),
+    }
+    if len(reference.latents) and len(candidate.latents):
+        scores["latent_cosine"] = Score(min(similarity.cosines(reference.latents, candidate.latents)))
+    return scores
 
 
 def _lpips(_: Scope) -> Measure | str:
@@ -60,7 +61,7 @@ def _judge(scope: Scope) -> Measure | str:
 
 # metrics -> factory of their measure, which returns a sentence instead if it is not available
 FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
-    ("psnr", "ssim", "flip", "latent_cosine"): _likeness,
+    ("psnr", "ssim", "flip", "colour", "latent_cosine"): lambda _: likeness,
     ("lpips",): _lpips,
     ("clip_change",): _clip,
     ("text_change", "text_exact_change"): _reading,

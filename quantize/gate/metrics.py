@@ -28,6 +28,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("psnr", "higher", "peak signal-to-noise ratio in dB, 100 for equal images", digits=2),
         Metric("ssim", "higher", "structural similarity, Gaussian window of 11 pixels"),
         Metric("flip", "lower", "NVIDIA FLIP, mean visible difference from 0 to 1 at 67 pixels per degree"),
+        Metric("colour", "lower", "largest change of a colour channel's mean, in % of its range", digits=3),
         Metric("latent_cosine", "higher", "cosine of the latents, the smallest of all steps", digits=6),
         Metric("lpips", "lower", "LPIPS 0.1 with AlexNet"),
         Metric("clip_change", "higher", "CLIP score of image and prompt, 0 to 100, minus the reference's", digits=2),

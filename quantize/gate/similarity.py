@@ -34,6 +34,12 @@ def flip(reference: Pixels, candidate: Pixels) -> float:
     return float(mean)
 
 
+def colour_shift(reference: Pixels, candidate: Pixels) -> float:
+    """Return the largest absolute change of a channel's mean, in per cent of 255; noise averages out in it."""
+    change = candidate.astype(np.float64).mean(axis=(0, 1)) - reference.astype(np.float64).mean(axis=(0, 1))
+    return float(np.abs(change).max() / 255 * 100)
+
+
 def flip_map(reference: Pixels, candidate: Pixels) -> Pixels:
     """Return a map of FLIP per pixel: from black (no visible difference) over violet and orange to pale yellow (1)."""
     import flip_evaluator

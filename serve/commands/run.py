@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from kit.artifact import read_manifest
+from kit.certificate import quality
 from kit.errors import CheckFailed
 
 
@@ -39,8 +41,10 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(sign, interrupt)
     ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
     with Server(args.deployment, ports, args.tritonserver) as server:
+        judged = quality(args.deployment, read_manifest(args.deployment))
         facts = {
             "url": server.url,
+            "quality": judged,
             "http_port": ports.http,
             "metrics_port": ports.metrics,
             "pid": server.pid,
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}", flush=True
             )
+            print(f"quality: {judged}")
             print("press Ctrl-C to stop", flush=True)
         try:
             code = server.wait()

@@ -100,6 +100,7 @@ def test_too_few_prompts_break_a_contract() -> None:
         ("format = 1\n[bounds.ssim]\nat_least = 'x'", "at_least 'x' is not a number"),
         ("format = 1\n[bounds.ssim]\nat_least = nan", "at_least nan is not a number"),
         ("format = 1\n[bounds.ssim]\nat_least = 1\nwhen = 'ever'", "when 'ever' is not one of always, measured"),
+        ("format = 1\n[bounds.ssim]\nat_least = 1\ntail = 'x'", "tail 'x' is not a number"),
         ("format = 1\n[bounds]\nssim = 1", "ssim: 1 is not a table with the keys at_least, at_most, when"),
     ],
 )
@@ -120,3 +121,14 @@ def test_a_contract_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):
         load(tmp_path / "c.json")
+
+
+def test_a_tail_bounds_the_worst_pairs_where_the_mean_says_nothing() -> None:
+    bound = parse("format = 1\n[bounds.psnr]\nat_least = 40\ntail = 30", "toml", "mine").bounds[0]
+    assert bound.tail_fault(30.0) is None
+    assert bound.tail_fault(29.5) == "psnr at least 30 in 95 % of the pairs: found 29.5"
+    flip = parse("format = 1\n[bounds.flip]\nat_most = 0.1\ntail = 0.2", "toml", "mine")
+    kept = Interval(0.05, 0.04, 0.06, 100, 100)
+    assert flip.faults({"flip": kept}, {}, 100, {"flip": 0.19}) == []
+    assert len(flip.faults({"flip": kept}, {}, 100, {"flip": 0.21})) == 1
+    assert flip.without("flip").bounds == ()

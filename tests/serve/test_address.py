@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from kit.address import answers_http, grpc_address
 from kit.errors import ServerError, UsageError
-from serve.address import answers_http, grpc_address
 from serve.client import Client
 
 
