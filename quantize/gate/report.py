@@ -128,8 +128,9 @@ def to_markdown(report: Report) -> str:
     lines += _table(
         ("metric", "reference", "candidate"), [(r.metric.name, r.shown(a), r.shown(b)) for r, a, b in levels]
     )
-    lines += ["", "Cosine of the latents after each step.", ""]
-    lines += _table(("step", "mean", "95 % interval"), steps_table(report))
+    if report.steps:
+        lines += ["", "Cosine of the latents after each step.", ""]
+        lines += _table(("step", "mean", "95 % interval"), steps_table(report))
     lines += ["", *(f"- not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()), ""]
     lines += ["Metrics:", ""]
     lines += [
