@@ -23,7 +23,7 @@ from quantize import prompt_set
 from quantize.gate import contract as contracts
 from quantize.gate.admission import Admitted, admit, speaks_the_samples_grammar
 from quantize.gate.contract import Contract
-from quantize.gate.metrics import METRICS
+from quantize.gate.metrics import LATENT, METRICS
 from quantize.gate.report import REPORT, Report, summarize, to_markdown
 
 SAMPLE_PROMPTS = "sample:200"  # with fewer, the interval is too wide to prove a loss of less than a point
@@ -109,7 +109,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     contract = _contract(args, admitted)
     prompts, more = choose(args.prompts, admitted, contract)
     if served:
-        contract = contract.without("latent_cosine")
+        contract = contract.without(*LATENT)
         more = (*more, "a server returns no latents: only images are compared")
     for warning in more:
         print(f"warning: {warning}", file=sys.stderr)
@@ -227,7 +227,7 @@ def _contract(args: argparse.Namespace, admitted: Admitted) -> Contract:
     if args.contract:
         return contracts.find(args.contract)
     assert admitted.candidate is not None
-    return contracts.of_recipe(admitted.candidate.recipe)
+    return contracts.of_recipe(admitted.candidate.recipe, speaks_the_samples_grammar(admitted.reference))
 
 
 def _certify(args: argparse.Namespace, report: Report) -> None:

@@ -33,6 +33,7 @@ from quantize.gate.intervals import Interval
 from quantize.gate.metrics import METRICS
 
 FORMAT = 1
+SAMPLE = "sample"  # folder of the contracts whose bounds were measured on the sample
 When = Literal["always", "measured"]
 KEYS = ("format", "about", "least_prompts", "bounds")
 BOUND_KEYS = ("at_least", "at_most", "when", "tail")
@@ -82,9 +83,9 @@ class Contract:
     least_prompts: int
     bounds: tuple[Bound, ...]
 
-    def without(self, metric: str) -> Contract:
-        """Return the contract without the bounds of a metric that cannot exist in a comparison."""
-        return replace(self, bounds=tuple(bound for bound in self.bounds if bound.metric != metric))
+    def without(self, *metrics: str) -> Contract:
+        """Return the contract without the bounds of metrics that cannot exist in a comparison."""
+        return replace(self, bounds=tuple(bound for bound in self.bounds if bound.metric not in metrics))
 
     def gaps(self, measurable: Collection[str], reasons: Mapping[str, str], prompts: int) -> list[str]:
         """Return what makes it impossible to judge the contract, whatever the images look like."""
@@ -110,12 +111,19 @@ class Contract:
 
 
 def shipped() -> list[str]:
-    """Return the recipes that have a contract in the kit."""
-    return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
+    """Return the names of the kit's contracts: recipes, and SAMPLE/RECIPE for those measured on the sample."""
+    folders = (("", _folder()), (f"{SAMPLE}/", _folder() / SAMPLE))
+    files = [(prefix, file.name) for prefix, folder in folders for file in folder.iterdir()]
+    return sorted(f"{prefix}{name.removesuffix('.toml')}" for prefix, name in files if name.endswith(".toml"))
 
 
-def of_recipe(recipe: str) -> Contract:
-    """Load the kit's contract for a recipe; raises UsageError when there is none."""
+def of_recipe(recipe: str, sample: bool = False) -> Contract:
+    """Load the kit's contract for a recipe; for the sample, the one that was measured on it, if there is one.
+
+    Raises UsageError when there is none.
+    """
+    if sample and f"{SAMPLE}/{recipe}" in shipped():
+        recipe = f"{SAMPLE}/{recipe}"
     if recipe not in shipped():
         raise UsageError(
             f"there is no contract for the recipe {recipe!r}; there are: {_names()}; choose one or a file with "
@@ -125,7 +133,7 @@ def of_recipe(recipe: str) -> Contract:
 
 
 def find(word: str) -> Contract:
-    """Load the contract given with --contract: a file, or the name of a recipe that has one."""
+    """Load the contract given with --contract: a file, or the name of one of the kit's."""
     if word in shipped():
         return of_recipe(word)
     if not Path(word).is_file():

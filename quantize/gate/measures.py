@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantize.gate import similarity
 from quantize.gate.drawing import Drawing, Measure
-from quantize.gate.metrics import Score
+from quantize.gate.metrics import LATENT, Score
 from quantize.prompt_set import Prompt
 
 
@@ -32,6 +32,7 @@ def likeness(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Sco
     }
     if len(reference.latents) and len(candidate.latents):
         scores["latent_cosine"] = Score(min(similarity.cosines(reference.latents, candidate.latents)))
+        scores["latent_snr"] = Score(similarity.latent_snr(reference.latents, candidate.latents))
     return scores
 
 
@@ -61,7 +62,7 @@ def _judge(scope: Scope) -> Measure | str:
 
 # metrics -> factory of their measure, which returns a sentence instead if it is not available
 FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
-    ("psnr", "ssim", "flip", "colour", "latent_cosine"): lambda _: likeness,
+    ("psnr", "ssim", "flip", "colour", *LATENT): lambda _: likeness,
     ("lpips",): _lpips,
     ("clip_change",): _clip,
     ("text_change", "text_exact_change"): _reading,
