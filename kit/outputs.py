@@ -77,7 +77,7 @@ def file_of(word: str | None) -> Path | None:
 
 def checkpoint_files(args: argparse.Namespace) -> list[Path | None]:
     """Return the files and folders on disk that the checkpoint options of a command name: all that a hub id is not."""
-    words = [getattr(args, name, None) for name in ("checkpoint", "config", "transformer", "vae")]
+    words = [getattr(args, name, None) for name in ("checkpoint", "config", "transformer", "text_encoder", "vae")]
     paths = [Path(word).expanduser() for word in words if word]
     adapters = [file_of(text) or file_of(text.rpartition("=")[0]) for text in args.lora]
     return [*(path for path in paths if path.exists()), *adapters]

@@ -39,7 +39,7 @@ def compare(answers: Sequence[Plan], colour: bool = False) -> str:
         title += f", p95 of at most {question.p95:g} s" if question.p95 is not None else ""
         title += ", cheapest first"
     head = (
-        f"{'gpu':<10}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images per minute':<22}{load}{price:<27}"
+        f"{'gpu':<13}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images per minute':<22}{load}{price:<27}"
         f"{'offer':<24}how"
     )
     lines = [colorize(title, BOLD, colour), colorize(head, DIM, colour)]
@@ -55,7 +55,7 @@ def _row(answer: Plan, colour: bool) -> str:
     gpu, chosen = answer.question.gpu, answer.chosen
     name = f"{gpu.name}{'*' if gpu.preview else ''}"
     if chosen is None or chosen.timing is None or answer.per_minute is None:
-        return colorize(f"{name:<10}does not fit: {answer.tried[0].layout.reason or ''}", RED, colour)
+        return colorize(f"{name:<13}does not fit: {answer.tried[0].layout.reason or ''}", RED, colour)
     memory = f"{chosen.layout.needed / 1e9:.1f} of {gigabytes(chosen.layout.usable)}"
     how = chosen.choice.describe().split(", ", 1)[1]
     offer = "-"
@@ -64,7 +64,7 @@ def _row(answer: Plan, colour: bool) -> str:
     elif chosen.layout.host:
         how += f"; {no_price(answer)}"
     return (
-        f"{name:<10}{chosen.choice.recipe.name:<14}{memory:>17}  {span(chosen.timing.image):<22}"
+        f"{name:<13}{chosen.choice.recipe.name:<14}{memory:>17}  {span(chosen.timing.image):<22}"
         f"{span(answer.per_minute):<22}{_load(answer)}{_cost(answer):<27}{offer:<24}{how}"
     )
 

@@ -111,10 +111,10 @@ def calibration_seconds(answer: Plan) -> float:
 def table(rows: Sequence[Decision], colour: bool = False) -> str:
     """Render the rows, one block per variant."""
     head = (
-        f"{'variant':<15}{'gpu':<10}{'recipe':<14}{'download':>9}{'disk':>7}{'host':>6}{'export':>8}{'calibrate':>11}"
+        f"{'variant':<15}{'gpu':<13}{'recipe':<14}{'download':>9}{'disk':>7}{'host':>6}{'export':>8}{'calibrate':>11}"
         f"{'start':>8}{'memory':>8}  {'s per image':<21}{'$ per 1,000':<23}offer"
     )
-    units = f"{'':<39}{'GB':>9}{'GB':>7}{'GB':>6}{'s':>8}{'min':>11}{'s':>8}{'GB':>8}"
+    units = f"{'':<42}{'GB':>9}{'GB':>7}{'GB':>6}{'s':>8}{'min':>11}{'s':>8}{'GB':>8}"
     lines = [colorize(head, BOLD, colour), colorize(units, DIM, colour)]
     lines += [_line(row, colour) for row in rows]
     return "\n".join(
@@ -129,7 +129,7 @@ def table(rows: Sequence[Decision], colour: bool = False) -> str:
 
 
 def _line(row: Decision, colour: bool) -> str:
-    name = f"{row.variant:<15}{row.gpu:<10}"
+    name = f"{row.variant:<15}{row.gpu:<13}"
     if row.image is None:
         return colorize(f"{name}does not fit: {row.why_not}", RED, colour)
     minutes = None if row.calibrate is None else row.calibrate / 60

@@ -69,7 +69,7 @@ def test_all_variants_are_a_decision_table(capsys: pytest.CaptureFixture[str]) -
     assert (dev["export"], dev["offer"]) == (33.2, "AWS g6.4xlarge")
     assert main(["plan", "--variant", "all", "--gpu", "l4", "--recipe", "bf16", "--text-encoder", "resident"]) == 0
     said = capsys.readouterr().out
-    assert "dev            l4        does not fit: needs 100.9 GB (22.4 GB available)" in said
+    assert "dev            l4           does not fit: needs 100.9 GB (22.4 GB available)" in said
     assert "A TensorRT build has not been measured yet." in said
 
 
