@@ -51,7 +51,9 @@ CASES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path("build/compile"), help="work folder; needs 45 GB of disk")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", default=Path("build/compile"), help="work folder; needs 45 GB of disk"
+    )
     parser.add_argument("--only", default="", metavar="WORDS", help="rows with these words, for example 'klein-4b fp8'")
 
 

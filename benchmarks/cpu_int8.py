@@ -39,11 +39,19 @@ PROMPT = "a red fox in the snow, early morning light"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path("build/cpu-int8"), help="work folder; needs 45 GB of disk")
-    parser.add_argument("--double-blocks", type=int, default=1, help="double blocks of the compared transformer")
-    parser.add_argument("--single-blocks", type=int, default=4, help="single blocks of the compared transformer")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the comparison; ratios are medians")
-    parser.add_argument("--only", choices=ONLY, help="run only this measurement")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/cpu-int8"), metavar="DIR", help="work folder; needs 45 GB of disk"
+    )
+    parser.add_argument(
+        "--double-blocks", type=int, metavar="N", default=1, help="double blocks of the compared transformer"
+    )
+    parser.add_argument(
+        "--single-blocks", type=int, metavar="N", default=4, help="single blocks of the compared transformer"
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", default=5, help="rounds of the comparison; ratios are medians"
+    )
+    parser.add_argument("--only", choices=ONLY, help="run only this measurement; default: all")
     parser.add_argument("--attention", choices=("matmul", "op"), default="matmul", help="as for export onnx")
     parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -13,19 +13,27 @@ from typing import Any
 from kit.artifact import verify
 from kit.checkpoint import resolve
 from kit.cli import report
+from kit.commands import Help, Parser
+from kit.outputs import check_out_file
 
 PROMPT = "a red circle left of a blue square on a white background"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.demo", description=__doc__, formatter_class=Help)
     parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR", help="folder for artifacts")
-    parser.add_argument("--out", type=Path, default=Path("demo.png"), metavar="FILE")
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), metavar="FILE", help="the image to write")
+    parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to generate")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="0 to 2^63-1")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line of stdout")
-    args = parser.parse_args(argv)
-    return report(lambda: run(args.build, args.out, args.prompt, args.seed, quiet=args.json), args.json)
+    argv = sys.argv[1:] if argv is None else argv
+
+    def step() -> dict[str, Any]:
+        args = parser.parse_args(argv)
+        check_out_file(args.out)
+        return run(args.build, args.out, args.prompt, args.seed, quiet=args.json)
+
+    return report(step, "--json" in argv)
 
 
 def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def run(build: Path, out: Path, prompt: str, seed: int, quiet: bool = False) -> 
 def print_next(deployment: Path, out: Path) -> None:
     """Print suggested next commands."""
     print(f"\n{out} was generated. To run a server and send requests yourself:")
-    print(f"  .venv/bin/python -m serve run {deployment}")
+    print(f"  .venv/bin/python -m serve run {shlex.quote(str(deployment))}")
     print(f'  .venv/bin/python -m serve generate "{PROMPT}" --out mine.png --seed 2')
     print("With your own checkpoint:")
     print("  .venv/bin/python -m export onnx FOLDER --out build/mine")

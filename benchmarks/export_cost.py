@@ -54,13 +54,18 @@ with torch.no_grad():
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
+        metavar="A,B",
         default="klein-4b,dev",
         help=f"comma-separated, each optionally followed by {SMALL!r}; default: %(default)s",
     )
-    parser.add_argument("--parts", help="default: all parts of the variant")
+    parser.add_argument("--parts", metavar="A,B", help="default: all parts of the variant")
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"), help="what the graphs compute in")
-    parser.add_argument("--naive", metavar="VARIANT", help="also export this variant's transformer the usual way")
-    parser.add_argument("--naive-blocks", metavar="DOUBLE+SINGLE", help="number of its blocks, at their real width")
+    parser.add_argument(
+        "--naive", metavar="VARIANT", help="also export this variant's transformer the usual way; default: none"
+    )
+    parser.add_argument(
+        "--naive-blocks", metavar="DOUBLE+SINGLE", help="number of its blocks, at their real width; default: all"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

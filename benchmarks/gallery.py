@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `serve repository` wrote",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/gallery.png"), metavar="FILE", help="the image to write"
+        "--out", type=Path, default=Path("build/gallery.png"), metavar="FILE", help="the image to write"
     )
 
 

@@ -5,7 +5,6 @@ A page holds a generated part between `<!-- generated: NAME -->` and `<!-- end -
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.cli import report
-from kit.commands import ROOMS
+from kit.commands import ROOMS, Help, Parser
 from kit.errors import CheckFailed
 from kit.variants import VARIANTS, Variant
 from pipeline.request import ENCODINGS, FIELDS, FORMATS, Limits, check
@@ -29,11 +28,11 @@ RULE_FILE = Path("tests/test_architecture.py")
 
 def main(argv: list[str] | None = None) -> int:
     """Write the generated parts, or with --check fail when one is stale; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generated_docs", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.generated_docs", description=__doc__, formatter_class=Help)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
-    args = parser.parse_args(argv)
 
     def step() -> None:
+        args = parser.parse_args(argv)
         stale = {page: text for page, text in current(ROOT).items() if text != page.read_text()}
         if stale and args.check:
             names = ", ".join(str(page.relative_to(ROOT)) for page in stale)

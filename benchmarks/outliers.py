@@ -28,7 +28,9 @@ STRONG_SHARE, STRENGTH = 0.003, 30.0  # fraction of channels, and their relative
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path("build/outliers"), help="work folder; needs 3 GB of disk")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/outliers"), metavar="DIR", help="work folder; needs 3 GB of disk"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks plan [--fit] [--by-gpu] [--save benchmarks/results/plan_validation.json] [--json]
 
-`--fit` repeats the fit of the calibration and writes planner/data/calibration.json. `--by-gpu` answers a harder
-question: the error on each GPU if all of its points are left out of a fit to all others, held out or not. The bar is a
-median absolute error of at most 20 % over the held-out points; otherwise the exit code is 1.
+`--fit --save FILE` repeats the fit of the calibration and writes planner/data/calibration.json. `--by-gpu` answers a
+harder question: the error on each GPU if all of its points are left out of a fit to all others, held out or not. The
+bar is a median absolute error of at most 20 % over the held-out points; otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import planner.data
 from benchmarks import deployment_table, machine, plan_fit
-from kit.errors import CheckFailed
+from kit.errors import CheckFailed, UsageError
 from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS
 from planner.boards import board
@@ -32,13 +32,15 @@ CALIBRATION = Path(planner.data.__path__[0]) / "calibration.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fit", action="store_true", help=f"repeat the fit and write {CALIBRATION.name}")
+    parser.add_argument("--fit", action="store_true", help=f"repeat the fit and write {CALIBRATION.name}; needs --save")
     parser.add_argument("--by-gpu", action="store_true", help="predict each GPU from a fit without it (15 s)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the validation; returns the facts stored in benchmarks/results/plan_validation.json."""
     fitted, held = split(measurements())
+    if args.fit and args.save is None:
+        raise UsageError(f"--fit rewrites planner/data/{CALIBRATION.name}; give --save FILE as well to do so")
     if args.fit:
         _fit_anew(fitted, held)
     model = calibration()

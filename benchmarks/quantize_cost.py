@@ -26,14 +26,20 @@ RECIPES = ("fp8", "int8", "int8-weights", "int4-weights")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--variant", default="klein-4b", help="variant whose transformer is quantized")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of cp and each recipe; medians are reported")
+    parser.add_argument("--variant", default="klein-4b", metavar="NAME", help="variant whose transformer is quantized")
+    parser.add_argument("--recipes", default=",".join(RECIPES), metavar="A,B", help="recipes to measure")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/quantize-cost"), help="work folder; needs 20 GB of disk for klein-4b"
+        "--rounds", type=int, metavar="N", default=3, help="rounds of cp and each recipe; medians are reported"
     )
-    parser.add_argument("--double-blocks", type=int, help="use fewer blocks than the variant has, for a trial run")
-    parser.add_argument("--single-blocks", type=int, help="fewer single blocks, for a trial run")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/quantize-cost"),
+        metavar="DIR",
+        help="work folder; needs 20 GB of disk for klein-4b",
+    )
+    parser.add_argument("--double-blocks", type=int, metavar="N", help="for a trial run; default: all double blocks")
+    parser.add_argument("--single-blocks", type=int, metavar="N", help="for a trial run; default: all single blocks")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

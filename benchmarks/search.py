@@ -18,7 +18,9 @@ from benchmarks import machine
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--artifact", type=Path, default=Path("build/sample"), metavar="DIR", help="what is quantized")
-    parser.add_argument("--checkpoint", default="sample", help="what the artifact was exported from")
+    parser.add_argument(
+        "--checkpoint", default="sample", metavar="CHECKPOINT", help="what the artifact was exported from"
+    )
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what `quantize calibrate` wrote",
     )
-    parser.add_argument("--recipe", default="int8", help="what is quantized unless it is spared")
+    parser.add_argument("--recipe", default="int8", metavar="NAME", help="what is quantized unless it is spared")
     parser.add_argument("--prompts", default="sample:24", metavar="SET", help="kit, kit:N, sample:N, or a file")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="prompts for measuring effects")
     parser.add_argument("--points", type=int, default=5, metavar="N", help="recipes of the front that are drawn")

@@ -27,6 +27,7 @@ from kit.configs import read_variant
 from kit.dtypes import Compute
 from kit.errors import CheckpointError, UsageError
 from kit.hardware import peak_rss_bytes
+from kit.outputs import ONNX, check_out
 from kit.ports import PartName, parts_of
 from kit.tokenizer_files import load_tokenizer
 from kit.variants import Variant
@@ -91,6 +92,8 @@ def export(
     does not match its configs, and UsageError for a path that cannot be written.
     """
     begin = time.perf_counter()
+    read = [checkpoint, *config.single_files.values(), *(lora.file for lora in config.loras)]
+    check_out(out, ONNX, read)
     variant = read_variant(checkpoint)
     if vae_file := config.single_files.get("vae"):
         variant = replace(variant, vae=sizes_of_vae(vae_file, variant.vae))
@@ -126,7 +129,7 @@ def export(
     if is_current(out, plan, bindings):
         return ExportReport(out, variant.name, True, time.perf_counter() - begin)
     reports = []
-    with building(out) as folder:
+    with building(out, ONNX, read) as folder:
         placed: dict[str, PlacedWeights] = {}
         for part, fake in fakes.items():
             started = time.perf_counter()

@@ -11,6 +11,7 @@ from kit.cli import report
 from kit.configs import read_variant
 from kit.dtypes import Compute
 from kit.errors import UsageError
+from kit.outputs import ONNX, check_out, checkpoint_files
 from kit.ports import ALL_PARTS, PARTS, PartName, parts_of
 
 CHECKPOINT_HELP = "a folder in diffusers layout, a hub id, a variant, `sample`, or a single file with --config"
@@ -34,20 +35,30 @@ def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
         help="the ONNX Attention operator (TensorRT 10.14 and later) or MatMul-Softmax-MatMul (default)",
     )
     onnx.add_argument(
-        "--config", metavar="CHECKPOINT", help="where a single file takes sizes, tokenizer and other parts from"
+        "--config",
+        metavar="CHECKPOINT",
+        help="where a single file takes sizes, tokenizer and other parts from; default: none",
     )
-    onnx.add_argument("--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer")
-    onnx.add_argument("--vae", metavar="FILE", help="single file that replaces the checkpoint's VAE")
-    onnx.add_argument("--text-encoder", metavar="FILE", help="single file that replaces the checkpoint's text encoder")
     onnx.add_argument(
-        "--variant", metavar="NAME", help="which files of a folder to read, as bf16 for model.bf16.safetensors"
+        "--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer; default: none"
+    )
+    onnx.add_argument("--vae", metavar="FILE", help="single file that replaces the checkpoint's VAE; default: none")
+    onnx.add_argument(
+        "--text-encoder",
+        metavar="FILE",
+        help="single file that replaces the checkpoint's text encoder; default: none",
+    )
+    onnx.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which files of a folder to read, as bf16 for model.bf16.safetensors; default: those without one",
     )
     onnx.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[=WEIGHT]",
-        help="merge an adapter into the transformer; can be repeated; the default weight is 1",
+        help="merge an adapter into the transformer, with a weight (1 if left out); can be repeated; default: none",
     )
 
 
@@ -68,6 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.lora.terms import Lora
     from export.sources import find_sources
 
+    check_out(args.out, ONNX, checkpoint_files(args))  # before anything is downloaded
     loras = tuple(Lora.parse(text) for text in args.lora)
     sources = find_sources(args.checkpoint, parts or PARTS, args.config, args.transformer, args.vae, args.text_encoder)
     from tqdm import tqdm

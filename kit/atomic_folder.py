@@ -10,29 +10,26 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kit.artifact import MANIFEST
 from kit.errors import Flux2Error, UsageError
+from kit.outputs import Output, check_out
 
 UNFINISHED = ".unfinished-"  # between the name of the folder and a random suffix
 NEW_SECONDS = 60  # how long a new folder may exist before its creator has locked it
 
 
 @contextmanager
-def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
+def building(out: Path, makes: Output, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
     """Yield a temporary folder to fill; rename it to `out` on success and remove it on failure.
 
-    `proof` is the file that marks a folder as finished. An older finished folder at `out` is replaced; any other
-    non-empty folder is rejected. The block must write that file last (for an artifact with `write_manifest`). Raises
-    UsageError for a path that cannot be written. Remains of attempts whose process was killed are removed.
+    `kit.outputs.check_out` decides whether `out` may be written; an older result of the same command is replaced. The
+    block must write the file `makes.mark` last (for an artifact with `write_manifest`). Raises UsageError for a path
+    that cannot be written. Remains of attempts whose process was killed are removed.
     """
-    out = out.absolute()
-    if out.exists() and not (out / proof).is_file() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not an artifact" if proof == MANIFEST else f"has no {proof}"
-        raise UsageError(f"{out} exists and {what}; choose another --out or remove it")
+    out = check_out(out, makes, inputs)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
@@ -43,12 +40,18 @@ def building(out: Path, proof: str = MANIFEST) -> Iterator[Path]:
     lock = _lock(temporary)
     try:
         yield temporary
-        if not (temporary / proof).is_file():
-            raise AssertionError(f"a folder was built without its {proof}")
+        if not (temporary / makes.mark).is_file():
+            raise AssertionError(f"a folder was built without its {makes.mark}")
         if out.exists():
+            check_out(out, makes, inputs)  # again: the work may have taken hours
             retired = Path(tempfile.mkdtemp(prefix=f".{out.name}{UNFINISHED}", dir=out.parent))
             os.rename(out, retired / "artifact")
-            os.rename(temporary, out)
+            try:
+                os.rename(temporary, out)
+            except OSError:
+                os.rename(retired / "artifact", out)
+                retired.rmdir()
+                raise
             shutil.rmtree(retired)
         else:
             os.rename(temporary, out)

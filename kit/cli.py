@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any
+from typing import Any, TextIO
 
 from kit.errors import CheckFailed, Flux2Error
 
@@ -23,13 +23,28 @@ def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     that the kit raises on purpose and those of the file system become one line on stderr (and in the JSON); all others
     are bugs and keep their traceback.
     """
+    try:
+        code = _report(step, as_json)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            _drop_if_broken(stream)
+        return UNREAD
+
+
+def _report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
+    """Run a step, print its error or facts, and return the exit code; a broken pipe is left to the caller."""
     found: Mapping[str, Any] = {}
     try:
         facts = step()
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_stdout()
-        return UNREAD
+        raise
+    except SystemExit as left:  # argparse has printed a help text or the version
+        if left.code not in (None, 0):
+            raise
+        return 0
     except Flux2Error as error:
         code, message = error.exit_code, str(error)
         found = error.facts if isinstance(error, CheckFailed) else {}
@@ -53,7 +68,10 @@ def option(default: Any, about: str) -> Any:
     return field(default=default, metadata={"about": about})
 
 
-def _drop_stdout() -> None:
-    """Send to nowhere what is still buffered, so that Python does not complain at its end."""
-    with contextlib.suppress(OSError):  # a stand-in for stdout has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_if_broken(stream: TextIO) -> None:
+    """Send to nowhere what is still buffered for a reader that left, so that Python does not complain at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # a stand-in for a stream has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

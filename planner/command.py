@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from kit.configs import read_variant
 from kit.errors import CheckFailed, UsageError
 from kit.gpus import GPUS, gpu
+from kit.outputs import check_out_file
 from kit.recipes import RECIPES, recipe
-from kit.variants import VARIANTS, Variant
+from kit.variants import VARIANTS
 from planner.layout import Placement
+from planner.names import find_variant
 from planner.plan import Plan, Question, plan
-from planner.prices import read_prices
+from planner.prices import Prices, read_prices
+from planner.text import number
 
 ALL = "all"
 
@@ -22,7 +25,10 @@ ALL = "all"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `kit plan`; their defaults come from Question."""
     parser.add_argument(
-        "--variant", required=True, metavar="NAME", help=f"{', '.join(VARIANTS)}, or a folder: checkpoint or artifact"
+        "--variant",
+        required=True,
+        metavar="NAME",
+        help=f"{', '.join(VARIANTS)}, sample, a hub id, a folder with a checkpoint or artifact, or {ALL} for a table",
     )
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
     parser.add_argument(
@@ -31,87 +37,123 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-encoder",
         choices=get_args(Placement),
-        help="default: the first placement that works; cache is not built yet",
+        help="where the text encoder runs; cache is not built yet; default: the first placement that works",
     )
-    parser.add_argument("--width", type=int, default=Question.width, help="pixels of an image")
-    parser.add_argument("--height", type=int, default=Question.height, help="pixels of an image")
-    parser.add_argument("--steps", type=int, help="default: the steps of the variant")
-    parser.add_argument("--batch", type=int, default=Question.batch, help="images per batch")
-    parser.add_argument("--rate", type=float, metavar="N", help="requested images per minute")
-    parser.add_argument("--replicas", type=int, metavar="N", help="default: as many as the rate needs")
+    for side in ("width", "height"):
+        parser.add_argument(
+            f"--{side}", type=int, metavar="PIXELS", help=f"{side} of an image; default: the checkpoint's own"
+        )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: those of the variant")
+    parser.add_argument("--batch", type=int, default=Question.batch, metavar="N", help="images per batch")
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="requested images per minute; default: none, costs at full load"
+    )
+    parser.add_argument(
+        "--p95",
+        type=float,
+        metavar="SECONDS",
+        help="goal for the time of 95 %% of the requests at --rate, which sets the replicas; default: no goal",
+    )
+    parser.add_argument("--replicas", type=int, metavar="N", help="default: as many as --rate and --p95 need")
     parser.add_argument("--gpus", type=int, default=Question.gpus, metavar="N", help="GPUs per replica")
     parser.add_argument("--cores", type=int, default=Question.cores, metavar="N", help="CPU cores of the host")
     parser.add_argument(
         "--step-seconds",
         type=float,
         metavar="S",
-        help="measured duration of one step of the batch; replaces the estimate",
+        help="measured duration of one step of the batch; default: an estimate",
     )
     prices = parser.add_mutually_exclusive_group()
-    prices.add_argument("--price", type=float, metavar="USD", help="dollars per GPU hour; replaces the price table")
-    prices.add_argument("--prices", type=Path, metavar="FILE", help="price table that replaces the kit's")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="also draw the plan as .png or .svg")
+    prices.add_argument(
+        "--price", type=float, metavar="USD", help="dollars per GPU hour; default: the cheapest offer that fits"
+    )
+    prices.add_argument("--prices", type=Path, metavar="FILE", help="price table, JSON; default: the kit's")
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE", help="also draw the plan as .png or .svg; default: no chart"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Plan and print the result; raises CheckFailed if no plan works."""
-    question = _question(args)
-    if refused := question.refusal():
-        raise UsageError(refused)
-    if args.gpu == ALL and args.step_seconds is not None:
-        raise UsageError(f"--step-seconds applies to one GPU and cannot be combined with --gpu {ALL}")
+    """Plan and print the result; raises CheckFailed if no plan works, or none meets the goal."""
     if args.price is not None and not 0 < args.price < 1e6:
         raise UsageError(f"--price {args.price:g}: must be more than 0 dollars per GPU hour")
+    every_gpu, every_variant = (word.strip().lower() == ALL for word in (args.gpu, args.variant))
+    if (every_gpu or every_variant) and args.step_seconds is not None:
+        raise UsageError(
+            f"--step-seconds applies to one GPU and cannot be combined with --{'gpu' if every_gpu else 'variant'} {ALL}"
+        )
+    if args.chart is not None:
+        check_out_file(args.chart, [args.prices], "--chart")
     prices = read_prices(args.prices)
-    asked = [replace(question, gpu=card) for card in GPUS.values()] if args.gpu == ALL else [question]
-    answers = [plan(one, prices, args.price) for one in asked]
+    cards = list(GPUS.values()) if every_gpu else [gpu(args.gpu)]
+    if every_variant:
+        return _decide(args, [_question(args, name, card.name) for name in VARIANTS for card in cards], prices)
+    questions = [_question(args, args.variant, card.name) for card in cards]
+    if refused := questions[0].refusal():
+        raise UsageError(refused)
+    answers = [plan(question, prices, args.price) for question in questions]
     if args.chart is not None:
         from planner.chart import draw
 
         draw(answers, args.chart)
-    if not args.json:
-        from planner.text import coloured, compare, render
+    from planner.compare import compare, ranked
 
-        print(compare(answers, coloured()) if args.gpu == ALL else render(answers[0], coloured()))
+    if every_gpu and args.rate is not None:
+        answers = ranked(answers)
+    if not args.json:
+        from planner.text import coloured, render
+
+        print(compare(answers, coloured()) if every_gpu else render(answers[0], coloured()))
         if args.chart is not None:
             print(f"\ndrawn: {args.chart}")
     _check(answers)
     from planner.facts import facts
 
-    return facts(answers[0]) if args.gpu != ALL else {"gpus": [facts(answer) for answer in answers]}
+    return {"gpus": [facts(answer) for answer in answers]} if every_gpu else facts(answers[0])
 
 
-def _question(args: argparse.Namespace) -> Question:
+def _decide(args: argparse.Namespace, questions: Sequence[Question], prices: Prices) -> dict[str, Any]:
+    """Print the decision table of all variants."""
+    if args.chart is not None:
+        raise UsageError(f"--chart draws one variant and cannot be combined with --variant {ALL}")
+    for question in questions:
+        if refused := replace(question, recipe=None).refusal():
+            raise UsageError(refused)
+    from planner.decision import decide, table
+
+    rows = [decide(plan(question, prices, args.price)) for question in questions]
+    if not args.json:
+        from planner.text import coloured
+
+        print(table(rows, coloured()))
+    return {"rows": [row.facts() for row in rows]}
+
+
+def _question(args: argparse.Namespace, variant: str, card: str) -> Question:
+    found = find_variant(variant)
     return Question(
-        variant=_variant(args.variant),
-        gpu=next(iter(GPUS.values())) if args.gpu == ALL else gpu(args.gpu),
-        recipe=recipe(args.recipe).name if args.recipe else None,
+        variant=found,
+        gpu=gpu(card),
+        recipe=recipe(args.recipe.strip().lower()).name if args.recipe else None,
         text_encoder=args.text_encoder,
-        width=args.width,
-        height=args.height,
+        width=found.image_size if args.width is None else args.width,
+        height=found.image_size if args.height is None else args.height,
         steps=args.steps,
         batch=args.batch,
         gpus=args.gpus,
         cores=args.cores,
         rate=args.rate,
+        p95=args.p95,
         replicas=args.replicas,
         step_seconds=args.step_seconds,
     )
 
 
-def _variant(words: str) -> Variant:
-    """Return a published variant by name, or the sizes of a checkpoint or artifact folder."""
-    folder = Path(words)
-    if words in VARIANTS or not folder.is_dir():
-        return Variant.named(words)
-    from kit.artifact import MANIFEST, read_manifest
-
-    return read_manifest(folder).variant if (folder / MANIFEST).is_file() else read_variant(folder)
-
-
 def _check(answers: list[Plan]) -> None:
-    """Raise if no plan works, with the reason and the GPUs on which one would."""
-    if any(answer.chosen for answer in answers):
+    """Raise if no plan works, with the reason and the GPUs on which one would, or if none meets the goal."""
+    working = [answer for answer in answers if answer.chosen]
+    if working:
+        _check_goal(working)
         return
     first = answers[0]
     question = first.question
@@ -120,3 +162,24 @@ def _check(answers: list[Plan]) -> None:
     reasons = {tried.layout.reason for tried in first.tried}
     why = f": {reasons.pop()}" if len(reasons) == 1 else ""
     raise CheckFailed(f"no plan for {question.variant.name} works on {question.gpu.name}{why}{near}{where}")
+
+
+def _check_goal(answers: Sequence[Plan]) -> None:
+    """Raise if no plan meets the goal for the 95th percentile; the message is about the fastest."""
+    loads = [answer.load for answer in answers if answer.load is not None]
+    if not loads or any(load.meets for load in loads):
+        return
+    fastest = min(answers, key=lambda answer: _slow_end(answer))
+    question, load = fastest.question, fastest.load
+    assert load is not None
+    where = f"{load.replicas:,} {'replica' if load.replicas == 1 else 'replicas'} of {question.gpu.name}"
+    if load.slow is None:
+        raise CheckFailed(f"{where} cannot keep up with --rate {question.rate:g} at the slow end of the estimate")
+    best = "" if question.replicas else f"; one image alone takes up to {number(_slow_end(fastest))} s"
+    raise CheckFailed(f"--p95 {load.goal:g} is not met: {number(load.slow.p95)} s with {where}{best}")
+
+
+def _slow_end(answer: Plan) -> float:
+    assert answer.chosen is not None
+    assert answer.chosen.timing is not None
+    return answer.chosen.timing.image.high

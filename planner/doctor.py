@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kit import software
+from kit.artifact import verify
+from kit.certificate import quality
 from kit.cuda_device import CudaDevice
 from kit.gpus import Gpu
 from kit.hardware import Hardware, look
@@ -32,7 +34,10 @@ class Verdict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no options: the command inspects the machine it runs on."""
+    """Add the options; the command inspects the machine it runs on."""
+    parser.add_argument(
+        "artifacts", type=Path, nargs="*", metavar="DIR", help="artifacts and deployments to verify; default: none"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,16 +45,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     hardware, installed = look(Path.cwd()), software.versions()
     providers, server = software.providers(), software.tritonserver(installed)
     found = verdicts(hardware, installed, providers, server)
+    judged = [_artifact(folder) for folder in args.artifacts]
     if not args.json:
         from planner.text import coloured
 
         print(render(hardware, installed, providers, server, found, coloured()))
+        for one in judged:
+            print(
+                f"artifact {one['folder']}: {one['kind']}, {one['variant']}, {one['recipe']}; quality: {one['quality']}"
+            )
     return {
         **asdict(hardware),
         "versions": installed,
         "onnxruntime_providers": list(providers),
         "tritonserver": server,
         "can": [asdict(verdict) for verdict in found],
+        "artifacts": judged,
+    }
+
+
+def _artifact(folder: Path) -> dict[str, Any]:
+    """Verify an artifact and say what is known about its quality; raises ArtifactError if it does not verify."""
+    manifest = verify(folder)
+    return {
+        "folder": str(folder),
+        "kind": manifest.kind,
+        "variant": manifest.variant.name,
+        "recipe": manifest.recipe,
+        "quality": quality(folder, manifest),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from planner.boards import board
 from planner.measurements import measurements
+from planner.memory import HOST_RESERVE
 from planner.plan import Plan, Tried
 from planner.timing import Range
 
@@ -29,7 +30,7 @@ def facts(answer: Plan) -> dict[str, Any]:
         "memory": _memory(chosen) if chosen else None,
         "seconds": _seconds(chosen) if chosen and chosen.timing else None,
         "images_per_minute": _range(answer.per_minute) if answer.per_minute else None,
-        "load": asdict(answer.load) | {"images_per_minute": question.rate} if answer.load else None,
+        "load": _load(answer),
         "costs": _costs(answer) if answer.costs else None,
         "elsewhere": list(answer.elsewhere),
         "nearest": answer.nearest,
@@ -76,6 +77,7 @@ def _memory(chosen: Tried) -> dict[str, Any]:
         "total": layout.needed,
         "usable": layout.usable,
         "host": layout.host,
+        "host_needed": layout.host + HOST_RESERVE,
         "streamed_per_step": layout.streamed,
     }
 
@@ -93,16 +95,31 @@ def _seconds(chosen: Tried) -> dict[str, Any]:
     }
 
 
+def _load(answer: Plan) -> dict[str, Any] | None:
+    load = answer.load
+    if load is None:
+        return None
+    return asdict(load) | {"images_per_minute": answer.question.rate, "meets_goal": load.meets}
+
+
 def _costs(answer: Plan) -> dict[str, Any]:
     costs = answer.costs
     assert costs is not None
     return {
+        "offer": asdict(costs.offer),
         "usd_per_hour": _range(costs.per_hour),
         "usd_per_1000": _range(costs.per_thousand),
         "usd_per_1000_at_rate": costs.at_rate and round(costs.at_rate, 4),
         "usd_per_month": round(costs.per_month, 2),
+        "replicas": costs.replicas,
+        "images_per_month": round(costs.capacity),
         "break_even": [
-            {**asdict(even.hosted), "images_per_month": round(even.images), "possible": even.possible}
+            {
+                **asdict(even.hosted),
+                "images_per_month": round(even.images),
+                "possible": even.possible,
+                "cheaper_at_rate": even.cheaper,
+            }
             for even in costs.break_even
         ],
     }

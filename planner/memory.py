@@ -18,6 +18,7 @@ from kit.variants import Variant
 from planner.weights import weights
 
 RESERVE = int(1.0 * GB)  # two CUDA contexts (server, denoiser) with their kernels, about 0.5 GB each
+HOST_RESERVE = int(4.0 * GB)  # of host memory: operating system, server and its Python processes; not fitted
 USABLE_SHARE = 0.97  # of the driver's figure; the rest is fragmentation and other processes
 _BLOCK_WIDTHS = 17  # tensors of the model's width live in a single block: qkv, gate and up, attention, residual
 _CONV_COPIES = 3  # full-size tensors live in the VAE's last stage: input, normalized, output

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from kit.gpus import GPUS, Gpu
 from kit.image_size import size_problem
@@ -13,13 +13,12 @@ from kit.variants import Variant
 from planner.costs import Costs, Workload, cost
 from planner.feasible import SIDES
 from planner.layout import NOT_BUILT, Choice, Layout, Placement, lay_out
-from planner.memory import Shape
-from planner.prices import Prices
-from planner.queueing import Waiting, simulate
+from planner.load import Load, Service, find_load
+from planner.memory import HOST_RESERVE, Shape
+from planner.prices import HostNeed, Prices
 from planner.speed import Calibration, calibration
-from planner.timing import Range, Timing, times
+from planner.timing import Range, Timing, outside, times
 
-BUSY_AT_MOST = 0.85  # of a replica at the slow end of the range, when the planner chooses the number of replicas
 MAX_STEPS, MAX_BATCH, MAX_REPLICAS = 100, 64, 10_000
 
 
@@ -38,6 +37,7 @@ class Question:
     gpus: int = 1  # per replica: with two, the text encoder may have its own
     cores: int = 16  # of the host, for a text encoder on the CPU
     rate: float | None = None  # requested images per minute
+    p95: float | None = None  # seconds that 95 % of the requests must not exceed at that rate; None: no goal
     replicas: int | None = None  # None: as many as the rate needs
     step_seconds: float | None = None  # measured duration of one step of the batch; None: estimated
 
@@ -65,6 +65,10 @@ class Question:
                 return f"{name} {count}: must be 1 to {MAX_REPLICAS}"
         if self.rate is not None and not 0 < self.rate <= 1e6:
             return f"--rate {self.rate:g}: must be more than 0 images per minute, and at most 1e6"
+        if self.p95 is not None and self.rate is None:
+            return f"--p95 {self.p95:g}: waiting times depend on the load; give --rate, the requested images per minute"
+        if self.p95 is not None and not 0 < self.p95 <= 1e6:
+            return f"--p95 {self.p95:g}: must be more than 0 seconds, and at most 1e6"
         if self.step_seconds is not None and not 0 < self.step_seconds <= 1e4:
             return f"--step-seconds {self.step_seconds:g}: must be more than 0 seconds, and at most 1e4"
         if self.recipe is not None and (refused := self.gpu.refusal(self.recipe)):
@@ -86,22 +90,13 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Load:
-    """The load on the replicas at the requested rate."""
-
-    replicas: int
-    waiting: Waiting | None  # at the best estimate; None: overloaded
-    slow: Waiting | None  # at the slow end of the range
-
-
-@dataclass(frozen=True)
 class Plan:
     """The answer."""
 
     question: Question
     tried: tuple[Tried, ...]
-    chosen: Tried | None  # the first choice that works
-    per_minute: Range | None
+    chosen: Tried | None  # the first choice that works and that no other of its recipe beats in time and cost
+    per_minute: Range | None  # of one replica
     load: Load | None
     costs: Costs | None
     elsewhere: tuple[str, ...] = ()  # GPUs on which the question has an answer if this one has none
@@ -128,22 +123,96 @@ def choices(question: Question) -> Iterator[Choice]:
 
 
 def plan(question: Question, prices: Prices, price: float | None = None, model: Calibration | None = None) -> Plan:
-    """Try all choices and select the first that works; `price` overrides the table's dollars per GPU hour."""
+    """Try all choices and select one; `price` overrides the table's dollars per GPU hour.
+
+    The order of preference is that of `choices`. A choice is passed over if another of the same recipe is both faster
+    and cheaper, or if it misses the goal for the 95th percentile and a later choice meets it.
+    """
     model = model or calibration()
     tried = _try_all(question, model)
-    chosen = next((t for t in tried if t.timing), None)
-    if chosen is None or chosen.timing is None:
+    working = [t for t in tried if t.works]
+    if not working:
         return Plan(question, tried, None, None, None, None, _elsewhere(question, model), _nearest(question, model))
-    limit = chosen.timing.busy
-    if chosen.choice.text_encoder == "cpu":  # prompts queue for the CPU, not for the GPU
-        limit = Range(*(max(a, b) for a, b in zip(_ends(limit), _ends(chosen.timing.text), strict=True)))
+    answers = [_answer(question, tried, one, prices, price, model) for one in working]
+    recipes = [one.choice.recipe for one in working]
+    same = [answer for answer, recipe in zip(answers, recipes, strict=True) if recipe == recipes[0]]
+    best = next(answer for answer in same if not any(_beats(other, answer) for other in same))
+    if question.rate is None:
+        return best
+    loaded = _loaded(best, prices, price, model)
+    if question.p95 is not None and question.replicas is None:
+        fast = [t.timing is not None and t.timing.image.high <= question.p95 for t in working]
+        others = (
+            _loaded(other, prices, price, model)
+            for other, quick in zip(answers, fast, strict=True)
+            if quick and other is not best
+        )
+        return next((answer for answer in chain([loaded], others) if answer.load and answer.load.meets), loaded)
+    return loaded
+
+
+def host_need(question: Question, tried: Tried) -> HostNeed:
+    """Return what a choice needs of the host, per GPU."""
+    cores = question.cores if tried.choice.text_encoder == "cpu" else 1
+    return HostNeed(tried.layout.host + HOST_RESERVE, tried.layout.host, cores)
+
+
+def _answer(
+    question: Question,
+    tried: tuple[Tried, ...],
+    chosen: Tried,
+    prices: Prices,
+    price: float | None,
+    model: Calibration,
+) -> Plan:
+    """Complete the plan of one choice that works: throughput, and costs at full load."""
+    timing = chosen.timing
+    assert timing is not None
+    limit = timing.busy
+    if chosen.choice.text_encoder in ("cpu", "own-gpu"):  # prompts queue there, beside the GPU
+        limit = Range(*(max(a, b) for a, b in zip(_ends(limit), _ends(timing.text), strict=True)))
     per_minute = limit.per(60.0 * question.batch)
-    load = _load(question, chosen, limit, model) if question.rate else None
-    cards = 2 if chosen.choice.text_encoder == "own-gpu" else 1
-    served = question.rate if load is not None and load.waiting is not None else None
-    work = Workload(question.variant, question.width * question.height, question.step_count, per_minute)
-    costs = cost(work, question.gpu, prices, price, cards, served, load.replicas if load else 1)
-    return Plan(question, tried, chosen, per_minute, load, costs)
+    costs = cost(_workload(question, chosen, per_minute), question.gpu, prices, price, None, question.replicas or 1)
+    return Plan(question, tried, chosen, per_minute, None, costs)
+
+
+def _loaded(answer: Plan, prices: Prices, price: float | None, model: Calibration) -> Plan:
+    """Add the load at the requested rate, and the costs of the replicas that it needs."""
+    question, chosen, per_minute = answer.question, answer.chosen, answer.per_minute
+    assert question.rate is not None
+    assert chosen is not None
+    assert per_minute is not None
+    load = find_load(service(answer, model), question.rate / 60, question.replicas, question.p95)
+    served = question.rate if load.waiting is not None else None
+    job = _workload(question, chosen, per_minute)
+    return replace(answer, load=load, costs=cost(job, question.gpu, prices, price, served, load.replicas))
+
+
+def _workload(question: Question, chosen: Tried, per_minute: Range) -> Workload:
+    return Workload(
+        variant=question.variant,
+        pixels=question.width * question.height,
+        steps=question.step_count,
+        per_minute=per_minute,
+        cards=2 if chosen.choice.text_encoder == "own-gpu" else 1,
+        need=host_need(question, chosen),
+    )
+
+
+def _beats(one: Plan, other: Plan) -> bool:
+    """Return whether a plan is faster and cheaper than another, or equal in one of the two and better in the other."""
+    first, second = _merits(one), _merits(other)
+    return first != second and all(a <= b for a, b in zip(first, second, strict=True))
+
+
+def _merits(answer: Plan) -> tuple[float, float]:
+    """Return the seconds of an image, and its cost in dollars, or in seconds of all GPUs where no price is known."""
+    assert answer.chosen is not None
+    assert answer.chosen.timing is not None
+    assert answer.per_minute is not None
+    cards = 2 if answer.chosen.choice.text_encoder == "own-gpu" else 1
+    cost = answer.costs.per_thousand.mid if answer.costs else cards / answer.per_minute.mid
+    return answer.chosen.timing.image.mid, cost
 
 
 def _try_all(question: Question, model: Calibration) -> tuple[Tried, ...]:
@@ -201,25 +270,15 @@ def _ends(value: Range) -> tuple[float, float, float]:
     return value.low, value.mid, value.high
 
 
-def _load(question: Question, chosen: Tried, busy: Range, model: Calibration) -> Load:
-    """Split the rate among replicas, each of which batches its live requests up to the question's batch size."""
-    assert question.rate is not None
-    per_second, steps = question.rate / 60, []
+def service(answer: Plan, model: Calibration) -> Service:
+    """Describe a replica of a plan, which batches its live requests up to the question's batch size."""
+    question, chosen, per_minute = answer.question, answer.chosen, answer.per_minute
+    assert chosen is not None
+    assert per_minute is not None
+    busy, steps = per_minute.per(60.0 * question.batch), []  # back to the seconds of a batch
     for count in range(1, question.batch + 1):
         tried = _try(replace(question, batch=count, step_seconds=None), chosen.choice, model)
         assert tried.timing is not None  # a smaller batch needs less
         steps.append(tried.timing.step.mid)
     gains = [count * steps[0] / step for count, step in enumerate(steps, start=1)]
-    alone = busy.times(gains[-1] / question.batch)  # seconds of one image alone on the GPU
-    slowest = alone.high / max(gains)
-    replicas = question.replicas or max(1, math.ceil(per_second * slowest / BUSY_AT_MOST))
-    mid, slow = (simulate(per_second, gains, seconds, replicas) for seconds in (alone.mid, alone.high))
-    return Load(replicas, _later(mid, model.outside), _later(slow, model.outside))
-
-
-def _later(waiting: Waiting | None, seconds: float) -> Waiting | None:
-    """Add the time that an image takes outside the GPU."""
-    if waiting is None:
-        return None
-    moved = {name: getattr(waiting, name) + seconds for name in ("mean", "p50", "p95", "p99")}
-    return replace(waiting, **moved)
+    return Service(busy.times(gains[-1] / question.batch), gains, outside(model))

@@ -33,6 +33,7 @@ from planner.work import Work, work
 MEMORY_SHARE = 0.85  # of the bandwidth, for long streams; not fitted
 CONV_PASSES: Mapping[Stack, float] = {"eager": 4, "fused": 2, "tensorrt": 2}  # norm, activation, residual; not fitted
 PICO = 1e-12
+TF32 = 0.5  # of the dense bf16 rate, as NVIDIA states from Ampere on: what TensorRT multiplies fp32 with
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Calibration:
 
     def rate(self, gpu: Gpu, precision: Precision) -> float:
         """Return the operations per second that a GPU sustains in a format."""
+        if precision == "fp32":
+            return TF32 * self.rate(gpu, "bf16") if gpu.has("bf16") else self.share * gpu.dense["fp32"]
         # no public point is on Turing, so it takes the energy of the generation after it; not fitted
         generation = "ampere" if gpu.generation == "turing" else gpu.generation
         energy = self.picojoules[generation] * (self.eight_bits if precision in ("fp8", "int8") else 1.0)
-        if precision == "fp32":
-            return self.share * gpu.dense[precision]  # not tensor cores: never limited by power in the known data
         return min(self.share * gpu.dense[precision], gpu.watts / (energy * PICO))
 
     def seconds(self, work: Work, gpu: Gpu, recipe: Recipe, stack: Stack) -> float:
@@ -86,8 +87,14 @@ class Pass:
 
 def ceiling_seconds(work: Work, gpu: Gpu, recipe: Recipe) -> float:
     """Return the roofline: the time at the full dense rate or the full bandwidth, whichever is longer."""
-    compute = work.linears / gpu.dense[recipe.math] + (work.attention + work.other) / gpu.dense[recipe.compute]
+    compute = work.linears / _dense(gpu, recipe.math) + (work.attention + work.other) / _dense(gpu, recipe.compute)
     return max(compute, work.weight_bytes / gpu.bandwidth)
+
+
+def _dense(gpu: Gpu, precision: Precision) -> float:
+    """Return the dense rate of the tensor cores in a format; fp32 is multiplied as TF32 where there is bf16."""
+    tf32 = precision == "fp32" and gpu.has("bf16")
+    return TF32 * gpu.dense["bf16"] if tf32 else gpu.dense[precision]
 
 
 def predict(point: Measurement, fitted: Calibration) -> float:

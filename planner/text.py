@@ -1,15 +1,17 @@
-"""Render plans as plain-text tables, with colour on a terminal."""
+"""Render one plan as plain text, with colour on a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from kit.ports import PartName
+from planner.costs import MINUTES_PER_MONTH, BreakEven, Costs
 from planner.facts import basis
+from planner.load import Load
 from planner.memory import gigabytes
-from planner.plan import Load, Plan, Question, Tried
+from planner.plan import Plan, Question, Tried, host_need
 from planner.timing import Range
 
 NAMES: Mapping[PartName, str] = {
@@ -37,8 +39,8 @@ def render(answer: Plan, colour: bool = False) -> str:
     title = f"{question.variant.name} on {question.gpu.title}{preview}{narrow}"
     lines = [
         colorize(title, BOLD, colour),
-        f"{_setting(question)}; licence {question.variant.licence}",
-        *_note(question),
+        f"{setting(question)}; licence {question.variant.licence}",
+        *note(question),
         "",
         *_all_tried(answer, colour),
     ]
@@ -50,38 +52,11 @@ def render(answer: Plan, colour: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _setting(question: Question) -> str:
+def setting(question: Question) -> str:
     return f"{question.width}x{question.height}, {question.step_count} steps, batch {question.batch}"
 
 
-def compare(answers: Sequence[Plan], colour: bool = False) -> str:
-    """Render one row per GPU."""
-    question = answers[0].question
-    title = f"{question.variant.name}, {_setting(question)}"
-    head = (
-        f"{'gpu':<12}{'recipe':<14}{'memory':>17}  {'s per batch':<22}{'images per minute':<22}{'$ per 1,000':<22}how"
-    )
-    lines = [colorize(title, BOLD, colour), colorize(head, DIM, colour)]
-    for answer in answers:
-        gpu, chosen = answer.question.gpu, answer.chosen
-        name = f"{gpu.name}{'*' if gpu.preview else ''}"
-        if chosen is None or chosen.timing is None or answer.per_minute is None:
-            reason = answer.tried[0].layout.reason or ""
-            lines.append(colorize(f"{name:<12}does not fit: {reason}", RED, colour))
-            continue
-        cost = _span(answer.costs.per_thousand, 2) if answer.costs else "-"
-        memory = f"{chosen.layout.needed / 1e9:.1f} of {gigabytes(chosen.layout.usable)}"
-        how = chosen.choice.describe().split(", ", 1)[1]
-        lines.append(
-            f"{name:<12}{chosen.choice.recipe.name:<14}{memory:>17}  {_span(chosen.timing.image):<22}"
-            f"{_span(answer.per_minute):<22}{cost:<22}{how}"
-        )
-    if any(answer.question.gpu.preview for answer in answers):
-        lines.append("* preview: specifications only, not tuned")
-    return "\n".join([*lines, *_note(question)])
-
-
-def _note(question: Question) -> list[str]:
+def note(question: Question) -> list[str]:
     return [f"note: {question.note}"] if question.note else []
 
 
@@ -99,7 +74,7 @@ def _tried(tried: Tried, chosen: Tried | None, colour: bool) -> str:
         return f"  {colorize('no ', RED, colour)}  {tried.choice.describe()}: {tried.layout.reason}"
     mark = colorize("YES" if tried is chosen else "yes", GREEN, colour)
     used = f"{tried.layout.needed / 1e9:.1f} of {gigabytes(tried.layout.usable)}"
-    return f"  {mark}  {tried.choice.describe()}: {used}, {tried.timing.image.mid:.3g} s"
+    return f"  {mark}  {tried.choice.describe()}: {used}, {number(tried.timing.image.mid)} s"
 
 
 def _memory(chosen: Tried) -> list[str]:
@@ -110,9 +85,9 @@ def _memory(chosen: Tried) -> list[str]:
         ("requests in flight", layout.requests),
         (f"total, of {gigabytes(layout.usable)} usable", layout.needed),
     ]
-    lines = ["memory"] + [f"  {words:<46}{gigabytes(count):>9}" for words, count in rows]
+    lines = ["memory, in GB of 10^9 bytes"] + [f"  {words:<46}{gigabytes(count):>9}" for words, count in rows]
     if layout.host:
-        lines.append(f"  {'in host memory':<46}{gigabytes(layout.host):>9}")
+        lines.append(f"  {'weights in host memory':<46}{gigabytes(layout.host):>9}")
     if layout.streamed:
         lines.append(f"  {'streamed to the GPU in every step':<46}{gigabytes(layout.streamed):>9}")
     return lines
@@ -124,12 +99,12 @@ def _times(answer: Plan, chosen: Tried) -> list[str]:
     assert answer.per_minute is not None
     rows = [
         ("text encoder, s", timing.text),
-        (f"one step, s ({timing.ceiling:.3g} at the dense rate)", timing.step),
+        (f"one step, s ({number(timing.ceiling)} at the dense rate)", timing.step),
         ("VAE decoder, s", timing.decode),
         (f"{_images(answer.question.batch)}, from prompt to file, s", timing.image),
         ("images per minute", answer.per_minute),
     ]
-    return ["time, with range"] + [f"  {words:<46}{_span(value)}" for words, value in rows]
+    return ["time, with range"] + [f"  {words:<46}{span(value)}" for words, value in rows]
 
 
 def _images(batch: int) -> str:
@@ -138,35 +113,68 @@ def _images(batch: int) -> str:
 
 def _load(load: Load, rate: float, colour: bool) -> list[str]:
     some = "replica" if load.replicas == 1 else "replicas"
-    lines = [f"at {rate:g} images per minute, Poisson arrivals, {load.replicas} {some}"]
+    lines = [f"at {rate:g} images per minute, Poisson arrivals, {load.replicas:,} {some}"]
     for words, waiting in (("best estimate", load.waiting), ("slow end of the range", load.slow)):
         if waiting is None:
             lines.append(f"  {words:<24}{colorize('overloaded: the queue grows without bound', RED, colour)}")
         else:
             lines.append(
-                f"  {words:<24}busy {waiting.load:>4.0%}  p50 {waiting.p50:.2f} s  p95 {waiting.p95:.2f} s  "
-                f"p99 {waiting.p99:.2f} s"
+                f"  {words:<24}busy {waiting.load:>4.0%}  p50 {number(waiting.p50)} s  p95 {number(waiting.p95)} s  "
+                f"p99 {number(waiting.p99)} s"
             )
+    if load.goal is not None:
+        words = f"p95 of at most {load.goal:g} s at the slow end: "
+        lines.append("  " + words + (colorize("met", GREEN, colour) if load.meets else colorize("missed", RED, colour)))
     return lines
 
 
 def _costs(answer: Plan) -> list[str]:
     costs = answer.costs
     if costs is None:
-        return ["cost: no price known for this GPU; set one with --price"]
+        return [f"cost: {no_price(answer)}"]
+    hour, used = costs.per_hour, costs.per_hour.mid
     lines = [
-        f"cost: ${_span(costs.per_hour, 2)} per hour, ${_span(costs.per_thousand, 2)} per 1,000 images at full load"
+        f"cost: ${used:.2f} per hour ({costs.offer.describe()}), "
+        f"${span(costs.per_thousand, 2)} per 1,000 images at full load"
     ]
+    if not costs.listed:
+        lines.append("  this price was seen on a market; it is no offer that can be booked at any time")
+    if hour.low < hour.high:
+        lines.append(f"  elsewhere, on hosts large enough or not stated: ${hour.low:.2f} to ${hour.high:.2f}")
     if costs.at_rate is not None:
-        lines.append(f"  at the requested rate: ${costs.at_rate:.2f} per 1,000")
-    for even in costs.break_even:
-        hosted = even.hosted
-        what = f"  against {hosted.offer} (${even.usd_per_image:g} per image, {hosted.date}): "
-        if even.possible:
-            lines.append(f"{what}cheaper from {even.images:,.0f} images per month")
-        else:
-            lines.append(f"{what}never cheaper: one GPU would have to generate {even.images:,.0f} images per month")
-    return lines
+        lines.append(f"  at the requested rate: ${costs.at_rate:.2f} per 1,000, ${costs.per_month:,.0f} per month")
+    return lines + [_against(costs, even, answer.question) for even in costs.break_even]
+
+
+def _against(costs: Costs, even: BreakEven, question: Question) -> str:
+    """Compare the rented replicas with a hosted service in one line."""
+    hosted = even.hosted
+    what = f"  against {hosted.offer} (${even.usd_per_image:g} per image, {hosted.date}): "
+    one = costs.replicas == 1
+    some = "one replica" if one else f"{costs.replicas:,} replicas"
+    if even.cheaper is not None and question.rate is not None:
+        volume = question.rate * MINUTES_PER_MONTH
+        verdict = "cheaper" if even.cheaper else "dearer"
+        return (
+            f"{what}{verdict} at this rate ({volume:,.0f} images per month); {some} {'costs' if one else 'cost'} as "
+            f"much as {even.images:,.0f} images there"
+        )
+    if even.possible:
+        return f"{what}cheaper from {even.images:,.0f} images per month; {some} can generate {costs.capacity:,.0f}"
+    return (
+        f"{what}never cheaper: {some} would have to generate {even.images:,.0f} images per month and can generate "
+        f"{costs.capacity:,.0f}"
+    )
+
+
+def no_price(answer: Plan) -> str:
+    """Say why a plan has no costs."""
+    assert answer.chosen is not None
+    need = host_need(answer.question, answer.chosen)
+    if not need.weights and need.cores == 1:
+        return "no price known for this GPU; set one with --price"
+    cores = f" and {need.cores} cores" if need.cores > 1 else ""
+    return f"no offer is known to have the {gigabytes(need.memory)} of host memory{cores} that this needs; set --price"
 
 
 def _basis(answer: Plan) -> str:
@@ -179,16 +187,26 @@ def _basis(answer: Plan) -> str:
     )
 
 
-def _span(value: Range, digits: int | None = None) -> str:
+def span(value: Range, digits: int | None = None) -> str:
     """Format a range as `1.74 (1.22-2.07)`."""
     low, mid, high = (
-        f"{v:.{digits}f}" if digits is not None else _short(v) for v in (value.low, value.mid, value.high)
+        _fixed(v, digits) if digits is not None else number(v) for v in (value.low, value.mid, value.high)
     )
     return mid if low == mid == high else f"{mid} ({low}-{high})"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def _fixed(value: float, digits: int) -> str:
+    text = f"{value:,.{digits}f}"
+    return text if float(text.replace(",", "")) or not value else f"<{10.0**-digits:g}"
+
+
+def number(value: float) -> str:
+    """Format a positive number with three significant digits and no exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    if 0 < value < 0.001:
+        return "<0.001"
+    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
 def colorize(words: str, code: str, colour: bool) -> str:

@@ -37,6 +37,9 @@ class Range:
     mid: float
     high: float
 
+    def __post_init__(self) -> None:
+        assert self.low <= self.mid <= self.high, f"an estimate outside its own range: {self}"
+
     def __add__(self, other: Range) -> Range:
         return Range(self.low + other.low, self.mid + other.mid, self.high + other.high)
 
@@ -102,11 +105,15 @@ def times(
             text = Range(count / CPU_RATE / cores / 1.5, count / CPU_RATE / cores, count / CPU_RATE / cores * 1.5)
         case "cache":
             pass
-    outside = Range(model.outside / 2, model.outside, model.outside * 2)
     busy = busy_text + step.times(steps) + decode
-    image = text + step.times(steps) + decode + outside
+    image = text + step.times(steps) + decode + outside(model)
     ceiling = ceiling_seconds(transformer, gpu, choice.recipe)
     return Timing(text, step, decode, image, busy, ceiling, transformer.flops)
+
+
+def outside(model: Calibration) -> Range:
+    """Return the seconds of an image outside the GPU: tokenizer, scheduler, writing the file."""
+    return Range(model.outside / 2, model.outside, model.outside * 2)
 
 
 def _part(passed: Work, gpu: Gpu, chosen: Recipe, model: Calibration) -> Range:
@@ -125,7 +132,11 @@ def _part(passed: Work, gpu: Gpu, chosen: Recipe, model: Calibration) -> Range:
 
 
 def _streamed(compute: Range, moved: float) -> Range:
-    """Add the transfer of weights: hidden behind the computation at best, before it at worst."""
+    """Add the transfer of weights: hidden behind the computation at best, before it at worst.
+
+    The estimate adds a tenth to the longer of the two, and never exceeds one after the other.
+    """
     if not moved:
         return compute
-    return Range(max(compute.low, moved), max(compute.mid, moved) * 1.1, compute.high + moved)
+    mid = min(max(compute.mid, moved) * 1.1, compute.mid + moved)
+    return Range(max(compute.low, moved), mid, compute.high + moved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kit.ports import PartName
 from kit.recipes import Recipe
@@ -38,6 +38,14 @@ def weights(part: PartName, variant: Variant) -> WeightCount:
             return _vae(decoder_layers(variant.vae), variant.vae.decoder_channels[-1])
         case "vae_encoder":
             return _vae(encoder_layers(variant.vae), variant.vae.channels[-1])
+
+
+def checkpoint_bytes(variant: Variant) -> int:
+    """Return the bytes of a published checkpoint in bf16: all layers of the text encoder, also those above the taps."""
+    text = variant.text_encoder
+    whole = replace(variant, text_encoder=replace(text, taps=(*text.taps[:2], text.layers)))
+    parts: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
+    return 2 * sum(weights(part, whole).total for part in parts)
 
 
 def _transformer(sizes: Transformer) -> WeightCount:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="image size for which operations are counted; default: the checkpoint's",
     )
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the same image")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of that image; default: the checkpoint's")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

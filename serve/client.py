@@ -13,7 +13,8 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from kit.errors import Flux2Error, RequestError, ServerError
+from kit.address import answers_http, grpc_address
+from kit.errors import Flux2Error, RequestError, ServerError, UsageError
 from pipeline.request import FIELDS, Field, FieldType
 from serve.triton_config import ENSEMBLE
 from serve.wire import NUMPY
@@ -75,8 +76,8 @@ class Client:
     """Requests images from one server; thread-safe."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self._grpc = grpc.InferenceServerClient(url)
+        self.url = grpc_address(url)
+        self._grpc = grpc.InferenceServerClient(self.url)
 
     def __enter__(self) -> Client:
         return self
@@ -122,7 +123,7 @@ class Client:
             call.cancel()
             raise
         if error is not None:
-            raise self._translate(error)
+            raise self._translate(error, timeout)
         images, seed = result.as_numpy("image"), result.as_numpy("seed_used")
         if images is None or seed is None or not len(seed):
             raise ServerError("the server's response has no image or no seed")
@@ -131,11 +132,18 @@ class Client:
             encoded = [base64.b64decode(image) for image in encoded]
         return ImageResponse(encoded, int(seed.flat[0]), time.perf_counter() - start)
 
-    def _translate(self, error: InferenceServerException) -> Flux2Error:
+    def _translate(self, error: InferenceServerException, timeout: float | None = None) -> Flux2Error:
         message = str(error.message()).removeprefix(f"in ensemble '{ENSEMBLE}', ")
         status = str(error.status()).removeprefix("StatusCode.")
         if status == "INVALID_ARGUMENT":
             return RequestError(message)
+        if status == "DEADLINE_EXCEEDED":
+            limit = f" within {timeout:g} s" if timeout is not None else " in time"
+            return ServerError(f"the server at {self.url} did not answer{limit}; the request was cancelled")
+        if status == "CANCELLED":
+            return ServerError(f"the request was cancelled by the server at {self.url}")
         if status == "UNAVAILABLE" and not self.ready():
+            if answers_http(self.url):
+                return UsageError(f"{self.url} is the HTTP port of a server; give its gRPC port, 8001 by default")
             return ServerError(f"no FLUX.2 server responds at {self.url}; start one with: python -m serve run DEPLOY")
         return ServerError(f"{status}: {message}")

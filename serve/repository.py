@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.artifact import (
+    CERTIFICATE,
     Manifest,
     PartRecord,
     digest,
@@ -19,8 +20,10 @@ from kit.artifact import (
     write_manifest,
 )
 from kit.atomic_folder import building
+from kit.certificate import certificate_of, require
 from kit.cuda_device import this_machine
 from kit.errors import Flux2Error, UsageError
+from kit.outputs import DEPLOYMENT, check_out
 from kit.ports import PartName
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
@@ -42,16 +45,25 @@ _GRAPHS: Mapping[str, tuple[PartName, str]] = {
 
 
 def write_repository(
-    artifact: Path, out: Path, limits: Limits, tuning: Tuning, known_answer: KnownAnswer = "generate"
+    artifact: Path,
+    out: Path,
+    limits: Limits,
+    tuning: Tuning,
+    known_answer: KnownAnswer = "generate",
+    require_gate: bool = False,
 ) -> Manifest:
     """Write a deployment of `artifact` to `out`; weights are hard links.
 
     The known answer that `serve run` requests before it reports ready is generated here, by the same engines in this
     process. With "none", a deployment can be written on a machine that cannot load the engines; `serve run` then checks
-    only the size of the image and that it has more than one color. Raises UsageError or ArtifactError if the artifact
-    is incomplete or does not verify.
+    only the size of the image and that it has more than one color. A certificate of `quantize gate` is copied; with
+    `require_gate` an artifact without one that passed is rejected by a CheckFailed. Raises UsageError or ArtifactError
+    if the artifact is incomplete or does not verify.
     """
+    check_out(out, DEPLOYMENT, [artifact])
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
+    if require_gate:
+        require(artifact, manifest)
     record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
     if record is not None:
         _check_engine(record, limits, known_answer)
@@ -69,7 +81,7 @@ def write_repository(
         ports={name: manifest.part(name).ports for name in sorted(needed)},
         tensorrt=tensorrt_deploy.models(record) if record is not None else {},
     )
-    with building(out) as folder:
+    with building(out, DEPLOYMENT, [artifact]) as folder:
         for name, text in configs(settings).items():
             version = folder / name / "1"
             version.mkdir(parents=True)
@@ -90,6 +102,8 @@ def write_repository(
             graph = (target / source.name).relative_to(folder)
             parts[part] = PartRecord(str(graph), exported.ports)
         shutil.copytree(artifact / "tokenizer", folder / "tokenizer" / "1" / "tokenizer")
+        if certificate_of(artifact, manifest) is not None:
+            shutil.copyfile(artifact / CERTIFICATE, folder / CERTIFICATE)
         deployment = Manifest(
             kind="deployment",
             variant=manifest.variant,

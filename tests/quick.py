@@ -12,6 +12,7 @@ HEAVY_FIXTURES = {"artifact_of", "sample_artifact", "deployment_of", "server", "
 HEAVY_MARKS = ("server", "gpu")
 HEAVY_TESTS = (  # files, or tests of them
     "benchmarks/test_gpu.py",
+    "benchmarks/test_plan_properties.py",
     "benchmarks/test_sample_checkpoint.py",
     "benchmarks/test_sample_continuing.py",
     "benchmarks/test_sample_training.py",

@@ -92,7 +92,7 @@ def test_every_command_exists_with_its_options(command: Command) -> None:
     elif (parser := parse(words)) is not None:
         at = 1 if words[0] == "flux2" else 2
         if command.mark == "usage":
-            found = re.findall(r"--[a-z][a-z-]*", command.line)
+            found = re.findall(r"--[a-z][a-z0-9-]*", command.line)
             assert set(found) <= options_of(parser, words[at + 1])
         else:
             parser.parse_args(words[at + 1 :])

@@ -34,34 +34,34 @@ from benchmarks.gpu.table import render
 from kit.errors import UsageError
 from kit.variants import VARIANTS
 
-INTO = Path("benchmarks/results/gpu.json")
+INTO = Path("build/gpu.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = RunSettings()
-    parser.add_argument("--variant", default=default.variant, help=f"default {default.variant}")
-    parser.add_argument("--device", default=default.device, help=f"default {default.device}")
+    parser.add_argument("--variant", default=default.variant, metavar="NAME", help="variant whose sizes are measured")
+    parser.add_argument("--device", default=default.device, metavar="DEVICE", help="device of torch")
     parser.add_argument(
         "--size", choices=get_args(Size), default=default.size, help="tiny: a dry run that takes seconds"
     )
     parser.add_argument("--grid", choices=get_args(Grid), default="short", help="full: every shape in every mode")
-    parser.add_argument("--only", metavar="PATTERN,...", help="cases by id, with * and ?")
+    parser.add_argument("--only", metavar="PATTERN,...", help="cases by id, with * and ?; default: all")
     parser.add_argument("--list", action="store_true", help="print the ids of the cases and measure nothing")
     parser.add_argument("--again", action="store_true", help="repeat cases that are already measured")
-    parser.add_argument("--into", type=Path, default=INTO, metavar="FILE", help=f"results, merged; default {INTO}")
     parser.add_argument(
-        "--budget", type=float, default=540.0, metavar="SECONDS", help="time limit of this run; default 540"
+        "--into", type=Path, default=INTO, metavar="FILE", help="results, merged with those of earlier runs"
+    )
+    parser.add_argument("--budget", type=float, default=540.0, metavar="SECONDS", help="time limit of this run")
+    parser.add_argument("--case-seconds", type=float, default=240.0, metavar="SECONDS", help="time limit per case")
+    parser.add_argument(
+        "--seconds", type=float, default=default.seconds, metavar="S", help="duration of timed runs per case"
     )
     parser.add_argument(
-        "--case-seconds", type=float, default=240.0, metavar="SECONDS", help="time limit per case; default 240"
+        "--requests", type=int, default=default.requests, metavar="N", help="number of requests in the batching cases"
     )
     parser.add_argument(
-        "--seconds", type=float, default=default.seconds, help="duration of timed runs per case; default 1"
+        "--backend", default=default.backend, metavar="NAME", help="torch.compile backend; `eager` compiles nothing"
     )
-    parser.add_argument(
-        "--requests", type=int, default=default.requests, help="number of requests in the batching cases; default 60"
-    )
-    parser.add_argument("--backend", default=default.backend, help="torch.compile backend; `eager` compiles nothing")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,20 +13,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kit.cli import report
+from kit.commands import Help, Parser
+from kit.errors import CheckFailed, UsageError
+
 from .recipe import TrainingRecipe
 
-HOME = Path("kit/sample")
-RESULTS = Path("benchmarks/results")
+HOME = Path("kit/sample")  # where the sample that ships with the kit is
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line; defaults come from the recipe."""
-    top = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
+    top = Parser(prog="python -m benchmarks.sample", description=__doc__, formatter_class=Help)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     recipe = TrainingRecipe()
 
     def command(name: str, says: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=says, description=says)
+        made = commands.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.", formatter_class=Help)
         made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
         return made
 
@@ -36,31 +39,38 @@ def parser() -> argparse.ArgumentParser:
     ):
         made = command(name, says)
         made.add_argument(
-            "--work", type=Path, default=Path("build/sample-training"), help="folder for training checkpoints"
+            "--work",
+            type=Path,
+            default=Path("build/sample-training"),
+            metavar="DIR",
+            help="folder for training checkpoints",
         )
         made.add_argument(
-            "--out", type=Path, default=HOME, help="output folder of checkpoint/, loras/ and digests.json"
+            "--out",
+            type=Path,
+            default=Path("build/sample-trained"),
+            metavar="DIR",
+            help=f"output folder of checkpoint/, loras/ and digests.json; {HOME} replaces the shipped sample",
         )
-        made.add_argument("--curve", type=Path, default=RESULTS / "sample_loss.png", help="plot of the losses")
-        made.add_argument(
-            "--record", type=Path, default=RESULTS / "sample_training.json", help="record of the stages' times"
-        )
-        made.add_argument("--seed", type=int, default=recipe.seed)
+        made.add_argument("--curve", type=Path, metavar="FILE", help="plot of the losses; default: none")
+        made.add_argument("--record", type=Path, metavar="FILE", help="record of the stages' times; default: none")
+        made.add_argument("--seed", type=int, default=recipe.seed, metavar="N", help="seed of the training")
         if name == "train":
             made.add_argument(
                 "--from",
                 dest="start",
                 type=Path,
                 metavar="CHECKPOINT",
-                help="continue from finished weights with the last stages: vae_sharp, denoiser_last and denoiser_hard",
+                help="continue from finished weights with the last stages: vae_sharp, denoiser_last and denoiser_hard; "
+                "default: from scratch",
             )
     made = command("evaluate", "generate and judge images of held-out prompts; exit 1 if a target is missed")
-    made.add_argument("--sample", type=Path, default=HOME, help="folder with checkpoint/ and loras/")
-    made.add_argument("--out", type=Path, default=RESULTS / "sample_quality.json")
-    made.add_argument("--prompts", type=int, default=300)
+    made.add_argument("--sample", type=Path, default=HOME, metavar="DIR", help="folder with checkpoint/ and loras/")
+    made.add_argument("--out", type=Path, metavar="FILE", help="also write the results there, JSON; default: none")
+    made.add_argument("--prompts", type=int, default=300, metavar="N", help="number of held-out prompts")
     made = command("judge", "print what the judge sees in an image; with --prompt, exit 1 if it does not match")
-    made.add_argument("image", type=Path)
-    made.add_argument("--prompt", help="a sentence of the sample's grammar")
+    made.add_argument("image", type=Path, metavar="FILE", help="the image to read")
+    made.add_argument("--prompt", metavar="TEXT", help="a sentence of the sample's grammar; default: none")
     return top
 
 
@@ -135,9 +145,11 @@ def train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     (options.out / "digests.json").write_text(json.dumps(training.digests(options.out), indent=1) + "\n")
     facts |= {"bytes": training.check_sizes(options.out), "stages": training.times(runs)} | circumstances(argv)
     if options.command == "train":
-        write_curve(training.curves(runs), options.curve)
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(json.dumps(facts, indent=1) + "\n")
+        if options.curve is not None:
+            write_curve(training.curves(runs), options.curve)
+        if options.record is not None:
+            options.record.parent.mkdir(parents=True, exist_ok=True)
+            options.record.write_text(json.dumps(facts, indent=1) + "\n")
     return facts
 
 
@@ -151,8 +163,9 @@ def evaluate(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]
     started = time.monotonic()
     found = measure(options.sample / "checkpoint", options.sample / "loras", trained, options.prompts)
     found |= {"seconds": round(time.monotonic() - started, 1)} | circumstances(argv)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -178,19 +191,25 @@ def judge(options: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0 on success, 1 if a target is missed, 2 for wrong use or bad input."""
     argv = sys.argv[1:] if argv is None else argv
-    options = parser().parse_args(argv)
-    try:
-        if options.command == "judge":
-            found = judge(options)
-        elif options.command == "evaluate":
-            found = evaluate(options, argv)
-        else:
-            found = train(options, argv)
-    except (OSError, ValueError) as problem:
-        print(f"{options.command}: {problem}", file=sys.stderr)
-        return 2
-    print(json.dumps(found) if options.json else json.dumps(found, indent=1))
-    return 0 if found.get("passed", True) else 1
+
+    def step() -> dict[str, Any]:
+        options = parser().parse_args(argv)
+        try:
+            if options.command == "judge":
+                found = judge(options)
+            elif options.command == "evaluate":
+                found = evaluate(options, argv)
+            else:
+                found = train(options, argv)
+        except (OSError, ValueError) as problem:
+            raise UsageError(f"{options.command}: {problem}") from problem
+        if not options.json:
+            print(json.dumps(found, indent=1))
+        if not found.get("passed", True):
+            raise CheckFailed(f"{options.command}: a target was missed", found)
+        return found
+
+    return report(step, "--json" in argv)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from kit.configs import read_variant
 from kit.dtypes import Compute, torch_type
 from kit.errors import UsageError
 from kit.image_size import side_problem
+from kit.outputs import AOTI, check_out
 from kit.ports import SERVED_PARTS, PartName, ServedPart, ports
 from kit.recipes import recipe
 from kit.variants import Variant
@@ -79,12 +80,14 @@ def compile_artifact(
     Raises UsageError for an invalid size, recipe or device, and the same CheckpointErrors as an export.
     """
     check(config)
+    read = [checkpoint, *config.single_files.values(), *(lora.file for lora in config.loras)]
+    check_out(out, AOTI, read)
     variant = read_variant(checkpoint)
     made: list[Package] = []
     bindings = {
         part: bind(part, variant, checkpoint, config.single_files.get(part), config.loras) for part in config.parts
     }
-    with building(out) as folder:
+    with building(out, AOTI, read) as folder:
         records: dict[PartName, PartRecord] = {}
         for part in config.parts:
             wired = ports(part, variant, config.compute)

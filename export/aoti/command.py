@@ -11,6 +11,7 @@ from typing import Any
 from export.aoti import RECIPES
 from kit.configs import read_variant
 from kit.errors import UsageError
+from kit.outputs import AOTI, check_out, checkpoint_files
 from kit.ports import SERVED_PARTS
 
 
@@ -26,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on this device type only"
     )
     parser.add_argument("--parts", default=",".join(SERVED_PARTS), metavar="A,B", help="parts to compile")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+    )
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from export.lora.terms import Lora
     from export.sources import find_sources
 
+    check_out(args.out, AOTI, checkpoint_files(args))  # before anything is downloaded
     loras = tuple(Lora.parse(text) for text in args.lora)
     sources = find_sources(args.checkpoint, parts, args.config, args.transformer)
     from tqdm import tqdm

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from kit.artifact import Manifest, copy_texts, current, link_or_copy, verify, write_manifest
 from kit.atomic_folder import building
 from kit.dtypes import onnx_type
-from kit.errors import UsageError
 from kit.gpus import Gpu
 from kit.hardware import peak_rss_bytes
+from kit.outputs import QUANTIZED, check_out
 from kit.ports import KV_PARTS, QUANTIZED_PARTS, PartName
 from kit.recipes import Recipe
 from quantize.apply.manifest import quantized_manifest
@@ -57,9 +57,8 @@ def apply(
     that does not fit the artifact, ArtifactError for weights that are not finite.
     """
     begin = time.perf_counter()
+    check_out(out, QUANTIZED, [source])
     manifest = verify(source, ("onnx",))
-    if out.resolve() == source.resolve():
-        raise UsageError(f"--out {out} is the source artifact; choose another folder")
     check_recipe(manifest, recipe, record, gpu)
     if recipe.rules:  # the graphs of the cache read reference images, which calibration does not cover yet
         parts = {part: found for part, found in manifest.parts.items() if part not in KV_PARTS}
@@ -78,7 +77,7 @@ def apply(
         return ApplyReport(out, recipe.name, True, time.perf_counter() - begin)
     reports = []
     compute = onnx_type(manifest.compute)
-    with building(out) as folder:
+    with building(out, QUANTIZED, [source]) as folder:
         for part in manifest.parts:
             home = _home(source, manifest, part)
             if part in plans and plans[part].changes:

@@ -14,16 +14,23 @@ from kit.recipes import RECIPES, find_recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="DIR", help="artifact written by `export onnx`")
     parser.add_argument("--recipe", required=True, metavar="NAME", help=f"{', '.join(RECIPES)}, or a JSON file")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="record written by `quantize calibrate`")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="record of `quantize calibrate`; default: none, for recipes that need none",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact to write")
-    parser.add_argument("--gpu", metavar="NAME", help="reject a recipe that this GPU does not support")
+    parser.add_argument("--gpu", metavar="NAME", help="reject a recipe that this GPU does not support; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize the artifact, print each part and return the facts."""
     from kit.gpus import gpu
+    from kit.outputs import QUANTIZED, check_out, file_of
     from quantize.calibration import record
 
+    check_out(args.out, QUANTIZED, [args.artifact, args.calibration, file_of(args.recipe)])
     recipe = find_recipe(args.recipe)
     target = gpu(args.gpu) if args.gpu else None
     seen = record.read(args.calibration) if args.calibration else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
+from kit.outputs import check_out_file, checkpoint_files, file_of
 from kit.ports import QUANTIZED_PARTS
 
 FEW = 16  # the sample's int8 images lost 4 dB with 4 calibration prompts instead of 24
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
     parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B", help="parts to record")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type; default: the type of the stored weights"
@@ -31,11 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--offload", choices=("none", "layers"), default="none", help="layers: keep weights in host memory (GPU)"
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests per call")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
-    parser.add_argument("--text-encoder", metavar="FILE", help="as for export onnx")
-    parser.add_argument("--variant", metavar="NAME", help="as for export onnx")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+    )
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
+    parser.add_argument("--text-encoder", metavar="FILE", help="as for export onnx; default: none")
+    parser.add_argument("--variant", metavar="NAME", help="as for export onnx; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,10 +46,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("seeds", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} {getattr(args, name)} is not positive")
-    if args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a folder; give a file")
+    check_out_file(args.out, [file_of(args.prompts), *checkpoint_files(args)])
     parts = tuple(word.strip() for word in args.parts.split(",") if word.strip())
     from quantize import prompt_set
+    from quantize.calibration import record
+
+    record.check_replaceable(args.out)
 
     prompts = prompt_set.load(args.prompts)
     from export.lora.terms import Lora
@@ -58,7 +63,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     from tqdm import tqdm
 
-    from quantize.calibration import record
     from quantize.calibration.calibrate import (  # imports torch, so only once the arguments are known to be valid
         Calibration,
         calibrate,

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kit.outputs import check_out_file
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("records", nargs="+", type=Path, metavar="FILE", help="what `quantize calibrate` wrote")
@@ -13,10 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Merge records; raises UsageError if they are of different checkpoints."""
+    """Merge records; raises UsageError for records of different checkpoints, or of the same images."""
     from quantize.calibration import record
 
-    merged = record.merge([record.read(path) for path in args.records])
+    check_out_file(args.out, args.records)
+    record.check_replaceable(args.out)
+    merged = record.merge([record.read(path) for path in args.records], [str(path) for path in args.records])
     record.write(merged, args.out)
     images = sum(run["prompts"]["count"] * len(run["seeds"]) for run in merged.runs)
     print(f"{args.out}: {merged.variant}, {len(args.records)} records, {images} images")

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,11 @@ def fingerprint(weight: StoredTensor) -> str:
     return hashlib.sha256(f"{list(weight.shape)}{weight.dtype}".encode() + head).hexdigest()[:16]
 
 
-def merge(records: Sequence[Record]) -> Record:
-    """Merge records of one checkpoint; raises UsageError if they are of different checkpoints."""
+def merge(records: Sequence[Record], names: Sequence[str] = ()) -> Record:
+    """Merge records of one checkpoint; `names` are those of their files, for messages.
+
+    Raises UsageError if they are of different checkpoints, or if two contain the same run of the same layers.
+    """
     first = records[0]
     parts: dict[str, dict[str, Seen]] = {part: dict(layers) for part, layers in first.parts.items()}
     for other in records[1:]:
@@ -93,7 +96,17 @@ def merge(records: Sequence[Record]) -> Record:
             mine = parts.setdefault(part, {})
             for name, seen in layers.items():
                 mine[name] = _merge_seen(name, mine[name], seen) if name in mine else seen
+    _check_runs(records, names or [f"record {number}" for number in range(1, len(records) + 1)])
     return Record(first.variant, tuple(run for record in records for run in record.runs), parts)
+
+
+def _check_runs(records: Sequence[Record], names: Sequence[str]) -> None:
+    """Reject records that share a run: its images would count twice."""
+    for (name, record), (other, later) in combinations(zip(names, records, strict=True), 2):
+        layers = {(part, layer) for part, found in record.parts.items() for layer in found}
+        shared = any((part, layer) in layers for part, found in later.parts.items() for layer in found)
+        if shared and any(run in record.runs for run in later.runs):
+            raise UsageError(f"{name} and {other} contain the same run, whose images would count twice; leave one out")
 
 
 def _merge_seen(name: str, a: Seen, b: Seen) -> Seen:
@@ -137,6 +150,15 @@ def write(record: Record, path: Path) -> None:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UsageError if `path` is an existing file that is not a calibration record."""
+    if path.exists():
+        try:
+            read(path)
+        except UsageError:
+            raise UsageError(f"--out {path} exists and is not a calibration record; choose another --out") from None
 
 
 def read(path: Path) -> Record:

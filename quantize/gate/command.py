@@ -15,12 +15,15 @@ from typing import Any
 
 from kit.artifact import Manifest, tool_versions
 from kit.atomic_folder import building
+from kit.certificate import Certificate, certify
 from kit.errors import CheckFailed, UsageError
+from kit.hardware import look
+from kit.outputs import GATE, file_of
 from quantize import prompt_set
 from quantize.gate import contract as contracts
 from quantize.gate.admission import Admitted, admit, speaks_the_samples_grammar
 from quantize.gate.contract import Contract
-from quantize.gate.metrics import METRICS
+from quantize.gate.metrics import LATENT, METRICS
 from quantize.gate.report import REPORT, Report, summarize, to_markdown
 
 SAMPLE_PROMPTS = "sample:200"  # with fewer, the interval is too wide to prove a loss of less than a point
@@ -31,13 +34,23 @@ PACKAGES = ("onnxruntime", "numpy", "scipy", "scikit-image", "flip-evaluator", "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `quantize gate`."""
-    parser.add_argument("artifact", type=Path, metavar="DIR", help="the candidate: an exported or quantized artifact")
+    parser.add_argument(
+        "artifact",
+        type=Path,
+        nargs="?",
+        metavar="DIR",
+        help="the candidate: an artifact of any kind that this machine can run, or with --url what the server deploys; "
+        "the report's verdict is written into it as its certificate",
+    )
+    parser.add_argument(
+        "--url", metavar="HOST:PORT", help="gRPC port of a server that generates the candidate's images; default: none"
+    )
     parser.add_argument(
         "--reference",
         type=Path,
         required=True,
         metavar="DIR",
-        help="the high-precision artifact of the same checkpoint",
+        help="the high-precision artifact of the same checkpoint, of any kind that this machine can run",
     )
     parser.add_argument(
         "--prompts",
@@ -56,10 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="default: the variant's")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="default: the variant's")
     parser.add_argument(
-        "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score"
+        "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score; default: none"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime; 0: one per core")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json, report.md and index.html")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for report.json, report.md and index.html; default: none is kept",
+    )
     parser.add_argument("--images", type=int, default=SHOWN, metavar="N", help="image pairs in the report")
 
 
@@ -68,7 +86,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("seeds", 1), ("images", 0), ("threads", 0)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
-    with _folder(args.out) as folder:
+    if args.artifact is None and args.url is None:
+        raise UsageError("the candidate is missing: give the folder of an artifact, --url HOST:PORT, or both")
+    if args.artifact is None and args.contract is None:
+        raise UsageError("--url alone does not tell the recipe; give --contract NAME, or the folder that is deployed")
+    inputs = [args.artifact, args.reference, args.clip, file_of(args.prompts), file_of(args.contract)]
+    with _folder(args.out, inputs) as folder:
         report = gate(args, folder)
     print(to_markdown(report), end="")
     where = f"; see {args.out / REPORT}" if args.out else "; --out DIR keeps the report and the images"
@@ -79,11 +102,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def gate(args: argparse.Namespace, folder: Path) -> Report:
     """Check everything that needs no image, generate, measure, and write the report to `folder`."""
-    admitted = admit(args.artifact, args.reference)
+    served = args.url is not None
+    admitted = admit(args.artifact, args.reference, served)
     for warning in admitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    contract = contracts.find(args.contract) if args.contract else contracts.of_recipe(admitted.candidate.recipe)
+    contract = _contract(args, admitted)
     prompts, more = choose(args.prompts, admitted, contract)
+    if served:
+        contract = contract.without(*LATENT)
+        more = (*more, "a server returns no latents: only images are compared")
     for warning in more:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -99,6 +126,14 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
     from quantize.gate.page import IMAGES, PAGE, chosen, keep_images, page
 
     canvas = Canvas(drawn.width, drawn.height, drawn.steps, drawn.guidance)
+    if served:
+        from quantize.gate.server import open_server
+
+        opened = open_server(args.url, canvas)  # before the reference is drawn, which takes time
+
+    def candidate() -> Generate:
+        return opened if served else open_generator(args.artifact, canvas, args.threads)
+
     measures, unmeasured = available(Scope(prompts.prompts, drawn.width, drawn.height, args.clip))
     measurable = METRICS.keys() - unmeasured.keys()
     for gap in contract.gaps(measurable, unmeasured, len(prompts.prompts)):
@@ -116,20 +151,23 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
 
         generators: dict[Side, Callable[[], Generate]] = {
             "reference": lambda: open_generator(args.reference, canvas, args.threads),
-            "candidate": lambda: open_generator(args.artifact, canvas, args.threads),
+            "candidate": candidate,
         }
         pairs = compare(generators, prompts.prompts, args.seeds, measures, images, tick)
     setting = {
-        "candidate": _identity(args.artifact, admitted.candidate),
+        "candidate": _identity(args.artifact, admitted.candidate, args.url),
         "reference": _identity(args.reference, admitted.reference),
         "prompts": {"spec": Path(prompts.spec).name, "digest": prompts.digest, "count": len(prompts.prompts)},
         "seeds": args.seeds,
         "canvas": {"width": drawn.width, "height": drawn.height, "steps": drawn.steps, "guidance": drawn.guidance},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "cpu": _processor(),
         "versions": tool_versions(*PACKAGES),
     }
     report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + more)
+    if args.artifact is not None:
+        _certify(args, report)
     shown = chosen(report, args.images)
     keep_images(images, pairs, shown)
     (folder / PAGE).write_text(page(report, shown), encoding="utf-8")
@@ -145,7 +183,8 @@ def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[pr
     """
     default = SAMPLE_PROMPTS if speaks_the_samples_grammar(admitted.reference) else KIT_PROMPTS
     prompts = prompt_set.load(spec or default)
-    fresh = prompts.without(admitted.candidate.source.get("calibration_prompts", ()))
+    source = admitted.candidate.source if admitted.candidate is not None else {}
+    fresh = prompts.without(source.get("calibration_prompts", ()))
     seen = len(prompts.prompts) - len(fresh.prompts)
     if not seen or (spec is None and len(fresh.prompts) >= contract.least_prompts):
         return fresh, ()
@@ -157,10 +196,10 @@ def choose(spec: str | None, admitted: Admitted, contract: Contract) -> tuple[pr
 
 
 @contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
+def _folder(out: Path | None, inputs: Sequence[Path | None]) -> Iterator[Path]:
     """Provide the folder of the report, which is renamed to `out` when complete; without `out`, a temporary one."""
     if out is not None:
-        with building(out, REPORT) as folder:
+        with building(out, GATE, inputs) as folder:
             yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="gate-") as temporary:
@@ -177,9 +216,47 @@ def _check_lengths(artifact: Path, manifest: Manifest, prompts: Sequence[prompt_
         encoder.encode(prompt.text, f"prompt {prompt.id}")
 
 
-def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def _processor() -> dict[str, Any]:
+    """Name the CPU and the instruction sets that ONNX Runtime chooses its kernels by."""
+    cpu = look(Path.cwd()).cpu
+    return {"name": cpu.name, "cores": cpu.cores, "features": list(cpu.features)}
+
+
+def _contract(args: argparse.Namespace, admitted: Admitted) -> Contract:
+    """Return the contract that is asked for, or that of the candidate's recipe."""
+    if args.contract:
+        return contracts.find(args.contract)
+    assert admitted.candidate is not None
+    return contracts.of_recipe(admitted.candidate.recipe, speaks_the_samples_grammar(admitted.reference))
+
+
+def _certify(args: argparse.Namespace, report: Report) -> None:
+    """Write the verdict into the candidate; a folder that cannot be written to is a warning."""
+    facts = report.facts()
+    certificate = Certificate(
+        kept=report.kept,
+        contract=report.contract.name,
+        faults=tuple(report.faults),
+        metrics={name: {key: row[key] for key in ("mean", "low", "high")} for name, row in facts["metrics"].items()},
+        prompts=facts["prompts"],
+        reference=facts["reference"],
+        date=facts["date"],
+        system=facts["system"],
+        drawn_by=args.url or "this process",
+        versions=facts["versions"],
+    )
+    try:
+        certify(args.artifact, certificate)
+    except OSError as error:
+        print(f"warning: no certificate was written into {args.artifact}: {error.strerror}", file=sys.stderr)
+
+
+def _identity(folder: Path | None, manifest: Manifest | None, url: str | None = None) -> dict[str, Any]:
+    if folder is None or manifest is None:
+        return {"name": str(url), "variant": None, "recipe": "unknown", "compute": "unknown", "kind": "server"}
     return {
         "name": folder.resolve().name,
+        **({"url": url} if url else {}),
         "variant": manifest.variant.name,
         "recipe": manifest.recipe,
         "compute": manifest.compute,

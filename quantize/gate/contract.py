@@ -6,12 +6,14 @@
 
     [bounds.ssim]
     at_least = 0.9
+    tail = 0.8
 
     [bounds.lpips]
     at_most = 0.1
     when = "measured"
 
-A bound must hold for the whole 95 % interval, not only for the mean. A metric that is named in a contract but was not
+A bound must hold for the whole 95 % interval, not only for the mean. `tail` bounds the worst 5 % of the pairs: a fault
+in few images moves no mean. A metric that is named in a contract but was not
 measured breaks the contract, unless its bound has `when = "measured"`.
 """
 
@@ -31,9 +33,10 @@ from quantize.gate.intervals import Interval
 from quantize.gate.metrics import METRICS
 
 FORMAT = 1
+SAMPLE = "sample"  # folder of the contracts whose bounds were measured on the sample
 When = Literal["always", "measured"]
 KEYS = ("format", "about", "least_prompts", "bounds")
-BOUND_KEYS = ("at_least", "at_most", "when")
+BOUND_KEYS = ("at_least", "at_most", "when", "tail")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Bound:
     metric: str
     value: float
     when: When = "always"
+    tail: float | None = None  # bound of the quantile that 5 % of the pairs are worse than
 
     @property
     def side(self) -> Literal["at_least", "at_most"]:
@@ -62,6 +66,13 @@ class Bound:
             message += f"; the mean meets it, but {found.prompts} prompts are too few to prove it"
         return message
 
+    def tail_fault(self, found: float) -> str | None:
+        """Return how the bound of the worst pairs is broken, or None if it holds or there is none."""
+        sign = 1 if self.side == "at_least" else -1
+        if self.tail is None or sign * (found - self.tail) >= 0:
+            return None
+        return f"{self.metric} {self.side.replace('_', ' ')} {self.tail:g} in 95 % of the pairs: found {found:.4g}"
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -71,6 +82,10 @@ class Contract:
     about: str
     least_prompts: int
     bounds: tuple[Bound, ...]
+
+    def without(self, *metrics: str) -> Contract:
+        """Return the contract without the bounds of metrics that cannot exist in a comparison."""
+        return replace(self, bounds=tuple(bound for bound in self.bounds if bound.metric not in metrics))
 
     def gaps(self, measurable: Collection[str], reasons: Mapping[str, str], prompts: int) -> list[str]:
         """Return what makes it impossible to judge the contract, whatever the images look like."""
@@ -82,19 +97,33 @@ class Contract:
                 gaps.append(f"{bound}: not measured, because {reasons.get(bound.metric, 'no prompt requires it')}")
         return gaps
 
-    def faults(self, found: Mapping[str, Interval], reasons: Mapping[str, str], prompts: int) -> list[str]:
-        """Return one sentence per gap and per broken bound."""
-        broken = (bound.fault(found[bound.metric]) for bound in self.bounds if bound.metric in found)
+    def faults(
+        self,
+        found: Mapping[str, Interval],
+        reasons: Mapping[str, str],
+        prompts: int,
+        tails: Mapping[str, float] | None = None,
+    ) -> list[str]:
+        """Return one sentence per gap and per broken bound; `tails` are the values that 5 % of the pairs are beyond."""
+        broken = [bound.fault(found[bound.metric]) for bound in self.bounds if bound.metric in found]
+        broken += [bound.tail_fault(tails[bound.metric]) for bound in self.bounds if tails and bound.metric in tails]
         return self.gaps(found, reasons, prompts) + [fault for fault in broken if fault]
 
 
 def shipped() -> list[str]:
-    """Return the recipes that have a contract in the kit."""
-    return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
+    """Return the names of the kit's contracts: recipes, and SAMPLE/RECIPE for those measured on the sample."""
+    folders = (("", _folder()), (f"{SAMPLE}/", _folder() / SAMPLE))
+    files = [(prefix, file.name) for prefix, folder in folders for file in folder.iterdir()]
+    return sorted(f"{prefix}{name.removesuffix('.toml')}" for prefix, name in files if name.endswith(".toml"))
 
 
-def of_recipe(recipe: str) -> Contract:
-    """Load the kit's contract for a recipe; raises UsageError when there is none."""
+def of_recipe(recipe: str, sample: bool = False) -> Contract:
+    """Load the kit's contract for a recipe; for the sample, the one that was measured on it, if there is one.
+
+    Raises UsageError when there is none.
+    """
+    if sample and f"{SAMPLE}/{recipe}" in shipped():
+        recipe = f"{SAMPLE}/{recipe}"
     if recipe not in shipped():
         raise UsageError(
             f"there is no contract for the recipe {recipe!r}; there are: {_names()}; choose one or a file with "
@@ -104,7 +133,7 @@ def of_recipe(recipe: str) -> Contract:
 
 
 def find(word: str) -> Contract:
-    """Load the contract given with --contract: a file, or the name of a recipe that has one."""
+    """Load the contract given with --contract: a file, or the name of one of the kit's."""
     if word in shipped():
         return of_recipe(word)
     if not Path(word).is_file():
@@ -147,12 +176,15 @@ def _bound(metric: str, entry: Any, name: str) -> Bound:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: {entry!r} is not a table with the keys {', '.join(BOUND_KEYS)}")
     _only(entry, BOUND_KEYS, where)
-    bound = Bound(metric, entry.get(Bound(metric, 0).side, math.nan), entry.get("when", "always"))
+    value, tail = entry.get(Bound(metric, 0).side, math.nan), entry.get("tail")
+    bound = Bound(metric, value, entry.get("when", "always"), tail)
     other = "at_most" if bound.side == "at_least" else "at_least"
     if other in entry or bound.side not in entry:
         raise UsageError(f"{where}: {METRICS[metric].better} is better, so its only bound is {bound.side}")
     if not isinstance(bound.value, int | float) or isinstance(bound.value, bool) or not math.isfinite(bound.value):
         raise UsageError(f"{where}: {bound.side} {bound.value!r} is not a number")
+    if tail is not None and (not isinstance(tail, int | float) or isinstance(tail, bool) or not math.isfinite(tail)):
+        raise UsageError(f"{where}: tail {tail!r} is not a number")
     if bound.when not in get_args(When):
         raise UsageError(f"{where}: when {bound.when!r} is not one of {', '.join(get_args(When))}")
     return bound

@@ -34,7 +34,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One finished image and the latents after each step, [steps, tokens * channels]."""
+    """One finished image and the latents after each step, [steps, tokens * channels]; no steps if unknown."""
 
     pixels: Pixels
     latents: npt.NDArray[np.generic]
@@ -102,7 +102,8 @@ def compare(
         scores: dict[str, Score] = {}
         for measure in measures:
             scores |= measure(prompt, reference, drawing)
-        pair = Pair(number, prompt, seed, scores, cosines(reference.latents, drawing.latents))
+        both = len(reference.latents) and len(drawing.latents)
+        pair = Pair(number, prompt, seed, scores, cosines(reference.latents, drawing.latents) if both else ())
         Image.fromarray(drawing.pixels).save(images / pair.image("candidate"))
         pairs.append(pair)
     return pairs
@@ -115,7 +116,7 @@ def _draw(
     for number, (prompt, seed) in enumerate(tasks):
         drawing = generate(prompt.text, seed)
         finite = np.isfinite(drawing.latents).all(axis=1)
-        if not finite.all():
+        if len(finite) and not finite.all():
             raise CheckFailed(
                 f"the {side}'s latents are not finite after step {int(finite.argmin()) + 1} of prompt {prompt.id}, "
                 f"seed {seed}: its values overflow; keep more layers in high precision"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantize.gate import similarity
 from quantize.gate.drawing import Drawing, Measure
-from quantize.gate.metrics import Score
+from quantize.gate.metrics import LATENT, Score
 from quantize.prompt_set import Prompt
 
 
@@ -22,16 +22,18 @@ class Scope:
     clip: Path | None = None  # a folder with a CLIP model
 
 
-def _likeness(_: Scope) -> Measure:
-    def measure(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]:
-        return {
-            "psnr": Score(similarity.psnr(reference.pixels, candidate.pixels)),
-            "ssim": Score(similarity.ssim(reference.pixels, candidate.pixels)),
-            "flip": Score(similarity.flip(reference.pixels, candidate.pixels)),
-            "latent_cosine": Score(min(similarity.cosines(reference.latents, candidate.latents))),
-        }
-
-    return measure
+def likeness(_: Prompt, reference: Drawing, candidate: Drawing) -> dict[str, Score]:
+    """Measure how alike two images are, and their latents where both sides have them."""
+    scores = {
+        "psnr": Score(similarity.psnr(reference.pixels, candidate.pixels)),
+        "ssim": Score(similarity.ssim(reference.pixels, candidate.pixels)),
+        "flip": Score(similarity.flip(reference.pixels, candidate.pixels)),
+        "colour": Score(similarity.colour_shift(reference.pixels, candidate.pixels)),
+    }
+    if len(reference.latents) and len(candidate.latents):
+        scores["latent_cosine"] = Score(min(similarity.cosines(reference.latents, candidate.latents)))
+        scores["latent_snr"] = Score(similarity.latent_snr(reference.latents, candidate.latents))
+    return scores
 
 
 def _lpips(_: Scope) -> Measure | str:
@@ -60,7 +62,7 @@ def _judge(scope: Scope) -> Measure | str:
 
 # metrics -> factory of their measure, which returns a sentence instead if it is not available
 FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
-    ("psnr", "ssim", "flip", "latent_cosine"): _likeness,
+    ("psnr", "ssim", "flip", "colour", *LATENT): lambda _: likeness,
     ("lpips",): _lpips,
     ("clip_change",): _clip,
     ("text_change", "text_exact_change"): _reading,

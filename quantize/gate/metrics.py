@@ -22,13 +22,16 @@ class Metric:
     digits: int = 4
 
 
+LATENT = ("latent_cosine", "latent_snr")  # what a server, which returns images only, does not give
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("psnr", "higher", "peak signal-to-noise ratio in dB, 100 for equal images", digits=2),
         Metric("ssim", "higher", "structural similarity, Gaussian window of 11 pixels"),
         Metric("flip", "lower", "NVIDIA FLIP, mean visible difference from 0 to 1 at 67 pixels per degree"),
+        Metric("colour", "lower", "largest change of a colour channel's mean, in % of its range", digits=3),
         Metric("latent_cosine", "higher", "cosine of the latents, the smallest of all steps", digits=6),
+        Metric("latent_snr", "higher", "signal-to-noise ratio of the latents after the first step in dB", digits=2),
         Metric("lpips", "lower", "LPIPS 0.1 with AlexNet"),
         Metric("clip_change", "higher", "CLIP score of image and prompt, 0 to 100, minus the reference's", digits=2),
         # one text that becomes unreadable moves the share of its characters by 1

@@ -10,20 +10,29 @@ import numpy as np
 from PIL import Image
 
 from quantize.gate.drawing import SIDES, Pair
+from quantize.gate.histogram import histogram
 from quantize.gate.report import HEAD, Report, steps_table, summary, table, verdict
 from quantize.gate.similarity import flip_map
 
 PAGE = "index.html"
 IMAGES = "images"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1a1a1a; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 60rem; padding: 0 1rem; color: #1a1a1a; }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+.verdict { font-size: 1.5rem; font-weight: 600; padding: .6rem 1rem; border-left: .5rem solid; margin: 1rem 0; }
 .kept { color: #0a6b2d; } .broken { color: #b00020; font-weight: 600; }
-article { margin: 2rem 0; } article div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
+.measures { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+.measures h3 { margin: 0; font-size: 1rem; } .measures p { margin: 0; color: #555; font-size: 13px; }
+svg { width: 100%; } svg text { font: 10px system-ui, sans-serif; fill: #555; }
+.bar { fill: #4c72b0; } .tail { fill: #c44e52; } .bound { stroke: #1a1a1a; stroke-dasharray: 3 2; }
+article { margin: 2rem 0; } article p { overflow-wrap: anywhere; }
+article div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; }
 figure { margin: 0; } figcaption, small { color: #555; font-size: 13px; }
 img { width: 100%; display: block; } img.small { image-rendering: pixelated; }
-.scale { height: .8rem; width: 16rem;
+.scale { height: .8rem; width: min(16rem, 100%);
   background: linear-gradient(90deg, #000004, #3b0f70, #8c2981, #de4968, #fe9f6d, #fcfdbf); }
 """
 
@@ -72,12 +81,14 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
     state = "kept" if report.kept else "broken"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="{state}">{verdict(report)}</p>',
+        f'<p class="verdict {state}">{verdict(report)}: {escape(report.contract.name)}</p>',
         f"<p>{escape(summary(report))}</p>",
         _list([f"Broken: {fault}" for fault in report.faults] + [f"Warning: {warning}" for warning in report.warnings]),
         _table(HEAD, table(report)),
-        "<h2>Cosine of the latents after each step</h2>",
-        _table(("step", "mean", "95 % interval"), steps_table(report)),
+        "<h2>What each measure means</h2>",
+        "<p>The distribution over all pairs; red: the worst 5 %, dashed: the bound that these must meet.</p>",
+        f'<div class="measures">{"".join(_measures(report))}</div>',
+        *_steps(report),
         _list(f"not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()),
         "<h2>Images</h2>",
         f"<p>{len(shown)} of {len(report.pairs)} pairs, sorted by difference: the worst pair of each metric, the worst "
@@ -87,9 +98,29 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
         *(_article(pair, report) for pair in shown),
     ]
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
+
+
+def _measures(report: Report) -> Iterable[str]:
+    """Yield the meaning and the histogram of each metric."""
+    bounds = {bound.metric: bound for bound in report.contract.bounds}
+    for name, row in report.rows.items():
+        values = [pair.scores[name].value for pair in report.pairs if name in pair.scores]
+        about = f"{row.metric.about}; {row.metric.better} is better"
+        yield (
+            f"<section><h3>{escape(name)} {row.shown(row.found.mean)}</h3><p>{escape(about)}</p>"
+            f"{histogram(row, values, bounds.get(name))}</section>"
+        )
+
+
+def _steps(report: Report) -> list[str]:
+    if not report.steps:
+        return []
+    title = "<h2>Cosine of the latents after each step</h2>"
+    return [title, _table(("step", "mean", "95 % interval"), steps_table(report))]
 
 
 def _article(pair: Pair, report: Report) -> str:
@@ -116,7 +147,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Iterable[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}{_class(cell)}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+    return f'<div class="wide"><table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
 
 def _class(cell: str) -> str:

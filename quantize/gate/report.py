@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from quantize.gate.contract import Contract
 from quantize.gate.drawing import Pair
 from quantize.gate.intervals import Interval, interval
 from quantize.gate.metrics import METRICS, Metric
 
 REPORT = "report.json"
+TAIL = 0.05  # share of the pairs that the tail leaves out
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Row:
     found: Interval
     levels: tuple[float, float] | None
     worst: Pair
+    tail: float  # 5 % of the pairs are worse
 
     @property
     def worst_value(self) -> float:
@@ -83,9 +87,10 @@ def summarize(
     rows = {name: row for name, metric in METRICS.items() if (row := _row(metric, pairs)) is not None}
     steps = [
         interval(_by_prompt((pair, pair.cosines[step]) for pair in pairs)) for step in range(len(pairs[0].cosines))
-    ]
+    ]  # none where a side has no latents
     prompts = len({pair.prompt.id for pair in pairs})
-    faults = contract.faults({name: row.found for name, row in rows.items()}, unmeasured, prompts)
+    found, tails = ({name: getattr(row, what) for name, row in rows.items()} for what in ("found", "tail"))
+    faults = contract.faults(found, unmeasured, prompts, tails)
     return Report(setting, rows, steps, unmeasured, contract, faults, warnings, pairs)
 
 
@@ -100,6 +105,7 @@ def _row(metric: Metric, pairs: Sequence[Pair]) -> Row | None:
         interval(_by_prompt((pair, score.value) for pair, score in measured), metric.grain),
         (fmean(level[0] for level in levels), fmean(level[1] for level in levels)) if levels else None,
         min(measured, key=lambda one: sign * one[1].value)[0],
+        sign * float(np.quantile([sign * score.value for _, score in measured], TAIL)),
     )
 
 
@@ -122,8 +128,9 @@ def to_markdown(report: Report) -> str:
     lines += _table(
         ("metric", "reference", "candidate"), [(r.metric.name, r.shown(a), r.shown(b)) for r, a, b in levels]
     )
-    lines += ["", "Cosine of the latents after each step.", ""]
-    lines += _table(("step", "mean", "95 % interval"), steps_table(report))
+    if report.steps:
+        lines += ["", "Cosine of the latents after each step.", ""]
+        lines += _table(("step", "mean", "95 % interval"), steps_table(report))
     lines += ["", *(f"- not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()), ""]
     lines += ["Metrics:", ""]
     lines += [
@@ -132,7 +139,7 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-HEAD = ("metric", "mean", "95 % interval", "bound", "", "worst", "of prompt, seed")
+HEAD = ("metric", "mean", "95 % interval", "bound", "", "worst 5 %", "worst", "of prompt, seed")
 
 
 def verdict(report: Report) -> str:
@@ -147,15 +154,21 @@ def summary(report: Report) -> str:
     return (
         f"{prompts['count']} prompts ({prompts['spec']}, digest {prompts['digest'][:12]}), {seeds}, "
         f"{drawn['width']} x {drawn['height']} pixels, {drawn['steps']} steps, guidance {drawn['guidance']:g}; "
-        f"candidate {candidate['recipe']}, reference {setting['reference']['recipe']}, both computing in "
-        f"{candidate['compute']}; contract {report.contract.name}; {setting['date']}"
+        f"candidate {candidate['recipe']} in {candidate['compute']}"
+        f"{', drawn by ' + candidate['url'] if 'url' in candidate else ''}, "
+        f"reference {setting['reference']['recipe']} in {setting['reference']['compute']}; "
+        f"contract {report.contract.name}; {setting['date']}"
     )
 
 
 def table(report: Report) -> list[tuple[str, ...]]:
     """Return the rows under HEAD."""
     bounds = {bound.metric: bound for bound in report.contract.bounds}
-    broken = {name for name, b in bounds.items() if name in report.rows and b.fault(report.rows[name].found)}
+    broken = {
+        name
+        for name, bound in bounds.items()
+        if (row := report.rows.get(name)) and (bound.fault(row.found) or bound.tail_fault(row.tail))
+    }
     return [
         (
             name,
@@ -163,6 +176,7 @@ def table(report: Report) -> list[tuple[str, ...]]:
             f"{row.shown(row.found.low)} to {row.shown(row.found.high)}",
             f"{bounds[name].side.replace('_', ' ')} {bounds[name].value:g}" if name in bounds else "",
             "" if name not in bounds else "broken" if name in broken else "kept",
+            row.shown(row.tail),
             *(
                 (row.shown(row.worst_value), f"{row.worst.prompt.id}, {row.worst.seed}")
                 if row.lost
@@ -193,7 +207,7 @@ def _row_facts(row: Row) -> dict[str, Any]:
     if row.levels:
         facts |= {"reference": round(row.levels[0], 6), "candidate": round(row.levels[1], 6)}
     worst = {"value": round(row.worst_value, 6), "prompt": row.worst.prompt.id, "seed": row.worst.seed}
-    return {**facts, "worst": worst}
+    return {**facts, "worst_5_percent": round(row.tail, 6), "worst": worst}
 
 
 def _pair_facts(pair: Pair) -> dict[str, Any]:

@@ -34,6 +34,12 @@ def flip(reference: Pixels, candidate: Pixels) -> float:
     return float(mean)
 
 
+def colour_shift(reference: Pixels, candidate: Pixels) -> float:
+    """Return the largest absolute change of a channel's mean, in per cent of 255; noise averages out in it."""
+    change = candidate.astype(np.float64).mean(axis=(0, 1)) - reference.astype(np.float64).mean(axis=(0, 1))
+    return float(np.abs(change).max() / 255 * 100)
+
+
 def flip_map(reference: Pixels, candidate: Pixels) -> Pixels:
     """Return a map of FLIP per pixel: from black (no visible difference) over violet and orange to pale yellow (1)."""
     import flip_evaluator
@@ -47,6 +53,17 @@ def cosines(reference: npt.NDArray[np.generic], candidate: npt.NDArray[np.generi
     ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     return [float(value) for value in (ours * theirs).sum(axis=1) / lengths]
+
+
+def latent_snr(reference: npt.NDArray[np.generic], candidate: npt.NDArray[np.generic]) -> float:
+    """Return 20 log10(|reference| / |difference|) of the latents after the first step, in dB, at most MOST_DB.
+
+    Later steps amplify every difference alike, whatever its cause, so the first one separates small faults best.
+    Latents in half precision limit it to about 70 dB.
+    """
+    theirs, ours = reference[0].astype(np.float64), candidate[0].astype(np.float64)
+    noise = float(np.linalg.norm(ours - theirs))
+    return MOST_DB if noise == 0 else min(MOST_DB, 20 * float(np.log10(np.linalg.norm(theirs) / noise)))
 
 
 def _unit(image: Pixels) -> npt.NDArray[np.float32]:

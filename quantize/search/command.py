@@ -15,6 +15,7 @@ from typing import Any
 from kit.artifact import tool_versions, verify
 from kit.atomic_folder import building
 from kit.errors import CheckFailed, UsageError
+from kit.outputs import SEARCH, checkpoint_files, file_of
 from kit.ports import QUANTIZED_PARTS
 from kit.recipes import KEEP, RECIPES
 
@@ -27,9 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", type=Path, metavar="DIR", help="artifact written by `export onnx --dtype fp32`, with all parts"
     )
-    parser.add_argument("--checkpoint", required=True, help="checkpoint it was exported from, as for export onnx")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="CHECKPOINT", help="checkpoint it was exported from, as for export onnx"
+    )
     parser.add_argument("--recipe", required=True, metavar="NAME", help="recipe for the layers that are not spared")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="record written by `quantize calibrate`")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="record of `quantize calibrate`; default: none"
+    )
     parser.add_argument("--prompts", default="kit:32", metavar="SET", help="kit, kit:N, sample:N, or a file")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for recipes, table, JSON and plot"
@@ -39,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METRIC=VALUE",
-        help="quality that the images must meet, for example psnr=45 or ssim=0.99; may be repeated",
+        help="quality that the images must meet, for example psnr=45 or ssim=0.99; may be repeated; default: none",
     )
     parser.add_argument(
         "--points", type=int, default=6, metavar="N", help="recipes of the Pareto front to generate images with"
@@ -55,17 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="the checkpoint's own when left out")
-    parser.add_argument("--guidance", type=float, help="guidance scale; the variant's own when left out")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="default: the variant's")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts per pass when effects are measured")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type of torch; default: the type of the stored weights"
     )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="device of torch: cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=0, help="threads of ONNX Runtime; 0: one per core")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx")
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime; 0: one per core")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+    )
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +88,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from quantize.search.bounds import parse
 
     bounds = [parse(text) for text in args.meet]
-    with building(args.out, RESULT) as folder:
+    inputs = [args.artifact, args.calibration, file_of(args.prompts), *checkpoint_files(args)]
+    with building(args.out, SEARCH, inputs) as folder:
         found = _search(args, bounds, folder)
     print(_markdown(found), end="")
     where = f"see {args.out / 'search.md'}"

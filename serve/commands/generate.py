@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
+from kit.outputs import STDOUT, check_out_file
 from pipeline.request import FIELDS, FORMATS
 
 CHOSEN = ("prompt", "output_format", "response_encoding")  # by the position, by the suffix, and by the client
@@ -20,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("prompt", help="what to generate")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the image to write; its suffix selects the format"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the image to write; its suffix selects the format; - writes a PNG to stdout",
     )
     parser.add_argument(
         "--url", default=f"127.0.0.1:{TcpPorts.grpc}", metavar="HOST:PORT", help="the server's gRPC port"
@@ -29,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in FIELDS:
         if field.name not in CHOSEN:
             option = f"--{field.name.replace('_', '-')}"
+            default = {"negative_prompt": "none", "num_images": "1"}.get(field.name, "the variant's")
+            about = field.about if "default" in field.about else f"{field.about}; default: {default}"
             kind = _numbers if field.many else kinds[field.type]
             metavar = "A,B,..." if field.many else "VALUE"
-            parser.add_argument(option, type=kind, metavar=metavar, help=field.about)
+            parser.add_argument(option, type=kind, metavar=metavar, help=about)
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: wait"
     )
@@ -46,12 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Send the request, save the images and print the result; returns the files, the seed and the seconds."""
     from serve.client import Client
 
-    suffix = args.out.suffix.lower().removeprefix(".")
-    output_format = {"jpg": "jpeg"}.get(suffix, suffix)
-    if output_format not in FORMATS:
-        raise UsageError(f"--out {args.out}: the suffix must be one of .png, .jpg, .jpeg, .webp")
-    if not args.out.parent.is_dir() or not os.access(args.out.parent, os.W_OK):
-        raise UsageError(f"--out {args.out}: cannot write into {args.out.parent}")
+    output_format = _output_format(args)
     wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name == "prompt" or f.name not in CHOSEN}
     wanted["output_format"] = output_format
     show = sys.stderr.isatty()
@@ -66,12 +68,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         finally:
             if show:
                 print("\r\033[K", end="", file=sys.stderr, flush=True)
+    if str(args.out) == STDOUT:
+        sys.stdout.buffer.write(images.images[0])
+        sys.stdout.buffer.flush()
+        print(f"seed {images.seed}  {images.seconds:.2f} s", file=sys.stderr)
+        return {}
     paths = _paths(args.out, len(images.images))
     for path, image in zip(paths, images.images, strict=True):
         path.write_bytes(image)
     if not args.json:
         print(f"{', '.join(str(p) for p in paths)}  seed {images.seed}  {images.seconds:.2f} s")
     return {"images": [str(p) for p in paths], "seed": images.seed, "seconds": round(images.seconds, 3)}
+
+
+def _output_format(args: argparse.Namespace) -> str:
+    """Return the format that --out selects; raises UsageError if it cannot be written."""
+    out: Path = args.out
+    if str(out) == STDOUT:
+        if (args.num_images or 1) != 1:
+            raise UsageError(f"--out -: stdout holds one image, not {args.num_images}; leave --num-images out")
+        if args.json:
+            raise UsageError("--out -: stdout holds the image, so --json cannot be combined with it")
+        if sys.stdout.isatty():
+            raise UsageError("--out -: stdout is a terminal; redirect it to a file or a program")
+        return "png"
+    suffix = out.suffix.lower().removeprefix(".")
+    output_format: str = {"jpg": "jpeg"}.get(suffix, suffix)
+    if output_format not in FORMATS:
+        raise UsageError(f"--out {out}: the suffix must be one of .png, .jpg, .jpeg, .webp")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"--out {out}: cannot write into {out.parent}")
+    check_out_file(out)
+    return output_format
 
 
 def _paths(out: Path, count: int) -> list[Path]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from kit.certificate import quality
 from kit.errors import UsageError
 from pipeline.request import Limits
 from serve.settings import KnownAnswer, Tuning
@@ -35,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="generate",
         help="the image that a server must generate before it is ready; none: where engines do not load",
     )
+    parser.add_argument(
+        "--require-gate", action="store_true", help="reject an artifact whose images `quantize gate` has not passed"
+    )
 
 
 def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
@@ -50,8 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from serve.repository import write_repository
 
     limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
-    manifest = write_repository(args.artifact, args.out, limits, tuning, args.known_answer)
+    manifest = write_repository(args.artifact, args.out, limits, tuning, args.known_answer, args.require_gate)
     if not args.json:
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
-        print(f"next: python -m serve run {args.out}")
+        print(f"quality: {quality(args.out, manifest)}")
+        print(f"next: python -m serve run {shlex.quote(str(args.out))}")
     return {"out": str(args.out), "variant": manifest.variant.name, "recipe": manifest.recipe}

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from kit.artifact import read_manifest
+from kit.certificate import quality
 from kit.errors import CheckFailed
 
 
@@ -16,12 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from serve.launch import TcpPorts
 
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
-    parser.add_argument("--host", default=TcpPorts.host, help="address to listen on; the default is loopback only")
+    parser.add_argument("--host", metavar="ADDRESS", default=TcpPorts.host, help="address to listen on")
     for name in ("http", "grpc", "metrics"):
         about = f"port of {name}"
         parser.add_argument(f"--{name}-port", type=int, default=getattr(TcpPorts, name), metavar="PORT", help=about)
     parser.add_argument(
-        "--tritonserver", type=Path, help="the binary to run; default: the one on PATH, then that of nvidia-pytriton"
+        "--tritonserver",
+        type=Path,
+        metavar="FILE",
+        help="the binary to run; default: the one on PATH, then that of nvidia-pytriton",
     )
 
 
@@ -36,8 +41,10 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(sign, interrupt)
     ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
     with Server(args.deployment, ports, args.tritonserver) as server:
+        judged = quality(args.deployment, read_manifest(args.deployment))
         facts = {
             "url": server.url,
+            "quality": judged,
             "http_port": ports.http,
             "metrics_port": ports.metrics,
             "pid": server.pid,
@@ -53,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}", flush=True
             )
+            print(f"quality: {judged}")
             print("press Ctrl-C to stop", flush=True)
         try:
             code = server.wait()

@@ -46,10 +46,11 @@ def test_a_missing_checkpoint_is_bad_input(tmp_path: Path, capsys: pytest.Captur
     assert "holds no checkpoint (model_index.json is missing); train one first" in capsys.readouterr().err
 
 
-def test_wrong_use_exits_with_two() -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["generate"])
-    assert stop.value.code == 2
+def test_wrong_use_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: argument COMMAND: invalid choice: ")
+    assert json.loads(captured.out)["exit_code"] == 2
 
 
 def test_a_pipe_gets_plain_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:

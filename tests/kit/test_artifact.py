@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from kit.artifact import (
 )
 from kit.atomic_folder import UNFINISHED, building
 from kit.errors import ArtifactError, UsageError
+from kit.outputs import ONNX, SEARCH
 from kit.ports import ports
 from kit.variants import VARIANTS
 
@@ -32,11 +34,15 @@ PLAN = Manifest("onnx", KLEIN, "fp32", "fp32", {"opset": 23}, {"checkpoint": "x"
 
 
 def make(out: Path) -> Path:
-    with building(out) as folder:
+    with building(out, ONNX) as folder:
         (folder / "vae_decoder").mkdir()
         (folder / "vae_decoder" / "model.onnx").write_bytes(b"graph")
         write_manifest(folder, PLAN)
     return out
+
+
+def finish(folder: Path, recipe: str) -> None:
+    (folder / SEARCH.mark).write_text(json.dumps({"recipe": recipe, "spare": "keep", "bounds": []}))
 
 
 def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
@@ -49,7 +55,7 @@ def test_an_artifact_is_current_when_a_step_of_the_same_revision_plans_the_same(
     plan = replace(PLAN, versions=step_versions("export", 3))
     out = tmp_path / "a"
     assert not current(out, plan)
-    with building(out) as folder:
+    with building(out, ONNX) as folder:
         write_manifest(folder, plan)
     assert current(out, plan)
     assert not current(out, replace(plan, versions=step_versions("export", 4)))
@@ -60,9 +66,9 @@ def test_an_artifact_is_current_when_a_step_of_the_same_revision_plans_the_same(
 
 def test_an_older_artifact_is_replaced(tmp_path: Path) -> None:
     out = make(tmp_path / "a")
-    (out / "stray").touch()
+    (out / "vae_decoder" / "model.onnx").unlink()
     make(out)
-    assert not (out / "stray").exists()
+    assert (out / "vae_decoder" / "model.onnx").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -77,7 +83,7 @@ def test_a_folder_that_is_no_artifact_is_not_overwritten(tmp_path: Path) -> None
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("x")])
 def test_a_failed_step_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
     def fail() -> None:
-        with building(tmp_path / "a") as folder:
+        with building(tmp_path / "a", ONNX) as folder:
             (folder / "big").write_bytes(b"0" * 1000)
             raise error
 
@@ -88,7 +94,7 @@ def test_a_failed_step_leaves_nothing(error: BaseException, tmp_path: Path) -> N
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     def fill() -> None:
-        with building(tmp_path / "a"):
+        with building(tmp_path / "a", ONNX):
             raise OSError(28, "No space left on device", "model.onnx")
 
     with pytest.raises(UsageError, match=r"cannot write .*a: No space left on device \(model.onnx\)"):
@@ -166,21 +172,21 @@ def test_what_a_killed_process_left_is_removed_by_the_next(
     descriptor = os.open(left, os.O_RDONLY)
     if locked:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with building(tmp_path / "out", "proof") as folder:
-        (folder / "proof").write_text("done")
+    with building(tmp_path / "out", SEARCH) as folder:
+        finish(folder, "done")
     os.close(descriptor)
     assert left.exists() == stays
     assert sorted(path.name for path in tmp_path.iterdir() if path != left) == [other.name, "out"]
 
 
 def test_a_folder_is_locked_while_it_is_built(tmp_path: Path) -> None:
-    with building(tmp_path / "out", "proof") as folder:
+    with building(tmp_path / "out", SEARCH) as folder:
         os.utime(folder, (0, 0))
-        with building(tmp_path / "out", "proof") as second:
-            (second / "proof").write_text("second")
+        with building(tmp_path / "out", SEARCH) as second:
+            finish(second, "second")
         assert folder.is_dir()
-        (folder / "proof").write_text("first")
-    assert (tmp_path / "out" / "proof").read_text() == "first"
+        finish(folder, "first")
+    assert json.loads((tmp_path / "out" / SEARCH.mark).read_text())["recipe"] == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -215,7 +221,7 @@ def test_links_inside_the_artifact_verify_and_others_name_the_cure(tmp_path: Pat
 
 
 def test_no_message_shows_the_temporary_folder(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError) as refusal, building(tmp_path / "out") as folder:
+    with pytest.raises(ArtifactError) as refusal, building(tmp_path / "out", ONNX) as folder:
         raise ArtifactError(f"{folder / 'tokenizer'}: missing")
     assert str(refusal.value) == f"{tmp_path / 'out' / 'tokenizer'}: missing"
     assert list(tmp_path.iterdir()) == []

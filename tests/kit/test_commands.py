@@ -119,3 +119,58 @@ def test_the_table_names_modules_that_are_commands(room: str, name: str) -> None
     module = import_module(ROOMS[room].commands[name][0])
     assert callable(module.add_arguments)
     assert callable(module.run)
+
+
+@pytest.mark.parametrize(("room", "name"), COMMANDS)
+def test_help_of_every_option_says_its_default(room: str, name: str) -> None:
+    parser = parser_of(room, name)
+    formatter = parser._get_formatter()
+    silent = [
+        action.option_strings
+        for action in parser._actions
+        if action.option_strings
+        and action.nargs != 0
+        and not action.required
+        and action.help != argparse.SUPPRESS
+        and "default" not in formatter._expand_help(action)
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(("room", "name"), COMMANDS)
+def test_every_option_with_a_value_names_it(room: str, name: str) -> None:
+    bare = [
+        action.option_strings
+        for action in parser_of(room, name)._actions
+        if action.option_strings and action.nargs != 0 and not action.choices and not action.metavar
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("kit", "plan", "--help"), ("--version",), ("kit", "doctor", "--json")])
+def test_a_reader_that_leaves_early_sees_no_complaint(argv: tuple[str, ...]) -> None:
+    code = f"import sys; from kit.commands import flux2; sys.exit(flux2({list(argv)!r}))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) in (0, 141)  # argparse itself ignores an unbuffered pipe that is broken
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("kit", "plan", "--variant", "dev", "--gpu", "l4", "--js") == 2
+    assert "unrecognized arguments: --js" in capsys.readouterr().err
+
+
+def test_the_benchmarks_that_are_no_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("benchmarks", "--help") == 0
+    said = capsys.readouterr().out
+    programs = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()
+    }
+    programs |= {"sample"}
+    for name in programs - {"__main__"}:
+        assert f"benchmarks.{name}" in said

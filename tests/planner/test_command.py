@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +19,10 @@ from kit.artifact import Manifest, write_manifest
 from kit.checkpoint import resolve
 from kit.configs import read_variant
 from kit.gpus import GPUS
+from kit.variants import VARIANTS
+from planner.names import find_variant
 
+GOAL = "--p95 3"
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "diffusers", "transformers")
 
 
@@ -36,10 +41,49 @@ def test_dev_on_l4_names_a_plan_that_works(capsys: pytest.CaptureFixture[str]) -
 def test_all_gpus_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--variant", "klein-4b", "--gpu", "all"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0].strip("*") for line in lines[2:-1]] == list(GPUS)
+    assert [line.split()[0].strip("*") for line in lines[2 : 2 + len(GPUS)]] == list(GPUS)
     assert lines[-1] == "* preview: specifications only, not tuned"
     found = answer(capsys, "plan", "--variant", "klein-4b", "--gpu", "all")
     assert [row["gpu"] for row in found["gpus"]] == list(GPUS)
+
+
+def test_a_goal_gets_the_replicas_that_it_needs_or_is_a_failed_check(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, *f"plan --variant klein-4b --gpu l40s --rate 60 {GOAL}".split())["load"]
+    assert found["replicas"] == 2
+    assert found["slow"]["p95"] <= 3
+    assert main(f"plan --variant klein-4b --gpu l4 --rate 60 {GOAL}".split()) == 1
+    assert re.search(
+        r"error: --p95 3 is not met: \d.\d\d s with 5 replicas of l4; one image alone takes up to 4.01 s",
+        capsys.readouterr().err,
+    )
+    assert main(f"plan --variant klein-4b --gpu l4 --rate 60 {GOAL} --replicas 3".split()) == 1
+    assert "3 replicas of l4 cannot keep up with --rate 60 at the slow end of the estimate" in capsys.readouterr().err
+
+
+def test_all_variants_are_a_decision_table(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = answer(capsys, "plan", "--variant", "all", "--gpu", "all")["rows"]
+    assert [(row["variant"], row["gpu"]) for row in rows] == list(product(VARIANTS, GPUS))
+    dev = next(row for row in rows if (row["variant"], row["gpu"]) == ("dev", "l4"))
+    assert dev["disk"] > dev["download"] > 100e9
+    assert dev["host_memory"] > 50e9
+    assert (dev["export"], dev["offer"]) == (33.2, "AWS g6.4xlarge")
+    assert main(["plan", "--variant", "all", "--gpu", "l4", "--recipe", "bf16", "--text-encoder", "resident"]) == 0
+    said = capsys.readouterr().out
+    assert "dev            l4           does not fit: needs 100.9 GB (22.4 GB available)" in said
+    assert "A TensorRT build has not been measured yet." in said
+
+
+@pytest.mark.parametrize("name", ["KLEIN-4B", "FLUX.2-klein-4B", "flux2 klein 4b", "black-forest-labs/FLUX.2-klein-4B"])
+def test_a_variant_is_found_in_any_spelling(name: str) -> None:
+    assert find_variant(name) is VARIANTS["klein-4b"]
+
+
+def test_a_checkpoint_is_planned_at_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "plan", "--variant", "sample", "--gpu", "l4")
+    size = read_variant(resolve("sample")).image_size
+    assert (found["width"], found["height"]) == (size, size) != (1024, 1024)
+    assert main(["plan", "--variant", "sample", "--gpu", "l4", "--recipe", "FP8", "--rate", "10"]) == 0
+    assert not re.search(r"\de-\d", capsys.readouterr().out)
 
 
 def test_a_folder_is_planned_by_its_own_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +119,15 @@ def test_a_folder_is_planned_by_its_own_sizes(tmp_path: Path, capsys: pytest.Cap
         ("--variant dev --gpu l4 --prices nowhere.json", "nowhere.json: no such file"),
         ("--variant dev --gpu l4 --chart plan.jpg", "--chart plan.jpg: the name must end in .png or .svg"),
         ("--variant dev --gpu l4 --chart nowhere/plan.png", "--chart nowhere/plan.png: No such file or directory"),
+        ("--variant dev --gpu l4 --chart tests", "--chart tests is a folder; give a file"),
+        ("--variant dev --gpu l4 --p95 3", "--p95 3: waiting times depend on the load; give --rate, the requested im"),
+        ("--variant dev --gpu l4 --rate 3 --p95 0", "--p95 0: must be more than 0 seconds"),
+        ("--variant all --gpu l4 --chart a.png", "--chart draws one variant and cannot be combined with --variant all"),
+        (
+            "--variant all --gpu l4 --step-seconds 1",
+            "--step-seconds applies to one GPU and cannot be combined with --v",
+        ),
+        ("--variant nowhere/at/all --gpu l4", "nowhere/at/all does not exist; give a folder in diffusers layout, a hu"),
     ],
 )
 def test_wrong_use_is_refused(argv: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,15 @@ import pytest
 from kit.gpus import GB, GPUS, gpu
 from kit.recipes import RECIPES
 from kit.variants import VARIANTS
+from planner.compare import compare
 from planner.facts import facts
 from planner.layout import Choice, lay_out
 from planner.memory import Shape, activation_bytes, usable_bytes
 from planner.plan import Plan, Question, plan
 from planner.prices import read_prices
 from planner.reference import FLUX1_DEV
-from planner.text import compare, render
+from planner.text import number, render, span
+from planner.timing import Range, _streamed
 
 KLEIN, DEV = VARIANTS["klein-4b"], VARIANTS["dev"]
 PRICES = read_prices()
@@ -207,6 +209,60 @@ def test_a_hosted_price_of_another_step_count_is_not_compared() -> None:
     assert eight is not None
     assert "fal turbo" not in {e.hosted.offer for e in fifty.break_even}
     assert "fal turbo" in {e.hosted.offer for e in eight.break_even}
+
+
+@pytest.mark.parametrize(("compute", "moved"), [(0.001, 10.0), (1.0, 1.0), (10.0, 0.01), (1.0, 0.0)])
+def test_a_streamed_estimate_lies_in_its_own_range(compute: float, moved: float) -> None:
+    found = _streamed(Range(0.7 * compute, compute, 1.15 * compute), moved)
+    assert found.low <= found.mid <= found.high <= 1.15 * compute + moved
+
+
+def test_an_estimate_outside_its_range_cannot_be_made() -> None:
+    with pytest.raises(AssertionError, match="an estimate outside its own range"):
+        Range(1.0, 3.0, 2.0)
+
+
+def test_fp32_is_multiplied_as_tf32_and_takes_twice_the_time_of_bf16() -> None:
+    fp32, bf16 = (ask(Question(KLEIN, gpu("h100"), recipe=name)).chosen for name in ("fp32", "bf16"))
+    assert fp32 is not None
+    assert bf16 is not None
+    assert fp32.timing is not None
+    assert bf16.timing is not None
+    assert fp32.timing.ceiling == pytest.approx(2 * bf16.timing.ceiling)
+    assert 1.8 < fp32.timing.step.mid / bf16.timing.step.mid < 2.2
+
+
+def test_the_offer_that_is_used_is_printed_and_can_hold_the_plan() -> None:
+    answer = ask(Question(DEV, gpu("l4")))
+    assert answer.costs is not None
+    assert answer.costs.offer.offer == "AWS g6.4xlarge"  # weights in 51 GB of host memory; a g6.xlarge has 16 GiB
+    assert "AWS g6.4xlarge: 16 cores, 64 GiB of host memory" in render(answer)
+    small = replace(PRICES, gpus={"l4": PRICES.gpus["l4"][:2]})
+    answer = plan(Question(DEV, gpu("l4")), small)
+    assert answer.costs is None
+    words = "no offer is known to have the 55.1 GB of host memory that this needs; set --price"
+    assert f"cost: {words}" in render(answer)
+    assert words in compare([answer])
+
+
+def test_at_a_rate_the_cost_and_the_break_even_are_those_of_that_rate() -> None:
+    answer = ask(Question(DEV, gpu("h100"), steps=28, rate=10.0))
+    assert answer.load is not None
+    assert answer.costs is not None
+    assert answer.costs.replicas == answer.load.replicas == 3
+    assert [even.cheaper for even in answer.costs.break_even] == [False, False]
+    text = render(answer)
+    assert "against fal ($0.012 per image, 2026-11-23): dearer at this rate (438,000 images per month); 3 repl" in text
+    assert "cheaper from" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.41e-5, "<0.001"), (0.00123, "0.00123"), (0.0726, "0.0726"), (1.0, "1.00"), (99.96, "100"), (162258, "162,258")],
+)
+def test_numbers_are_printed_without_an_exponent(value: float, text: str) -> None:
+    assert number(value) == text
+    assert span(Range(0.0, 0.001, 0.001), 2) == "<0.01 (0.00-<0.01)"
 
 
 def test_a_gpu_without_a_price_has_no_costs() -> None:

@@ -130,7 +130,7 @@ def test_a_rule_that_matches_no_layer_is_rejected(sample_artifact: Path, tmp_pat
 
 
 def test_an_artifact_is_not_quantized_into_itself(sample_artifact: Path) -> None:
-    with pytest.raises(UsageError, match=r"--out .* is the source artifact; choose another folder"):
+    with pytest.raises(UsageError, match=r"--out .* is the input .*; choose another --out"):
         apply(sample_artifact, sample_artifact, RECIPES["int8-weights"])
     assert (sample_artifact / "manifest.json").is_file()
 

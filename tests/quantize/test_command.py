@@ -152,6 +152,8 @@ def test_calibrate_and_merge_write_records_that_apply_takes(tmp_path: Path, caps
     assert command.main(["merge", *records, "--out", str(tmp_path / "both.json"), "--json"]) == 0
     assert last_line(capsys)["images"] == 3
     assert len(record.read(tmp_path / "both.json").runs) == 2
+    assert command.main(["merge", records[0], records[0], "--out", str(tmp_path / "twice.json")]) == 2
+    assert "1.json contain the same run, whose images would count twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,13 @@ def test_calibrate_and_merge_write_records_that_apply_takes(tmp_path: Path, caps
         (["calibrate", "sample", "--out", "x.json", "--batch", "-1"], "--batch -1 is not positive"),
         (["calibrate", "sample", "--out", "x.json", "--prompts", "none.txt"], "--prompts none.txt: no such file"),
         (["calibrate", "sample", "--out", "."], "--out . is a folder; give a file"),
+        (
+            ["calibrate", "sample", "--out", "p.txt", "--prompts", "p.txt"],
+            "--out p.txt is a file that this command reads",
+        ),
+        (["calibrate", "sample", "--out", "p.txt"], "--out p.txt exists and is not a calibration record; choose"),
+        (["merge", "p.txt", "--out", "p.txt"], "--out p.txt is a file that this command reads"),
+        (["merge", "a.json", "--out", "p.txt"], "--out p.txt exists and is not a calibration record; choose"),
         (["merge", "none.json", "--out", "x.json"], "calibration record none.json: No such file or directory"),
     ],
 )
@@ -169,8 +178,10 @@ def test_wrong_use_of_calibrate_and_merge_is_one_line(
     argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a red fox\n")
     assert command.main(argv) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["p.txt"]
+    assert (tmp_path / "p.txt").read_text() == "a red fox\n"

@@ -55,7 +55,7 @@ def test_different_default_steps_are_accepted_since_both_use_the_same_number(tmp
         ({"parts": ("transformer",)}, "c has no text_encoder and no vae_decoder; the gate generates whole images"),
         ({"compute": "bf16"}, "c computes in bf16, for which ONNX Runtime's CPU provider has no kernels"),
         ({"tokenizer": "{ }"}, "have different tokenizers"),
-        ({"kind": "engine"}, "is an artifact of kind 'engine'; expected onnx or quantized"),
+        ({"compute": "bf16", "kind": "deployment"}, "or a server of it with --url"),
     ],
 )
 def test_what_cannot_be_compared_is_rejected(
@@ -63,6 +63,23 @@ def test_what_cannot_be_compared_is_rejected(
 ) -> None:
     with pytest.raises(UsageError, match=match):
         admit(artifact(tmp_path / "c", **changes), reference)
+
+
+def test_engines_and_packages_are_admitted_in_bf16_and_so_is_what_a_server_runs(
+    tmp_path: Path, reference: Path
+) -> None:
+    for kind in ("engine", "aoti"):
+        found = admit(artifact(tmp_path / kind, kind=kind, compute="bf16", recipe="fp8"), reference).candidate
+        assert found is not None
+        assert found.kind == kind
+    served = artifact(tmp_path / "quantized", kind="quantized", compute="bf16", recipe="fp8")
+    assert admit(served, reference, served=True).candidate is not None
+    assert admit(None, reference, served=True).candidate is None
+
+
+def test_a_deployment_is_not_a_reference(tmp_path: Path, reference: Path) -> None:
+    with pytest.raises(UsageError, match="is an artifact of kind 'deployment'; expected onnx or quantized or engine"):
+        admit(reference, artifact(tmp_path / "d", kind="deployment"))
 
 
 def test_a_reference_that_is_more_quantized_than_the_candidate_is_a_warning(tmp_path: Path, reference: Path) -> None:

@@ -18,12 +18,30 @@ def found(mean: float, low: float, high: float) -> Interval:
 
 
 def test_a_contract_ships_for_every_recipe_and_protects_the_judge() -> None:
-    assert set(shipped()) == RECIPES.keys()
+    assert {name for name in shipped() if "/" not in name} == RECIPES.keys()
     for recipe in shipped():
         contract = of_recipe(recipe)
-        assert Bound("judge_change", -0.01, "measured") in contract.bounds
+        (judge,) = (bound for bound in contract.bounds if bound.metric == "judge_change")
+        assert judge.when == "measured"
+        assert judge.value >= -0.02
         assert contract.least_prompts >= 32
         assert contract.about
+
+
+def test_the_sample_has_contracts_of_its_own_that_are_stricter() -> None:
+    for name in ("fp8", "int8", "int8-weights", "int4-weights"):
+        measured, general = of_recipe(name, sample=True), of_recipe(name)
+        assert measured.name == f"sample/{name}"
+        assert find(f"sample/{name}") == measured
+        tight = {bound.metric: bound for bound in measured.bounds}
+        assert {"psnr", "ssim", "flip", "colour", "latent_snr"} <= tight.keys()
+        for bound in general.bounds:
+            if bound.metric in ("ssim", "latent_cosine"):
+                assert tight[bound.metric].value > bound.value
+            if bound.metric == "flip":
+                assert tight["flip"].value < bound.value
+        assert tight["psnr"].tail is not None
+    assert of_recipe("bf16", sample=True) == of_recipe("bf16")
 
 
 def test_a_recipe_without_a_contract_needs_a_file() -> None:
@@ -100,6 +118,7 @@ def test_too_few_prompts_break_a_contract() -> None:
         ("format = 1\n[bounds.ssim]\nat_least = 'x'", "at_least 'x' is not a number"),
         ("format = 1\n[bounds.ssim]\nat_least = nan", "at_least nan is not a number"),
         ("format = 1\n[bounds.ssim]\nat_least = 1\nwhen = 'ever'", "when 'ever' is not one of always, measured"),
+        ("format = 1\n[bounds.ssim]\nat_least = 1\ntail = 'x'", "tail 'x' is not a number"),
         ("format = 1\n[bounds]\nssim = 1", "ssim: 1 is not a table with the keys at_least, at_most, when"),
     ],
 )
@@ -120,3 +139,14 @@ def test_a_contract_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):
         load(tmp_path / "c.json")
+
+
+def test_a_tail_bounds_the_worst_pairs_where_the_mean_says_nothing() -> None:
+    bound = parse("format = 1\n[bounds.psnr]\nat_least = 40\ntail = 30", "toml", "mine").bounds[0]
+    assert bound.tail_fault(30.0) is None
+    assert bound.tail_fault(29.5) == "psnr at least 30 in 95 % of the pairs: found 29.5"
+    flip = parse("format = 1\n[bounds.flip]\nat_most = 0.1\ntail = 0.2", "toml", "mine")
+    kept = Interval(0.05, 0.04, 0.06, 100, 100)
+    assert flip.faults({"flip": kept}, {}, 100, {"flip": 0.19}) == []
+    assert len(flip.faults({"flip": kept}, {}, 100, {"flip": 0.21})) == 1
+    assert flip.without("flip").bounds == ()

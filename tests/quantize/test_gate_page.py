@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from quantize.gate.contract import of_recipe
+from quantize.gate.contract import Bound, of_recipe
 from quantize.gate.drawing import Pair
+from quantize.gate.histogram import BARS, histogram
 from quantize.gate.metrics import Score
 from quantize.gate.page import chosen
 from quantize.gate.report import Report, summarize
@@ -34,6 +35,18 @@ def test_the_page_shows_the_worst_of_each_metric_the_worst_by_flip_and_a_spread_
     assert shown == sorted(shown)
     assert len(shown) == 7
     assert {0, 1, 2, 7, 39} <= set(shown)
+
+
+def test_a_histogram_marks_the_worst_pairs_and_the_bound_of_the_tail() -> None:
+    found = report(40)
+    row = found.rows["flip"]
+    values = [pair.scores["flip"].value for pair in found.pairs]
+    drawn = histogram(row, values, Bound("flip", 0.5, tail=0.6))
+    assert drawn.count('class="bar"') + drawn.count('class="tail"') == BARS
+    assert drawn.count('class="tail"') >= 1
+    assert drawn.count('class="bound"') == 1
+    assert 'class="bound"' not in histogram(row, values, None)
+    assert "<svg" in histogram(row, [0.1, 0.1], None)  # all pairs equal
 
 
 def test_few_pairs_are_all_shown_and_none_if_zero_are_requested() -> None:

@@ -32,8 +32,8 @@ def seen(*inputs: Tensor, weight: str = "w") -> Seen:
     return watch.seen(weight)
 
 
-def a_record(**layers: Seen) -> Record:
-    run = {"prompts": {"spec": "x", "digest": "d", "count": 2}, "seeds": [0], "steps": 4}
+def a_record(digest: str = "d", **layers: Seen) -> Record:
+    run = {"prompts": {"spec": "x", "digest": digest, "count": 2}, "seeds": [0], "steps": 4}
     return Record("klein-4b", (run,), {"transformer": layers})
 
 
@@ -103,7 +103,7 @@ def test_percentiles_match_numpy_within_a_bin(percent: float) -> None:
 
 def test_a_merged_record_is_the_record_of_both() -> None:
     a, b = noise(40, 16), 3 * noise(24, 16, seed=1)
-    merged = record.merge([a_record(layer=seen(a, b)), a_record(layer=seen(b), other=seen(a))])
+    merged = record.merge([a_record(layer=seen(a, b)), a_record("e", layer=seen(b), other=seen(a))])
     both = Watch()
     for step, x in ((0, a), (1, b), (0, b)):
         both.see(x, step)
@@ -114,6 +114,19 @@ def test_a_merged_record_is_the_record_of_both() -> None:
     assert found.channel_square == pytest.approx(expected.channel_square, rel=1e-5)
     assert set(merged.parts["transformer"]) == {"layer", "other"}
     assert len(merged.runs) == 2
+
+
+def test_the_same_images_are_not_merged_twice() -> None:
+    one, two = a_record(layer=seen(noise(4, 8))), a_record("e", layer=seen(noise(4, 8, seed=1)))
+    with pytest.raises(UsageError, match=r"a\.json and b\.json contain the same run, whose images would count twice"):
+        record.merge([one, one], ["a.json", "b.json"])
+    with pytest.raises(UsageError, match="record 1 and record 2 contain the same run"):
+        record.merge([record.merge([one, two]), two])
+
+
+def test_parts_that_were_calibrated_apart_are_merged() -> None:
+    each = [a_record(one=seen(noise(4, 8))), a_record(two=seen(noise(4, 8)))]
+    assert set(record.merge(each).parts["transformer"]) == {"one", "two"}
 
 
 def test_records_of_two_checkpoints_are_not_merged() -> None:

@@ -58,6 +58,13 @@ def test_generate_prints_why_the_server_rejected_a_request(
     [
         (["generate", "x", "--out", "x.gif"], "--out x.gif: the suffix must be one of .png, .jpg, .jpeg, .webp"),
         (["generate", "x", "--out", "nowhere/x.png"], "--out nowhere/x.png: cannot write into nowhere"),
+        (["generate", "x", "--out", "-", "--json"], "--out -: stdout holds the image, so --json cannot be combined"),
+        (["generate", "x", "--out", "-", "--num-images", "2"], "--out -: stdout holds one image, not 2; leave --num"),
+        (
+            ["generate", "x", "--out", "x.png", "--url", "localhost"],
+            "--url localhost: expected HOST:PORT of the server",
+        ),
+        (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give the name of"),
         (["repository", "nowhere", "--out", "x"], "nowhere does not exist"),
         (["repository", "nowhere", "--out", "x", "--min-side", "50"], "min_side 50 is not a positive multiple of 16"),
         (["repository", "nowhere", "--out", "x", "--max-rows", "0"], "--max-rows 0: too small"),

@@ -25,6 +25,7 @@ from kit.atomic_folder import building
 from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.errors import ArtifactError, UsageError
 from kit.gpus import gpu
+from kit.outputs import ENGINE, check_out
 from kit.ports import PartName
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
 from runtimes.trt.build.refuse import compiler_refusal, judged_as, machine_refusal, refusal
@@ -49,6 +50,7 @@ class BuildRequest:
 
 def check(artifact: Path, options: EngineOptions, out: Path) -> BuildRequest:
     """Check artifact and options without TensorRT or a GPU; raises UsageError with the nearest setting that works."""
+    check_out(out, ENGINE, [artifact])
     manifest = verify(artifact, kinds=("onnx", "quantized"))
     plans = planned(manifest, options)
     row = choose(options.compiler, gpu(options.gpu), this_machine().device_name)
@@ -82,7 +84,7 @@ def write_engine(request: BuildRequest, machine: Machine, out: Path, build: Buil
     begin = time.perf_counter()
     if (found := _current(request, machine, out)) is not None:
         return found, 0.0
-    with building(out) as folder:
+    with building(out, ENGINE, [request.artifact]) as folder:
         made: dict[PartName, list[PlanRecord]] = {}
         for plan in request.plans:
             target = folder / plan.file

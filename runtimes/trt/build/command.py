@@ -49,7 +49,8 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PART:AXIS=LOW..BEST..HIGH,...",
-        help="replaces the derived profiles of a part, such as transformer:batch=1..2,image_tokens=256..4096..4096",
+        help="replaces the derived profiles of a part, such as transformer:batch=1..2,image_tokens=256..4096..4096; "
+        "can be repeated; default: none",
     )
     how = engine.add_argument_group("build")
     default = EngineOptions
