@@ -21,7 +21,7 @@ endif
 QUICK_CODE := $(if $(filter all,$(ROOM)),,$(ROOM) tests/$(ROOM))
 QUICK_TESTS := $(if $(filter all,$(ROOM)),tests,tests/$(ROOM) tests/test_architecture.py)
 
-.PHONY: demo test quick check lint types env pythons lock clean
+.PHONY: demo test quick check compile lint types env pythons lock clean
 
 demo: $(MARK)
 	@$(BIN)/python -m benchmarks.demo --build $(BUILD) --out demo.png
@@ -37,6 +37,10 @@ quick: $(MARK)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -p tests.quick $(QUICK_TESTS)
 
 check: lint types test
+
+# Compile everything that can be exported for every compute capability, at tiny sizes; most of an hour on two cores.
+compile: $(MARK) $(RTX)/.unpacked
+	@COMPILE=all $(BIN)/python -m pytest tests/runtimes/test_trt_compile_all.py
 
 lint: $(MARK)
 	@$(BIN)/ruff check .

@@ -38,6 +38,8 @@ HEAVY_TESTS = (  # files, or tests of them
     "quantize/test_conversions.py::test_a_part_of_one_and_a_half",
     "quantize/test_sources.py",
     "runtimes/test_aoti.py",
+    "runtimes/test_trt_compile_all.py::test_what",
+    "runtimes/test_trt_weight_inputs.py",
     "runtimes/test_trt_build_quantized.py",
     "serve/test_command.py::test_a_bf16_artifact_is_refused",
     "serve/test_command.py::test_an_artifact_without_a_part",

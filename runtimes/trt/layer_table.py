@@ -97,7 +97,7 @@ class Layer:
     @property
     def block(self) -> str:
         """The block that most of its nodes belong to, "" for a layer outside of blocks."""
-        blocks = Counter(match[0] for node in self.nodes if (match := _BLOCK.search(node)))
+        blocks = Counter(block for node in self.nodes if (block := block_of(node)))
         return blocks.most_common(1)[0][0] if blocks else ""
 
     def flops(self) -> float:
@@ -174,6 +174,12 @@ class Layer:
             return 0.0
         rate = gpu.dense.get(self._math(), gpu.dense["bf16"])
         return max(self.moved() / gpu.bandwidth, self.flops() / rate) + LAUNCH_SECONDS
+
+
+def block_of(node: str) -> str:
+    """Return the block that a node belongs to by its name, "" for none."""
+    match = _BLOCK.search(node)
+    return match[0] if match else ""
 
 
 def type_of(text: str) -> str:

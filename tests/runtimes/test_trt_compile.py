@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import onnx
 import pytest
 
+from kit.artifact import read_manifest, write_manifest
 from kit.errors import UsageError
 from kit.gpus import gpu
 from runtimes.trt.compilers import COMPILERS, choose
@@ -68,6 +71,31 @@ def test_every_quantized_product_of_the_sample_compiles_to_eight_bits(
     assert "single_transformer_blocks.3" in shown.stdout
     again = run("export", "engine", str(bf16_of(recipe)), "--out", str(out), *words)
     assert "up to date" in again.stdout
+
+
+@needs_rtx
+def test_attention_whose_fusion_a_graph_breaks_is_named(bf16_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Q and DQ on queries, keys and values without the probabilities: TensorRT then writes the scores to memory."""
+    broken = tmp_path / "broken"
+    shutil.copytree(bf16_of("fp8"), broken)
+    path = broken / "transformer" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    inputs = {node.output[0]: node.input[0] for node in model.graph.node if ".probability/" in node.name}
+    assert len(inputs) == 2 * 6
+    for node in model.graph.node:
+        if ".probability/" not in node.name:
+            for place, name in enumerate(node.input):
+                while name in inputs:
+                    name = node.input[place] = inputs[name]
+    path.write_bytes(model.SerializeToString())
+    write_manifest(broken, read_manifest(broken))
+    words = ["--gpu", "l4", "--sides", "128", "--max-batch", "1", "--json"]
+    done = run("export", "engine", str(broken), "--out", str(tmp_path / "engine"), *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])["plans"]["transformer"][0]["layers"]
+    assert told["attention"]["fused"] < told["attention"]["asked"] == 6
+    assert len(told["attention"]["unfused"]) == 6 - told["attention"]["fused"]
+    assert "warning: attention that is not one kernel, so its scores go through memory: " in done.stderr
 
 
 @needs_rtx

@@ -135,12 +135,17 @@ def test_a_product_that_fell_back_is_named_and_broken_attention_is_counted() -> 
     layers = [
         Layer("p", "gemm", (narrow,), (narrow,), (wide,), ("p",)),
         Layer("q", "gemm", (wide,), (wide,), (wide,), ("q",)),
-        Layer("softmax", "kgen", (wide,), (), (wide,), ("attn/Softmax",)),
+        Layer("softmax", "kgen", (wide,), (), (wide,), ("transformer_blocks.0/Softmax",)),
     ]
-    softmax = helper.make_node("Softmax", ["p.y"], ["z"], name="attn/Softmax")
+    softmax = helper.make_node("Softmax", ["p.y"], ["z"], name="transformer_blocks.0/Softmax")
     told = account(layers, model(*quantized_product("p"), *quantized_product("q"), softmax), L4)
     assert told["missed"] == ["q"]
-    assert told["attention"] == {"asked": 1, "fused": 0, "types": {}}
+    assert told["attention"] == {
+        "asked": 1,
+        "fused": 0,
+        "unfused": ["transformer_blocks.0/Softmax"],
+        "types": {},
+    }
     assert "1 of 2 quantized products in FP8" in sentence(told)
     assert "attention fused 0 of 1 (not)" in sentence(told)
 

@@ -129,6 +129,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if made.layers["missed"]:
             names = ", ".join(made.layers["missed"][:3])
             print(f"warning: quantized products that run in a wider type: {names}, ...", file=sys.stderr, flush=True)
+        if made.layers["attention"]["unfused"]:
+            names = ", ".join(made.layers["attention"]["unfused"][:3])
+            print(
+                f"warning: attention that is not one kernel, so its scores go through memory: {names}",
+                file=sys.stderr,
+                flush=True,
+            )
         return made
 
     manifest, seconds = write_engine(request, machine, args.out, build)
