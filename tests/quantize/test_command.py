@@ -92,7 +92,8 @@ def test_wrong_use_of_apply_is_one_line_and_exit_code_2(
 
 
 def test_a_folder_that_is_not_an_artifact_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(words(tmp_path, tmp_path / "out", "--recipe", "int8-weights")) == 2
+    (tmp_path / "empty").mkdir()
+    assert command.main(words(tmp_path / "empty", tmp_path / "out", "--recipe", "int8-weights")) == 2
     assert "has no manifest.json, so it is not a finished artifact" in capsys.readouterr().err
     assert command.main(words(tmp_path / "none", tmp_path / "out", "--recipe", "int8-weights")) == 2
     assert "does not exist" in capsys.readouterr().err

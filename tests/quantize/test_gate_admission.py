@@ -36,12 +36,15 @@ def reference(tmp_path: Path) -> Path:
 def test_a_quantized_artifact_against_its_source_gives_no_warning(tmp_path: Path, reference: Path) -> None:
     admitted = admit(artifact(tmp_path / "int8", kind="quantized", recipe="int8"), reference)
     assert admitted.warnings == ()
+    assert admitted.candidate is not None
     assert (admitted.candidate.recipe, admitted.reference.recipe) == ("int8", "fp32")
 
 
 def test_different_default_steps_are_accepted_since_both_use_the_same_number(tmp_path: Path, reference: Path) -> None:
     variant = replace(Variant.named("klein-4b"), steps=8)
-    assert admit(artifact(tmp_path / "c", variant=variant), reference).candidate.variant.steps == 8
+    candidate = admit(artifact(tmp_path / "c", variant=variant), reference).candidate
+    assert candidate is not None
+    assert candidate.variant.steps == 8
 
 
 @pytest.mark.parametrize(

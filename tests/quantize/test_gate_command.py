@@ -73,8 +73,10 @@ def test_prompts_used_for_calibration_are_left_out_or_give_a_warning(
     quantized_of: Callable[[str], Path], sample_artifact: Path
 ) -> None:
     admitted = admit(quantized_of("int8"), sample_artifact)
+    manifest = admitted.candidate
+    assert manifest is not None
     bounds = contract.of_recipe("int8")
-    marks = admitted.candidate.source["calibration_prompts"]
+    marks = manifest.source["calibration_prompts"]
     assert set(marks) == {prompt.mark for prompt in prompt_set.load("sample:24:7").prompts}
     prompts, warnings = choose("sample:24:7", admitted, bounds)
     assert len(prompts.prompts) == 24
@@ -82,8 +84,8 @@ def test_prompts_used_for_calibration_are_left_out_or_give_a_warning(
 
     def seen(count: int) -> Any:
         known = [prompt.mark for prompt in prompt_set.load(f"sample:{count}").prompts]
-        source = {**admitted.candidate.source, "calibration_prompts": known}
-        return replace(admitted, candidate=replace(admitted.candidate, source=source))
+        source = {**manifest.source, "calibration_prompts": known}
+        return replace(admitted, candidate=replace(manifest, source=source))
 
     prompts, warnings = choose(None, seen(50), bounds)
     assert (prompts.spec, len(prompts.prompts), warnings) == ("sample:200 without 50", 150, ())

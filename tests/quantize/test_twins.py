@@ -45,12 +45,14 @@ def plain(value: Any) -> Any:
 
 
 def described(folder: Path, compute: ir.DataType) -> dict[str, Any]:
-    """Describe all nodes except Casts, by name, with a placeholder for the compute type."""
+    """Describe the nodes of quantization and products, by name, with a placeholder for the compute type."""
     model = ir.load(folder / "transformer" / "model.onnx")
     told = {}
     for node in model.graph:
-        if node.op_type in ("Cast", "Constant"):
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "MatMul", "Split", "Softmax", "Mul"):
             continue
+        if node.op_type in ("Split", "Mul") and "/Mul_scale_" not in node.name:
+            continue  # of the graph itself, which is not the same in both types
         attributes = {name: plain(attribute.value) for name, attribute in node.attributes.items()}
         if "output_dtype" in attributes:
             assert attributes["output_dtype"] == compute

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from kit.cuda_device import CudaDevice
@@ -18,6 +19,7 @@ from kit.errors import ArtifactError, CheckFailed
 from kit.ports import Port, Ports
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from runtimes.trt.profiles import AxisRange, Profile
+from runtimes.trt.weight_inputs import WeightList
 from tests.runtimes.bindings import load
 from tests.runtimes.bindings.builder_world import PORTS, STORED, BuilderWorld, write_graph
 from tests.runtimes.bindings.real import VERSIONS, interface
@@ -320,6 +322,29 @@ class OldWorld(BuilderWorld):
         super().__init__(trt)
 
 
+def test_weights_as_inputs_are_inputs_of_the_network_and_listed(trt: StrictModule, tmp_path: Path) -> None:
+    world = BuilderWorld(trt)
+    build(tmp_path, replace(OPTIONS, weights="inputs"))
+    assert world.weights == {}
+    names = {value.name for value in world.model.graph.input}
+    assert names == {port.name for port in PORTS.inputs} | {"codes", "small", "plain"}
+    listed = WeightList.read(tmp_path / "model.weights.json")
+    stored = (tmp_path / "weights.safetensors").read_bytes()
+    assert {w.name: stored[w.offset : w.offset + w.nbytes] for w in listed.weights} == _stored(tmp_path)
+    assert not trt.called("IBuilderConfig", "set_flag")
+
+
+def _stored(folder: Path) -> dict[str, bytes]:
+    """Read the weights of the graph by their places."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    content, found = (folder / "weights.safetensors").read_bytes(), {}
+    for tensor in graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            found[tensor.name] = content[int(place["offset"]) :][: int(place["length"])]
+    return found
+
+
 # --- one misspelled name ---------------------------------------------------------------------------------------------
 
 SCENARIOS: tuple[Callable[[StrictModule, Path], None], ...] = (
@@ -336,6 +361,7 @@ SCENARIOS: tuple[Callable[[StrictModule, Path], None], ...] = (
         )
     ),
     test_workspace_and_hardware_are_passed_on,
+    test_weights_as_inputs_are_inputs_of_the_network_and_listed,
     _start_without_timings,
     _log_every_severity,
     test_progress_never_runs_backwards_and_ends_at_one,

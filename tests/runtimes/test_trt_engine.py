@@ -267,12 +267,36 @@ def test_an_engine_of_another_gpu_does_not_load(trt: StrictModule, tmp_path: Pat
 
 # --- one misspelled name ---------------------------------------------------------------------------------------------
 
+
+def test_weights_that_are_inputs_are_bound_once_and_exchanged_in_place(trt: StrictModule, tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    graph = write_graph(tmp_path / "transformer")
+    listed = load.module("runtimes.trt.external_weights").ExternalWeights(graph).as_inputs()
+    for name in ("small", "large"):
+        listed.write(tmp_path / "transformer" / f"{name}.weights.json")
+    engine, device = open_engine(trt, tmp_path, weights="inputs")
+    bound = [call for call in trt.called("IExecutionContext", "set_tensor_address") if call["name"] != "x"]
+    assert [call["name"] for call in bound] == 2 * [weight.name for weight in listed.weights]
+    assert len({call["memory"] for call in bound}) == len(listed.weights), "one copy for both plans"
+    assert same(engine.run(inputs(1, 4)), expected(inputs(1, 4)))
+    uploads = len(device.uploads)
+    engine.load_weights(graph)
+    assert len(device.uploads) == uploads + len(listed.weights)
+    assert same(engine.run(inputs(1, 4)), expected(inputs(1, 4)))
+    trt.behave("IExecutionContext", "set_tensor_address", lambda context, name, memory: False)
+    with pytest.raises(ArtifactError, match="TensorRT rejects the weight codes"):
+        engine._plans.contexts()
+    with pytest.raises(ArtifactError, match="build the engine with --weights inputs to exchange them"):
+        open_engine(trt, tmp_path)[0].load_weights(graph)
+
+
 SCENARIOS: tuple[Callable[[StrictModule, Path], None], ...] = (
     test_a_shape_runs_once_and_is_then_replayed_from_its_graph,
     test_all_contexts_share_one_arena_of_the_largest_size,
     test_a_read_only_array_is_uploaded_once,
     test_a_plan_without_weights_gets_them_from_the_graph_by_address,
     test_streamed_weights_share_the_budget_that_tensorrt_computes,
+    test_weights_that_are_inputs_are_bound_once_and_exchanged_in_place,
     test_a_version_compatible_plan_may_run_its_own_runtime,
     test_a_failed_refit_names_the_missing_weights,
     test_a_plan_that_is_missing_or_broken_or_has_other_profiles_is_rejected,

@@ -23,6 +23,8 @@ TYPES = {
     TensorProto.INT64: "INT64",
     TensorProto.FLOAT: "FLOAT",
     TensorProto.UINT8: "UINT8",
+    TensorProto.FLOAT8E4M3FN: "FP8",
+    TensorProto.INT4: "INT4",
 }
 STORED = {"codes": (TensorProto.FLOAT8E4M3FN, (16, 16), 256), "small": (TensorProto.INT4, (16, 16), 128),
           "plain": (TensorProto.BFLOAT16, (16, 16), 512)}  # fmt: skip

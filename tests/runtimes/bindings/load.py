@@ -142,4 +142,4 @@ def check_misspellings(
             continue
         unnoticed.append(what)
     assert count, "no name of TensorRT found: the search is broken"
-    assert not unnoticed, f"misspelled in {name}, and no scenario noticed"
+    assert not unnoticed, f"misspelled in {name}, and no scenario noticed: {unnoticed}"
