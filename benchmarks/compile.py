@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ class Case:
     parts: str = ""  # all
 
 
+ALL_RECIPES = {**RECIPES, "fp8-attention": replace(RECIPES["fp8"], name="fp8-attention", attention="fp8")}
 CASES = (
     Case("klein-4b", "fp8", "l4"),
+    Case("klein-4b", "fp8-attention", "l4"),
     Case("klein-4b", "int8", "a10g"),
     Case("klein-4b", "bf16", "l4"),
     Case("klein-9b", "fp8", "l4"),
@@ -115,9 +117,9 @@ def _artifact(case: Case, work: Path) -> Path:
         export(folder / "checkpoint", folder / "bf16", ExportConfig(dtype="bf16"))
     out = folder / case.recipe
     if not out.is_dir() and kind == "sparse":
-        quantize(folder / "bf16", out, RECIPES[case.recipe])
+        quantize(folder / "bf16", out, ALL_RECIPES[case.recipe])
     elif not out.is_dir():
-        apply(folder / "bf16", out, RECIPES[case.recipe], synthetic_record(folder / "bf16"))
+        apply(folder / "bf16", out, ALL_RECIPES[case.recipe], synthetic_record(folder / "bf16"))
     return out
 
 

@@ -128,7 +128,7 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe("fp32", compute="fp32"),
         Recipe("bf16"),
-        Recipe("fp8", _everywhere("fp8"), attention="fp8"),
+        Recipe("fp8", _everywhere("fp8")),
         Recipe("fp8-channel", _everywhere("fp8-channel")),
         Recipe("int8", (_TEXT_DOWN, *_everywhere("int8")), smooth=True),
         Recipe("int8-plain", (_TEXT_DOWN, *_everywhere("int8"))),

@@ -71,8 +71,8 @@ def plan_attentions(
         ]
         if not seen_values or not max(seen_values):
             raise UsageError(
-                f"the calibration record has not seen the values of the attention in {block}, which recipe fp8 "
-                'quantizes: calibrate again, or use a recipe file with "attention": null'
+                f"the calibration record has not seen the values of the attention in {block}, which this recipe "
+                'quantizes: calibrate again, or leave out "attention"'
             )
         weights = {kind: _norm_weight(model, folder, f"{block}.attn", kind) for kind in ("q", "k")}
         amax = {

@@ -1,9 +1,10 @@
 """The matrix products that a quantized graph has in place of linear layers: joined, as they were, or cut.
 
 Layers with the same input become one product whose result is split: one QuantizeLinear and one large product, which
-ONNX Runtime (1.32) needs, because it fuses no products that share a QuantizeLinear. FP8 runs on GPUs, where TensorRT
-joins products by itself. There, each output that the graph uses has a product of its own, so that no kernel has to
-copy it out of a wider one: q, k and v of a block of klein-4b at one megapixel are 28 MB each.
+ONNX Runtime (1.32) needs, because it fuses no products that share a QuantizeLinear. Where attention is quantized too,
+which is for TensorRT, each output that the graph uses has a product of its own, so that no kernel has to copy it out of
+a wider one: q, k and v of a block of klein-4b at one megapixel are 28 MB each. In front of attention in bf16, such
+products save less and end TensorRT for RTX 1.7.1 with a floating-point exception where heads have 32 or 48 channels.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Product:
         return self.change.linears[0].node
 
 
-def products(change: Change, compute: ir.DataType) -> Iterator[Product]:
-    """Yield the products of one change, in a graph that computes in fp32 or bf16."""
-    if change.scheme.activations != "fp8":
+def products(change: Change, compute: ir.DataType, cut: bool = False) -> Iterator[Product]:
+    """Yield the products of one change, in a graph that computes in fp32 or bf16; `cut` gives each output its own."""
+    if not cut:
         outputs = tuple((linear.node.outputs[0], linear.outputs) for linear in change.linears)
         if scales_behind(change, compute):  # pieces are scaled where they are used, so that no kernel writes them all
             outputs = tuple((value, size) for linear in change.linears for value, _, size in _pieces(linear))

@@ -50,7 +50,7 @@ def write_part(
     factors = fold(model, plan.smoothings, linears, compute)
     replaced = {linear.weight.name for linear in linears.values()}
     left = [value for value in _external(model) if value.name not in replaced]
-    made = [product for change in plan.changes for product in products(change, compute)]
+    made = [product for change in plan.changes for product in products(change, compute, cut=bool(plan.attentions))]
     jobs: list[Conversion] = [product.job for product in made]
     for value in left:
         assert isinstance(value.const_value, ir.ExternalTensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from export.values import read_all
 from kit.artifact import read_manifest
 from kit.errors import UsageError
 from kit.ports import PartName
-from kit.recipes import RECIPES
+from kit.recipes import RECIPES, find_recipe
 from quantize.apply.apply import apply
 from quantize.apply.write import FILE
 from quantize.calibration import record
@@ -186,7 +187,7 @@ def test_every_activation_is_quantized_once(model: ir.Model) -> None:
     assert len(sources) == len(set(sources))
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int4-weights"])
+@pytest.mark.parametrize("recipe", ["fp8", "int8", "int4-weights"])
 def test_layers_that_share_an_activation_are_one_product_and_a_split(recipe: str, quantized_of: QuantizedOf) -> None:
     model = load(quantized_of(recipe) / "transformer" / "model.onnx")
     products = [use.node for node in of_weights(model) for use in node.outputs[0].uses()]
@@ -204,8 +205,8 @@ def test_layers_that_share_an_activation_are_one_product_and_a_split(recipe: str
         assert list(known(node.inputs[1]).shape or ()) == [WIDTH, 3 * WIDTH]
 
 
-def test_every_output_has_a_product_of_its_own_in_fp8(quantized_of: QuantizedOf) -> None:
-    model = load(quantized_of("fp8") / "transformer" / "model.onnx")
+def test_every_output_has_a_product_of_its_own_where_attention_is_quantized(with_attention: Path) -> None:
+    model = load(with_attention / "transformer" / "model.onnx")
     products = [use.node for node in of_weights(model) for use in node.outputs[0].uses()]
     assert len(products) == 48
     assert not [node.name for node in products for use in node.outputs[0].uses() if use.node.op_type == "Split"]
@@ -216,8 +217,17 @@ def test_every_output_has_a_product_of_its_own_in_fp8(quantized_of: QuantizedOf)
     assert len({known(node.inputs[0]).name for node in pieces}) == 1  # and the activation is quantized once
 
 
-def test_all_four_operands_of_attention_are_fp8(quantized_of: QuantizedOf) -> None:
-    model = load(quantized_of("fp8") / "transformer" / "model.onnx")
+@pytest.fixture(scope="module")
+def with_attention(sample_artifact: Path, sample_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Quantize the sample with a recipe file that includes attention."""
+    folder = tmp_path_factory.mktemp("attention")
+    (folder / "mine.json").write_text('{"base": "fp8", "attention": "fp8"}')
+    apply(sample_artifact, folder / "out", find_recipe(str(folder / "mine.json")), record.read(sample_record))
+    return folder / "out"
+
+
+def test_all_four_operands_of_attention_are_fp8(with_attention: Path) -> None:
+    model = load(with_attention / "transformer" / "model.onnx")
     found = nodes(model, "Softmax")
     assert len(found) == 2 + 4
     for softmax in found:
@@ -234,15 +244,15 @@ def test_all_four_operands_of_attention_are_fp8(quantized_of: QuantizedOf) -> No
 
 
 def test_attention_stays_as_it_is_in_other_recipes(quantized_of: QuantizedOf) -> None:
-    for recipe in ("int8", "fp8-channel"):
+    for recipe in ("int8", "fp8"):
         for softmax in nodes(load(quantized_of(recipe) / "transformer" / "model.onnx"), "Softmax"):
             assert [use.node.op_type for use in softmax.outputs[0].uses()] == ["MatMul"]
 
 
 def test_scales_of_attention_come_from_the_norms_and_from_the_values_seen(
-    quantized_of: QuantizedOf, sample_artifact: Path, sample_record: Path
+    with_attention: Path, sample_artifact: Path, sample_record: Path
 ) -> None:
-    manifest = read_manifest(quantized_of("fp8"))
+    manifest = read_manifest(with_attention)
     scales = manifest.options["attention_scales"]
     assert len(scales) == 2 + 4
     seen = record.read(sample_record).parts["transformer"]
@@ -263,8 +273,9 @@ def test_a_record_without_values_is_refused(sample_artifact: Path, sample_record
         for seen in layers.values():
             seen.pop("value_amax", None)
     (tmp_path / "old.json").write_text(json.dumps(raw))
+    recipe = replace(RECIPES["fp8"], attention="fp8")
     with pytest.raises(UsageError, match=r"has not seen the values of the attention in transformer_blocks\.0"):
-        apply(sample_artifact, tmp_path / "out", RECIPES["fp8"], record.read(tmp_path / "old.json"))
+        apply(sample_artifact, tmp_path / "out", recipe, record.read(tmp_path / "old.json"))
     assert not (tmp_path / "out").exists()
 
 
