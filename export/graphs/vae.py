@@ -21,7 +21,7 @@ def attend_places(attn: Any, form: Attention, x: Tensor, temb: None = None) -> T
 
     Always as matrix products in an ONNX graph: no TensorRT has a fused kernel for this head of 384 or 512 channels, so
     the Attention operator does not compile, and the scores are a tensor in memory. Queries therefore attend in chunks:
-    at 2048x2048, the scores of all 65,536 positions at once take 17.6 GB of scratch memory, in four chunks 5.4 GB.
+    at 2048x2048, the scores of all 65,536 positions at once take 17.6 GB of scratch memory, in four chunks 6.7 GB.
     """
     places = attn.group_norm(join_axes(x, 2, 3)).transpose(1, 2)  # [B, h * w, C]
     query, key, value = (project(places).unsqueeze(1) for project in (attn.to_q, attn.to_k, attn.to_v))
