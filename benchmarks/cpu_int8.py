@@ -1,12 +1,9 @@
 """Compare klein-4b in int8 on a CPU with diffusers: seconds per transformer step, and memory of the whole pipeline.
 
-There are three measurements. The first two use random weights: their images are meaningless, but times and memory do
-not depend on the values.
-
+The first two measurements use random weights, on which times and memory do not depend:
 - a ratio: a transformer of real width with a subset of the blocks runs in diffusers (fp32 and bf16) and, quantized, in
   ONNX Runtime, in turns within one run, each in a persistent process; the time of a step is linear in the blocks;
-- the whole klein-4b with all parts in int8 except the VAE: one image through the server's own step loop, with the peak
-  memory of its process;
+- the whole klein-4b in int8 except the VAE: one image through the server's step loop, with the peak memory;
 - the shipped sample with trained weights, in fp32 and in int8 in turns: seconds per step and per image.
 """
 
