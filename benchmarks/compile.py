@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,11 @@ CASES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", default=Path("build/compile"), help="work folder; needs 45 GB of disk"
+        "--work",
+        type=Path,
+        metavar="DIR",
+        default=Path("build"),
+        help="where a work folder is made; needs 45 GB of disk",
     )
     parser.add_argument("--only", default="", metavar="WORDS", help="rows with these words, for example 'klein-4b fp8'")
 
@@ -62,11 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Build every engine; returns a row for each."""
     rows = []
-    for case in CASES:
-        if set(args.only.split()) <= {case.variant, case.recipe, case.gpu, case.weights}:
-            rows.append(_row(case, args.work))
-            print(_line(rows[-1]), file=sys.stderr, flush=True)
-    shutil.rmtree(args.work, ignore_errors=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="compile-", dir=args.work) as scratch:  # nothing else there is touched
+        for case in CASES:
+            if set(args.only.split()) <= {case.variant, case.recipe, case.gpu, case.weights}:
+                rows.append(_row(case, Path(scratch)))
+                print(_line(rows[-1]), file=sys.stderr, flush=True)
     return {"machine": describe(), "rows": rows}
 
 
@@ -110,7 +116,7 @@ def _artifact(case: Case, work: Path) -> Path:
     kind = "random" if case.weights == "plan" else "sparse"
     folder = work / f"{case.variant}-{kind}"
     if not folder.is_dir():
-        for other in work.glob("*") if work.is_dir() else ():
+        for other in work.iterdir():
             shutil.rmtree(other)  # one set of files at a time
         write = random_weights.write if kind == "random" else sparse.write
         write(VARIANTS[case.variant], folder / "checkpoint")

@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from kit.artifact import read_manifest
-from kit.dtypes import ITEM_BYTES
 from kit.ports import QUANTIZED_PARTS, PartName
 from kit.recipes import Recipe
 from kit.safetensors_file import StoredTensor
@@ -23,7 +22,7 @@ from kit.safetensors_writer import reserve
 from quantize.apply import write as apply_write
 from quantize.apply.apply import apply
 from quantize.calibration.record import Record, Seen, fingerprint
-from quantize.conversions import HEADER_MULTIPLE, Conversion, Progress
+from quantize.conversions import HEADER_MULTIPLE, Conversion, Progress, slots_of
 from quantize.linears import find_linears
 
 SCALE = 2.0**-8
@@ -61,9 +60,7 @@ def synthetic_record(artifact: Path) -> Record:
 
 def _reserve(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
     """Write the file of `quantize.conversions.convert` with holes in place of codes and kept weights."""
-    slots = [slot for job in jobs for slot in job.slots]
-    slots.sort(key=lambda slot: -ITEM_BYTES[slot.dtype])
-    places = reserve(path, slots, HEADER_MULTIPLE)
+    places = reserve(path, slots_of(jobs), HEADER_MULTIPLE)
     with path.open("r+b") as stream:
         for name, place in places.items():
             if name.endswith(".scale"):

@@ -233,10 +233,13 @@ def _not_finite(source: StoredTensor, error: NotFinite) -> ArtifactError:
 
 def convert(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
     """Write the results of conversions to a safetensors file and return where each tensor is."""
-    slots = [slot for job in jobs for slot in job.slots]
-    slots.sort(key=lambda slot: -ITEM_BYTES[slot.dtype])  # so that every tensor is aligned to its items
     pieces = (piece for job in jobs for piece in job.run(progress))
-    return safetensors_writer.write(path, slots, pieces, HEADER_MULTIPLE)
+    return safetensors_writer.write(path, slots_of(jobs), pieces, HEADER_MULTIPLE)
+
+
+def slots_of(jobs: Sequence[Conversion]) -> list[Slot]:
+    """Return the tensors of a file in its order: wide items first, so that every tensor is aligned to its items."""
+    return sorted((slot for job in jobs for slot in job.slots), key=lambda slot: -ITEM_BYTES[slot.dtype])
 
 
 def _bytes(tensor: Tensor) -> memoryview:

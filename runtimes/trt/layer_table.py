@@ -130,7 +130,7 @@ class Layer:
         columns = math.prod(weight.dims) / depth
         rows = math.prod(activation.dims[:-1])
         made = max(math.prod(out.dims) for out in self.outputs)
-        return 2.0 * rows * depth * columns if made in (rows * columns, 0) or made % (rows * columns) == 0 else 0.0
+        return 2.0 * rows * depth * columns if made % (rows * columns) == 0 else 0.0
 
     def moved(self) -> float:
         """Bytes that pass between this kernel and memory: what it reads, its weights, what it writes."""

@@ -30,7 +30,7 @@ class Case:
     beside: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, name: str = "adapter.safetensors") -> Path:
-        """Write the file and what stands beside it; returns the file."""
+        """Write the file and the files next to it; returns the file."""
         folder.mkdir(parents=True, exist_ok=True)
         for other, text in self.beside.items():
             (folder / other).write_text(text)
