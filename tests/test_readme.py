@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.images import decode
-from serve.launch import TcpPorts
+from serve.tcp_ports import TcpPorts
 
 README = Path(__file__).parent.parent / "README.md"
 MAKE = {"make demo", "make test"}  # make test is this very run; make demo's program has a test of its own

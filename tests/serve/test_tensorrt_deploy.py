@@ -31,7 +31,7 @@ from runtimes.trt.profiles import Sizing, derive
 from runtimes.trt.record import EngineRecord, PlanRecord, read_record
 from serve import backend, tensorrt_deploy
 from serve import repository as repository_module
-from serve.launch import tensorrt_options
+from serve.preflight import tensorrt_options
 from serve.probe import ANSWER, probe
 from serve.repository import is_current, write_repository
 from serve.settings import Settings, TensorRtModel, Tuning
