@@ -12,7 +12,13 @@ import pytest
 VERSION = "1.7.1.116"
 FOLDER = Path(sys.prefix) / "tensorrt" / f"rtx-{VERSION}"
 REASON = f"{FOLDER}: no TensorRT for RTX; `make env` fetches it where the package index can be reached"
-needs_rtx = pytest.mark.skipif(not (FOLDER / "tensorrt_rtx_bindings").is_dir(), reason=REASON)
+
+
+def is_installed() -> bool:
+    return (FOLDER / "tensorrt_rtx_bindings").is_dir()
+
+
+needs_rtx = pytest.mark.skipif(not is_installed(), reason=REASON)
 
 
 def run(*words: str, timeout: int = 280) -> subprocess.CompletedProcess[str]:
