@@ -23,7 +23,21 @@ needs_rtx = pytest.mark.skipif(not is_installed(), reason=REASON)
 
 def run(*words: str, timeout: int = 280) -> subprocess.CompletedProcess[str]:
     """Run a command of the kit in a process of its own that finds the compiler."""
+    return subprocess.run(
+        _command(words), env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """Start a command of the kit as `run` does, and return while it runs."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(_command(words), env=_environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def _command(words: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", *words]
+
+
+def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", *words]
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return {**os.environ, "PYTHONPATH": path}

@@ -14,9 +14,10 @@ from kit.gpus import gpu
 from kit.ports import Ports
 from runtimes.trt import weight_inputs
 from runtimes.trt.build.account import account
+from runtimes.trt.build.apart import Tick
 from runtimes.trt.build.network import check_ports, parse
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from runtimes.trt.build.progress import Progress, Tick, interruptible
+from runtimes.trt.build.progress import Progress, interruptible
 from runtimes.trt.build.timing import TimingCache
 from runtimes.trt.compilers import COMPILERS, Compiler, Hardware, Version, WeightMode
 from runtimes.trt.external_weights import ExternalWeights
