@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +23,25 @@ def is_installed() -> bool:
 needs_rtx = pytest.mark.skipif(not is_installed(), reason=REASON)
 
 
-def run(*words: str, timeout: int = 280) -> subprocess.CompletedProcess[str]:
-    """Run a command of the kit in a process of its own that finds the compiler."""
+def run(*words: str, timeout: int = 280, file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of the kit in a process of its own that finds the compiler.
+
+    `file_bytes` is the largest file that it and its children can write, in place of a full disk.
+    """
+
+    def limit() -> None:
+        if file_bytes is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
     return subprocess.run(
-        _command(words), env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+        _command(words),
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        preexec_fn=limit,
     )
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -28,17 +27,16 @@ def bf16_of(once: Once, sample_record: Path) -> Callable[[str], Path]:
 
     @cache
     def make(recipe: str) -> Path:
+        from benchmarks.compile import ALL_RECIPES
         from export.artifact import ExportConfig, export
         from kit.checkpoint import resolve
-        from kit.recipes import RECIPES
         from quantize.apply.apply import apply
         from quantize.calibration import record
 
         config = ExportConfig(("transformer",), dtype="bf16")
         plain = once("bf16/plain", lambda out: export(resolve("sample"), out, config))
         seen = record.read(sample_record)
-        recipes = {**RECIPES, "fp8-attention": replace(RECIPES["fp8"], name="fp8-attention", attention="fp8")}
-        return once(f"bf16/{recipe}", lambda out: apply(plain, out, recipes[recipe], seen))
+        return once(f"bf16/{recipe}", lambda out: apply(plain, out, ALL_RECIPES[recipe], seen))
 
     return make
 

@@ -91,8 +91,12 @@ def build_plan(
     def first(fraction: float, phase: str) -> None:
         tick(fraction / parts, phase)
 
-    with out.open("wb") as stream:
-        log = _compile(plan, plan.profiles, weights, ports, options, cache, first, row, PlanWriter(stream))
+    try:
+        with out.open("wb") as stream:
+            log = _compile(plan, plan.profiles, weights, ports, options, cache, first, row, PlanWriter(stream))
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a failed write does not say which file
+        raise
     if row.table == "inspector":
         layers = from_inspector(inspect(out, log, options.version))
         told = account(layers, weights.proto, card)
