@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from kit.compilers import COMPILERS
 from kit.errors import CheckFailed
 from kit.ports import Ports
 from runtimes.trt.build import apart
 from runtimes.trt.build.apart import Work
 from runtimes.trt.build.jobs import Job, died, workers
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from runtimes.trt.compilers import COMPILERS
 from tests.runtimes.test_trt_build_command import L4
 
 RTX = COMPILERS["tensorrt-rtx"]

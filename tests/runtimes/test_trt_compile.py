@@ -14,9 +14,9 @@ import onnx
 import pytest
 
 from kit.artifact import read_manifest, write_manifest
+from kit.compilers import COMPILERS, choose
 from kit.errors import UsageError
 from kit.gpus import gpu
-from runtimes.trt.compilers import COMPILERS, choose
 from tests.conftest import Once
 from tests.runtimes.rtx import VERSION, needs_rtx, run, start
 

@@ -22,6 +22,7 @@ from kit.artifact import (
     write_manifest,
 )
 from kit.atomic_folder import building
+from kit.compilers import AUTO, COMPILERS, Compiler, choose, installed
 from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.errors import ArtifactError, UsageError
 from kit.gpus import gpu
@@ -29,7 +30,6 @@ from kit.outputs import ENGINE, check_out
 from kit.ports import PartName
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
 from runtimes.trt.build.refuse import compiler_refusal, judged_as, machine_refusal, refusal
-from runtimes.trt.compilers import AUTO, COMPILERS, Compiler, choose, installed
 from runtimes.trt.record import EngineRecord, PlanRecord
 
 REVISION = 2  # raise when the same artifact and options give other plans on the same machine

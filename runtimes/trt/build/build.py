@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import tensorrt as trt
 
+from kit.compilers import COMPILERS, Compiler, Hardware, Version, WeightMode
 from kit.errors import CheckFailed
 from kit.gpus import gpu
 from kit.ports import Ports
@@ -19,7 +20,6 @@ from runtimes.trt.build.network import check_ports, parse
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
 from runtimes.trt.build.progress import Progress, interruptible
 from runtimes.trt.build.timing import TimingCache
-from runtimes.trt.compilers import COMPILERS, Compiler, Hardware, Version, WeightMode
 from runtimes.trt.external_weights import ExternalWeights
 from runtimes.trt.layer_table import SUFFIX, from_inspector, from_log, write
 from runtimes.trt.log import Log

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from kit.compilers import AUTO, COMPILERS, Hardware, Version, WeightMode
 from kit.errors import UsageError
 from kit.gpus import GPUS, gpu
 from kit.ports import ALL_PARTS, PartName
-from runtimes.trt.compilers import AUTO, COMPILERS, Hardware, Version, WeightMode
 from runtimes.trt.profiles import Sizing
 from runtimes.trt.record import PlanRecord
 

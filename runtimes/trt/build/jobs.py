@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.compilers import COMPILERS, Compiler, activate
 from kit.cuda_device import CudaDevice
 from kit.errors import CheckFailed
 from kit.ports import Ports
 from runtimes.trt.build import apart
 from runtimes.trt.build.apart import Tick, Work
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from runtimes.trt.compilers import COMPILERS, Compiler, activate
 from runtimes.trt.record import PlanRecord
 
 KILLED = (signal.SIGKILL, signal.SIGTERM)
