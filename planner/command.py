@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant",
         metavar="NAME",
         help=f"{', '.join(VARIANTS)}, sample, a hub id, a folder with a checkpoint or artifact, or {ALL} for a table; "
-        "required without --engine",
+        "default: that of --engine",
     )
     parser.add_argument(
-        "--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them; required without --engine"
+        "--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them; default: that of --engine"
     )
     parser.add_argument(
         "--engine",
