@@ -26,8 +26,6 @@ from kit.errors import CheckFailed
 
 Tick = Callable[[float, str], None]  # (fraction done from 0 to 1, current phase)
 STOP_SECONDS = 30  # how long a child may take to stop after Ctrl-C
-# glibc then gives freed memory back at once: 60 MB less at the peak of a klein-4b plan without weights
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TOP_PAD_": "100000"}
 INTERRUPTED = 130
 
 
@@ -66,7 +64,7 @@ class Child:
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,  # stdout is for results
-                env={**os.environ, **ALLOCATOR, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
