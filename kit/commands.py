@@ -79,6 +79,7 @@ ROOMS: Mapping[str, Room] = {
     "benchmarks": Room(
         "what published numbers come from; each prints a table, or one JSON object with --json",
         {
+            "availability": ("benchmarks.availability", "a deployment amid kills, overload, cancellations, and a soak"),
             "compile": ("benchmarks.compile", "what TensorRT for RTX makes of the published sizes, without a GPU"),
             "activations": (
                 "benchmarks.activations",

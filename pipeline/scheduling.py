@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+Policy = Literal["fair", "first-come"]
 PATIENCE = 8
 PEER = 2.0  # requests with at most twice the remaining work share a call whenever that saves time
 WORTH = 0.92  # a row is added if it then takes at most this share of its time in a call of its own
@@ -81,9 +82,13 @@ class _Account:
 
 @dataclass
 class Scheduler:
-    """Chooses the jobs of each engine call; `max_rows` limits the rows of one."""
+    """Chooses the jobs of each engine call; `max_rows` limits the rows of one.
+
+    The policy "first-come" is there to be compared with: the oldest job and all that fit beside it, whatever it costs.
+    """
 
     max_rows: int
+    policy: Policy = "fair"
     costs: CallCosts = field(default_factory=CallCosts)
     _accounts: dict[int, _Account] = field(default_factory=dict)  # by id of the job
     _turn: int = 0  # calls since the last one that a debt decided
@@ -93,6 +98,8 @@ class Scheduler:
         """Return the positions of the jobs that run next; they have equally many tokens and fit one call."""
         for job in jobs:
             self._accounts.setdefault(id(job), _Account(self._entitled))
+        if self.policy == "first-come":
+            return self._oldest(jobs)
         leader = self._leader(jobs)
         chosen, rows = [leader], jobs[leader].rows
         lead, lead_work = jobs[leader], self.work(jobs[leader])
@@ -118,6 +125,14 @@ class Scheduler:
             ):
                 chosen.append(i)
                 rows, explored = wider, unknown
+        return chosen
+
+    def _oldest(self, jobs: Sequence[Job]) -> list[int]:
+        chosen, rows = [0], jobs[0].rows
+        for i, job in enumerate(jobs[1:], start=1):
+            if job.tokens == jobs[0].tokens and rows + job.rows <= self.max_rows:
+                chosen.append(i)
+                rows += job.rows
         return chosen
 
     def ran(self, jobs: Sequence[Job], chosen: Sequence[int], seconds: float) -> None:

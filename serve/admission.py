@@ -24,6 +24,7 @@ BUCKETS = 3  # consecutive periods with too many arrivals
 BUCKET_SECONDS = 0.5  # length of a period; longer where requests take longer
 SLOWDOWN = 2.0  # of accepted requests under overload
 AGING = 8.0  # a request that has waited so many times its own seconds goes first
+ALIKE = 4.0  # seconds are proportional to costs that differ by at most this factor
 SAMPLES = 32
 
 
@@ -71,7 +72,7 @@ class Admission:
         entry.arrived = now
         if self.in_flight >= self.limit:
             raise UnavailableError(self.why_full())
-        if entry.deadline is not None:
+        if entry.deadline is not None and self._is_like_others(entry):
             late = now + self._predict(entry) - entry.deadline
             if late > 0:
                 left = entry.deadline - now
@@ -186,10 +187,15 @@ class Admission:
 
     def _lone_seconds(self, cost: float) -> float:
         """Predict the seconds of a request without others."""
-        if self._lone:
-            return cost * sum(s for _, s in self._lone) / sum(c for c, _ in self._lone)
+        near = [(c, s) for c, s in self._lone if c / ALIKE <= cost <= c * ALIKE] or self._lone
+        if near:
+            return cost * sum(s for _, s in near) / sum(c for c, _ in near)
         rate = self._rate()
         return cost / rate if rate else 0.0
+
+    def _is_like_others(self, entry: Entry) -> bool:
+        """Return whether requests of about its cost were seen alone: small images say nothing of large ones."""
+        return any(cost / ALIKE <= entry.cost <= cost * ALIKE for cost, _ in self._lone)
 
     def _seconds(self, entry: Entry) -> float:
         return self._lone_seconds(entry.cost)

@@ -14,6 +14,7 @@ from kit.errors import ArtifactError
 from kit.ports import PartName, Ports
 from kit.variants import Variant
 from pipeline.request import Limits
+from pipeline.scheduling import Policy
 
 SETTINGS = "settings.json"
 KnownAnswer = Literal["generate", "none"]  # whether the known answer is generated when the deployment is written
@@ -32,6 +33,9 @@ class Tuning:
     vae_batch: int = option(4, "maximum images of a VAE call")
     queue_size: int = option(256, "requests that wait; further ones are rejected with UNAVAILABLE")
     threads: int = option(0, "threads of a CPU engine; 0: one per core")
+    policy: Policy = option(  # noqa: RUF009 -- a dataclass field, as above
+        "fair", "which requests the denoiser advances; first-come: the oldest, for comparisons"
+    )
     max_seconds: int = option(3600, "seconds after which a request is given up")
 
 

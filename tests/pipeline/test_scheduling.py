@@ -110,6 +110,11 @@ def test_random_loads_end_and_lose_no_work() -> None:
         assert simulate(jobs, cpu) <= work + 1.0
 
 
+def test_first_come_advances_the_oldest_and_all_that_fit_beside_it() -> None:
+    jobs = [Fake(9), Fake(2, tokens=16), Fake(1), Fake(1, rows=15), Fake(1, rows=14)]
+    assert Scheduler(16, "first-come").choose(jobs) == [0, 2, 4]
+
+
 def test_costs_are_learned_and_scaled_from_the_nearest_size() -> None:
     costs = CallCosts()
     assert costs.seconds(64, 2) / costs.seconds(64, 1) == 2

@@ -139,6 +139,12 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     assert len(service.admission.expired()) == 1
 
 
+def test_requests_unlike_all_before_are_not_refused_for_their_deadline() -> None:
+    service = Service()
+    service.run(2, closed=1)
+    assert service.offer(cost=10_000, deadline=60) is not None
+
+
 def test_small_requests_go_first_but_large_ones_do_not_wait_for_ever() -> None:
     service = Service(live=1)
     service.run(2, closed=1)

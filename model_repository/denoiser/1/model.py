@@ -41,7 +41,7 @@ class TritonPythonModel:
         self.ledger = Ledger(ledger_path())
         self.ledger.count_denoiser()
         self.answers: dict[int, Answer] = {}  # by ticket
-        self.loop = StepLoop(self.denoiser, Scheduler(settings.tuning.max_rows), self._observe)
+        self.loop = StepLoop(self.denoiser, Scheduler(settings.tuning.max_rows, settings.tuning.policy), self._observe)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         for ticket in [ticket for ticket in self.answers if not self.ledger.is_open(ticket)]:
