@@ -19,6 +19,7 @@ from kit.commands import ROOMS, Help, Parser
 from kit.errors import CheckFailed
 from kit.variants import VARIANTS, Variant
 from pipeline.request import ENCODINGS, FIELDS, FORMATS, Limits, check
+from serve.metrics import METRICS
 from serve.settings import Tuning
 
 ROOT = Path(__file__).parent.parent
@@ -181,9 +182,16 @@ def _about(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
 
 
+def metrics() -> str:
+    """List the metrics that the models of a deployment export."""
+    rows = ((f"`{m.name}`{f' by {m.label}' if m.label else ''}", m.kind, m.about) for m in METRICS)
+    return table(("metric", "type", "meaning"), rows) + "\n"
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "fields": request_fields,
     "limits": limits,
+    "metrics": metrics,
     "rule": rule,
     "commands": commands,
     "tree": tree,
