@@ -20,7 +20,7 @@ from planner.timing import HOST_LINK, Range
 from planner.weights import checkpoint_bytes
 from planner.work import work
 
-CALIBRATION_IMAGES = 158  # of `quantize calibrate` with its own prompts
+CALIBRATION_IMAGES = 166  # of `quantize calibrate` with its own prompts
 # seconds of all parts in bf16 on 2 cores: benchmarks/results/export.json and export_variants.json, 2026-11-25
 EXPORT_SECONDS: Mapping[str, float] = {"klein-4b": 24.8, "klein-9b-kv": 48.7, "dev": 33.2}
 
