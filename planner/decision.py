@@ -130,8 +130,8 @@ def table(rows: Sequence[Decision], colour: bool = False) -> str:
             "GB of 10^9 bytes. disk: checkpoint, quantized artifact and plans. host: memory of the host while serving.",
             f"export: measured on 2 cores. calibrate: an estimate for {CALIBRATION_IMAGES} images in bf16 on this GPU. "
             "start: at least, weights over the link to the GPU.",
-            "build: measured with TensorRT for RTX on 2 cores, without a GPU, weights as inputs; a build by TensorRT on "
-            "the GPU has not been measured yet. ~ a price seen on a market, not an offer.",
+            "build: measured with TensorRT for RTX on 2 cores, without a GPU, weights as inputs; a build by TensorRT "
+            "on the GPU has not been measured yet. ~ a price seen on a market, not an offer.",
         ]
     )
 

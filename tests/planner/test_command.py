@@ -71,7 +71,7 @@ def test_all_variants_are_a_decision_table(capsys: pytest.CaptureFixture[str]) -
     assert main(["plan", "--variant", "all", "--gpu", "l4", "--recipe", "bf16", "--text-encoder", "resident"]) == 0
     said = capsys.readouterr().out
     assert "dev            l4           does not fit: needs 100.9 GB (22.4 GB available)" in said
-    assert "GPU has not been measured yet." in said
+    assert "a build by TensorRT on the GPU has not been measured yet." in said
 
 
 def test_the_decision_table_has_the_build_times_that_were_measured(capsys: pytest.CaptureFixture[str]) -> None:
