@@ -96,9 +96,13 @@ def _row(case: Case, work: Path) -> dict[str, Any]:
     facts = json.loads(made.stdout.splitlines()[-1])
     plans = {part: plans[0] for part, plans in facts["plans"].items()}
     shutil.rmtree(out)
+    machine = describe()
     return {
         **what,
+        "cpu": machine["cpu"],
+        "date": machine["date"],
         "seconds": round(made.seconds, 1),
+        "cpu_seconds": round(made.cpu_seconds, 1),
         "peak_rss_bytes": made.peak_rss_bytes,
         "plan_bytes": sum(plan["bytes"] for plan in plans.values()),
         "profiles": {part: len(plan["profiles"]) for part, plan in plans.items()},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +18,6 @@ from kit.ports import QUANTIZED_PARTS, PartName
 from kit.recipes import Recipe
 from kit.safetensors_file import StoredTensor
 from kit.safetensors_writer import reserve
-from quantize.apply import write as apply_write
 from quantize.apply.apply import apply
 from quantize.calibration.record import Record, Seen, fingerprint
 from quantize.conversions import HEADER_MULTIPLE, Conversion, Progress, slots_of
@@ -30,8 +28,7 @@ SCALE = 2.0**-8
 
 def quantize(artifact: Path, out: Path, recipe: Recipe) -> Path:
     """Quantize an exported artifact by a recipe; only headers and scales are written."""
-    with mock.patch.object(apply_write, "convert", _reserve):
-        apply(artifact, out, recipe, synthetic_record(artifact))
+    apply(artifact, out, recipe, synthetic_record(artifact), convert=_reserve)
     return out
 
 
@@ -58,7 +55,7 @@ def synthetic_record(artifact: Path) -> Record:
     return Record("synthetic", ({"prompts": {"marks": []}},), parts)
 
 
-def _reserve(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda done: None) -> dict[str, StoredTensor]:
+def _reserve(jobs: Sequence[Conversion], path: Path, progress: Progress) -> dict[str, StoredTensor]:
     """Write the file of `quantize.conversions.convert` with holes in place of codes and kept weights."""
     places = reserve(path, slots_of(jobs), HEADER_MULTIPLE)
     with path.open("r+b") as stream:

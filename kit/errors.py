@@ -7,6 +7,8 @@ Flux2Error
 ├── CheckFailed       a check or a contract did not hold: exit code 1
 │   └── ArtifactError     an artifact that does not verify
 ├── EngineError       a runtime failed while it ran a part: exit code 1; Triton: INTERNAL
+├── UnavailableError  a server cannot take a request now; Triton: UNAVAILABLE
+├── CancelledError    a request whose client has left; Triton: CANCELLED
 └── ServerError       a server did not answer, or answered that it failed: exit code 1
 """
 
@@ -50,6 +52,14 @@ class ArtifactError(CheckFailed):
 
 class EngineError(Flux2Error):
     """A runtime failed while running a part: out of memory, or unsupported inputs."""
+
+
+class UnavailableError(Flux2Error):
+    """A request that cannot be served now but can be sent again; the message says when. Triton: UNAVAILABLE."""
+
+
+class CancelledError(Flux2Error):
+    """A request that nobody waits for any more. Triton: CANCELLED."""
 
 
 class ServerError(Flux2Error):

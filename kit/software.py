@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from kit.compilers import COMPILERS
+
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "safetensors")
-TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+TENSORRT = COMPILERS["tensorrt"].packages
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 SERVER = "nvidia-pytriton"
 OTHERS = ("torchao", "tritonclient", "numpy")

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,11 @@ class LiveRequest:
         return self.index == len(self.times)
 
     @property
+    def tokens(self) -> int:
+        """Image tokens of a row; requests of one engine call have equally many."""
+        return int(self.latents.shape[1])
+
+    @property
     def batch_rows(self) -> int:
         """Rows of an engine call that the request needs: one per image, two when guidance needs two passes."""
         return len(self.latents) * (1 if self.negative_embeds is None else 2)
@@ -60,6 +66,7 @@ class LiveRequest:
 
 
 Chunk = tuple[LiveRequest, ...]  # the requests of one engine call
+KEPT_CHUNKS = 4  # whose stacked inputs are kept between steps
 
 
 @dataclass
@@ -120,21 +127,36 @@ class Denoiser:
     def step(self, live: Sequence[LiveRequest]) -> None:
         """Advance every request by one step; requests with the same number of image tokens share engine calls.
 
-        When an engine call fails, only the requests of that call get an `error`; the others advance.
+        Only a request that fails in a call of its own gets an `error`; the others advance.
         """
+        tokens = attrgetter("tokens")
         chunks = [
-            chunk for _, group in groupby(sorted(live, key=_tokens), key=_tokens) for chunk in self._chunks(list(group))
+            chunk for _, group in groupby(sorted(live, key=tokens), key=tokens) for chunk in self._chunks(list(group))
         ]
         self._constants = {chunk: stacked for chunk, stacked in self._constants.items() if chunk in chunks}
         for chunk in chunks:
-            try:
-                self._advance(chunk)
-            except EngineError as error:
-                logger.error("an engine call with %d requests failed: %s", len(chunk), error)
-                for request in chunk:
-                    request.error = str(error)
-            if any(request.done or request.error for request in chunk):
-                self._constants.pop(chunk, None)  # the same requests never meet again
+            self.call(chunk)
+
+    def call(self, chunk: Chunk) -> None:
+        """Advance requests with equally many image tokens by one step, in one engine call.
+
+        A call that fails, for want of memory perhaps, is tried again with each half of its requests; a request whose
+        own call fails gets an `error`, and the others advance.
+        """
+        try:
+            self._advance(chunk)
+        except EngineError as error:
+            self._constants.pop(chunk, None)
+            if len(chunk) == 1:
+                logger.error("a request failed: %s", error)
+                chunk[0].error = str(error)
+                return
+            logger.warning("an engine call with %d requests failed, retrying with half: %s", len(chunk), error)
+            self.call(chunk[: len(chunk) // 2])
+            self.call(chunk[len(chunk) // 2 :])
+            return
+        if any(request.done for request in chunk):  # the same requests never meet again
+            self._constants = {kept: v for kept, v in self._constants.items() if not any(r.done for r in kept)}
 
     def _chunks(self, live: Sequence[LiveRequest]) -> list[Chunk]:
         chunks: list[list[LiveRequest]] = []
@@ -171,6 +193,8 @@ class Denoiser:
         hidden = [request.latents for request in chunk for _ in _passes(request)]
         times = [request.times[request.index] for request in chunk for _ in range(request.batch_rows)]
         if chunk not in self._constants:
+            while len(self._constants) >= KEPT_CHUNKS:
+                self._constants.pop(next(iter(self._constants)))
             self._constants[chunk] = self._stack(chunk)
         return {
             "hidden_states": np.concatenate(hidden).astype(numpy_type(self.compute), copy=False),
@@ -211,10 +235,6 @@ def _passes(request: LiveRequest) -> list[Array]:
     """Return the text embeddings of each pass: the negative prompt, if any, then the prompt."""
     texts = [request.prompt_embeds]
     return texts if request.negative_embeds is None else [request.negative_embeds, *texts]
-
-
-def _tokens(request: LiveRequest) -> int:
-    return int(request.latents.shape[1])
 
 
 def image_ids(rows: int, columns: int) -> Int64:

@@ -18,6 +18,9 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 Encoding = Literal["bytes", "base64"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+TOKEN_BYTES = 64  # per token of the text length; no text in a human language comes near it
+SHORT_BYTES = 64  # the longest text of a field that is not a prompt
+QUOTED = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,10 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
     if unknown:
         raise RequestError(f"unknown field {unknown[0]!r}; there are: {', '.join(f.name for f in FIELDS)}")
     given = {name: value for name, value in fields.items() if value is not None}
+    _check_lengths(given, variant)
     prompt = _text(given, "prompt")
     if not prompt.strip():
-        raise RequestError(f"prompt: {prompt!r} is empty; say what to generate")
+        raise RequestError(f"prompt: {_shown(prompt)} is empty; say what to generate")
     side = min(max(variant.image_size, limits.min_side), limits.max_side)
     width, height = (_side(name, int(given.get(name, side)), limits) for name in ("width", "height"))
     if width * height > limits.max_pixels:
@@ -134,7 +138,7 @@ def _sigmas(value: Any, limits: Limits) -> tuple[float, ...]:
     try:
         levels = tuple(float(level) for level in value)
     except (TypeError, ValueError):
-        raise RequestError(f"sigmas: {value!r} is not a list of numbers") from None
+        raise RequestError(f"sigmas: {_shown(value)} is not a list of numbers") from None
     if not 1 <= len(levels) <= limits.max_steps:
         raise RequestError(f"sigmas: {len(levels)} noise levels; expected 1 to {limits.max_steps}")
     for before, level in zip((math.inf, *levels), levels, strict=False):
@@ -145,6 +149,22 @@ def _sigmas(value: Any, limits: Limits) -> tuple[float, ...]:
     return levels
 
 
+def _check_lengths(given: Mapping[str, Any], variant: Variant) -> None:
+    """Reject texts that cannot be valid by their length alone, before anything reads them."""
+    for field in FIELDS:
+        value = given.get(field.name)
+        if field.type == "TYPE_STRING" and isinstance(value, (str, bytes)):
+            limit = TOKEN_BYTES * variant.text_tokens if "prompt" in field.name else SHORT_BYTES
+            if len(value) > limit:
+                raise RequestError(f"{field.name}: {len(value)} bytes; the limit is {limit}")
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message quotes it: in full up to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+
+
 def _text(given: Mapping[str, Any], name: str) -> str:
     value = given.get(name, "")
     if isinstance(value, bytes):
@@ -153,7 +173,7 @@ def _text(given: Mapping[str, Any], name: str) -> str:
         except UnicodeDecodeError as error:
             raise RequestError(f"{name}: byte {error.start} is not valid UTF-8") from None
     if not isinstance(value, str):
-        raise RequestError(f"{name}: {value!r} is not text")
+        raise RequestError(f"{name}: {_shown(value)} is not text")
     return value
 
 
@@ -173,8 +193,8 @@ def _negative(given: Mapping[str, Any], variant: Variant) -> str:
     text = _text(given, "negative_prompt")
     if text and variant.guidance != "cfg":
         raise RequestError(
-            f"negative_prompt: {text!r} has no effect on {variant.name}, which runs without classifier-free guidance; "
-            "leave it out"
+            f"negative_prompt: {_shown(text)} has no effect on {variant.name}, which runs without classifier-free "
+            "guidance; leave it out"
         )
     return text
 
@@ -196,7 +216,7 @@ def check_format(value: object) -> ImageFormat:
     for known in FORMATS:
         if name.lower() == known:
             return known
-    raise RequestError(f"output_format: {name!r} is not one of {', '.join(FORMATS)}")
+    raise RequestError(f"output_format: {_shown(name)} is not one of {', '.join(FORMATS)}")
 
 
 def check_encoding(value: object) -> Encoding:
@@ -205,4 +225,4 @@ def check_encoding(value: object) -> Encoding:
     for known in ENCODINGS:
         if name.lower() == known:
             return known
-    raise RequestError(f"response_encoding: {name!r} is not one of {', '.join(ENCODINGS)}")
+    raise RequestError(f"response_encoding: {_shown(name)} is not one of {', '.join(ENCODINGS)}")

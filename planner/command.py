@@ -13,6 +13,7 @@ from kit.gpus import GPUS, gpu
 from kit.outputs import check_out_file
 from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS
+from planner.built import Built, read_built
 from planner.layout import Placement
 from planner.names import find_variant
 from planner.plan import Plan, Question, plan
@@ -26,11 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `kit plan`; their defaults come from Question."""
     parser.add_argument(
         "--variant",
-        required=True,
         metavar="NAME",
-        help=f"{', '.join(VARIANTS)}, sample, a hub id, a folder with a checkpoint or artifact, or {ALL} for a table",
+        help=f"{', '.join(VARIANTS)}, sample, a hub id, a folder with a checkpoint or artifact, or {ALL} for a table; "
+        "default: that of --engine",
     )
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, or {ALL} to compare them; default: that of --engine"
+    )
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        metavar="DIR",
+        help="an engine artifact, whose variant, GPU, recipe, plan sizes, activation memory and roofline replace those "
+        "of the formulas; default: none",
+    )
     parser.add_argument(
         "--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; default: the GPU's recipe, then smaller ones"
     )
@@ -77,6 +87,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Plan and print the result; raises CheckFailed if no plan works, or none meets the goal."""
     if args.price is not None and not 0 < args.price < 1e6:
         raise UsageError(f"--price {args.price:g}: must be more than 0 dollars per GPU hour")
+    built = None if args.engine is None else _engine(args)
+    if args.variant is None or args.gpu is None:
+        raise UsageError(f"--{'gpu' if args.variant else 'variant'} is required without --engine")
     every_gpu, every_variant = (word.strip().lower() == ALL for word in (args.gpu, args.variant))
     if (every_gpu or every_variant) and args.step_seconds is not None:
         raise UsageError(
@@ -88,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cards = list(GPUS.values()) if every_gpu else [gpu(args.gpu)]
     if every_variant:
         return _decide(args, [_question(args, name, card.name) for name in VARIANTS for card in cards], prices)
-    questions = [_question(args, args.variant, card.name) for card in cards]
+    questions = [replace(_question(args, args.variant, card.name), built=built) for card in cards]
     if refused := questions[0].refusal():
         raise UsageError(refused)
     answers = [plan(question, prices, args.price) for question in questions]
@@ -110,6 +123,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from planner.facts import facts
 
     return {"gpus": [facts(answer) for answer in answers]} if every_gpu else facts(answers[0])
+
+
+def _engine(args: argparse.Namespace) -> Built:
+    """Read the engine and let its variant, GPU and recipe be those of the question."""
+    built = read_built(args.engine)
+    for name, own in (("variant", built.variant.name), ("gpu", built.gpu), ("recipe", built.recipe)):
+        given = getattr(args, name)
+        if given is not None and given.strip().lower() != own:
+            raise UsageError(f"--{name} {given}: {args.engine} was built for {own}; leave --{name} out")
+        setattr(args, name, own)
+    args.variant = str(args.engine)  # whose sizes and image are its own
+    return built
 
 
 def _decide(args: argparse.Namespace, questions: Sequence[Question], prices: Prices) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from typing import Any
 from kit import software
 from kit.artifact import verify
 from kit.certificate import quality
+from kit.compilers import COMPILERS, Compiler, missing_libraries
+from kit.compilers import installed as installed_version
 from kit.cuda_device import CudaDevice
-from kit.gpus import Gpu
+from kit.gpus import GPUS, Gpu
 from kit.hardware import Hardware, look
 from kit.ports import SERVED_PARTS
 from kit.recipes import RECIPES, recipe
@@ -84,6 +86,7 @@ def verdicts(
         _export(installed),
         *(_engine(device, hardware, installed) for device in hardware.gpus),
         *(() if hardware.gpus else (Verdict("build and run TensorRT engines", False, str(hardware.gpu_problem)),)),
+        *(_compiler(row, hardware) for row in COMPILERS.values()),
         *(_cuda(device, providers) for device in hardware.gpus),
         _cpu(hardware, providers),
         _serve(installed, server, hardware.shared_free),
@@ -157,6 +160,24 @@ def _engine(device: CudaDevice, hardware: Hardware, installed: Mapping[str, str]
             work, False, f"no TensorRT wheel: pip install tensorrt-cu13 (recipe {device.known.default_recipe})"
         )
     return Verdict(work, True, f"{wheel}; {_fitting(device.known, hardware.disk_free)}")
+
+
+def _compiler(row: Compiler, hardware: Hardware) -> Verdict:
+    """Say for which GPUs a compiler can build plans on this machine, and what it lacks."""
+    work = f"compile plans with {row.title} (--compiler {row.name})"
+    here = [device.known.name for device in hardware.gpus if device.known]
+    targets = here if row.needs_gpu else [gpu.name for gpu in GPUS.values() if row.can_target(gpu)]
+    found = installed_version(row)
+    if found is None:
+        lacks = missing_libraries(row) or f"not installed: {row.install}"
+        return Verdict(work, False, f"{lacks}; it builds for {', '.join(targets) or 'the GPU of its machine'}")
+    if not row.supports(found):
+        return Verdict(work, False, f"{found} is installed, the kit builds with {row.supported}: {row.install}")
+    if not targets:
+        why = hardware.gpu_problem
+        return Verdict(work, False, f"{found} needs the GPU that a plan is for, and finds none: {why}")
+    how = "on this machine's GPU" if row.needs_gpu else "without a GPU"
+    return Verdict(work, True, f"{found}, {how}: {', '.join(targets)}")
 
 
 def _cuda(device: CudaDevice, providers: Sequence[str]) -> Verdict:

@@ -25,6 +25,7 @@ def facts(answer: Plan) -> dict[str, Any]:
         "height": question.height,
         "steps": question.step_count,
         "batch": question.batch,
+        "engine": question.built.folder if question.built else None,
         "plan": chosen.choice.describe() if chosen else None,
         "tried": [_tried(t) for t in answer.tried],
         "memory": _memory(chosen) if chosen else None,

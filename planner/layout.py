@@ -10,6 +10,7 @@ from kit.gpus import Gpu
 from kit.ports import SERVED_PARTS, PartName
 from kit.recipes import RECIPES, Recipe
 from kit.variants import Variant
+from planner.built import Built
 from planner.memory import Shape, activation_bytes, gigabytes, request_bytes, usable_bytes, weight_bytes
 from planner.weights import weights
 
@@ -58,15 +59,24 @@ class Layout:
         return sum(self.weights.values()) + self.arena + self.requests
 
 
-def lay_out(variant: Variant, gpu: Gpu, choice: Choice, shape: Shape, gpus: int = 1) -> Layout:
-    """Place the parts as chosen; `reason` says why the choice does not work, None if it does."""
+def lay_out(
+    variant: Variant, gpu: Gpu, choice: Choice, shape: Shape, gpus: int = 1, built: Built | None = None
+) -> Layout:
+    """Place the parts as chosen; `reason` says why the choice does not work, None if it does.
+
+    The bytes of an engine that was built replace the formulas.
+    """
     stored: dict[PartName, int] = {part: weight_bytes(part, variant, choice.recipe) for part in SERVED_PARTS}
+    if built is not None:
+        stored = {part: built.stored(part, count) for part, count in stored.items()}
     on_gpu, host = dict(stored), 0
     if choice.text_encoder != "resident":
         on_gpu["text_encoder"] = _in_flight("text_encoder", variant, choice.recipe) if _evicted(choice) else 0
         host += _host_text_encoder(variant, choice, stored["text_encoder"])
     running = [p for p in SERVED_PARTS if p != "text_encoder" or choice.text_encoder in ("resident", "evicted")]
     activations = {part: activation_bytes(part, variant, choice.recipe, shape) for part in running}
+    if built is not None:
+        activations = {part: built.activations(part, count) for part, count in activations.items()}
     arena_part = max(running, key=lambda part: activations[part])
     requests, usable, streamed = request_bytes(variant, choice.recipe, shape), usable_bytes(gpu), 0
     if choice.streamed:

@@ -23,6 +23,7 @@ USABLE_SHARE = 0.97  # of the driver's figure; the rest is fragmentation and oth
 _BLOCK_WIDTHS = 17  # tensors of the model's width live in a single block: qkv, gate and up, attention, residual
 _CONV_COPIES = 3  # full-size tensors live in the VAE's last stage: input, normalized, output
 _SCORE_COPIES = 2  # the VAE's one attention head is too wide for fused kernels: scores and their softmax
+_SCORE_CHUNKS = 4  # its queries attend in as many chunks, one after the other (export/graphs/vae.py)
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ def activation_bytes(part: PartName, variant: Variant, recipe: Recipe, shape: Sh
             width = 2 * text.ffn + 6 * text.hidden + 3 * text.hidden  # gate and up, one block, the three taps
             return rows(variant, shape.batch) * variant.text_tokens * width * size
         case "vae_decoder" | "vae_encoder":
-            channels = variant.vae.decoder_channels if part == "vae_decoder" else variant.vae.channels
-            convolutions = _CONV_COPIES * shape.pixels * channels[1] * size  # the second level upsampled to full size
+            # At full size, the decoder has the channels of its second level, which it upsamples, the encoder its first.
+            channels = variant.vae.decoder_channels[1] if part == "vae_decoder" else variant.vae.channels[0]
+            convolutions = _CONV_COPIES * shape.pixels * channels * size
             latent = shape.pixels // 64
-            return max(convolutions, _SCORE_COPIES * latent**2 * size)  # images are decoded one by one
+            return max(convolutions, _SCORE_COPIES * latent**2 * size // _SCORE_CHUNKS)  # images are decoded one by one
 
 
 def transformer_activation_bytes(variant: Variant, recipe: Recipe, sequence: int, batch_rows: int) -> int:

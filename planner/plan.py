@@ -10,11 +10,12 @@ from kit.gpus import GPUS, Gpu
 from kit.image_size import size_problem
 from kit.recipes import recipe
 from kit.variants import Variant
+from planner.built import Built
 from planner.costs import Costs, Workload, cost
 from planner.feasible import SIDES
 from planner.layout import NOT_BUILT, Choice, Layout, Placement, lay_out
 from planner.load import Load, Service, find_load
-from planner.memory import HOST_RESERVE, Shape
+from planner.memory import HOST_RESERVE, Shape, rows
 from planner.prices import HostNeed, Prices
 from planner.speed import Calibration, calibration
 from planner.timing import Range, Timing, outside, times
@@ -40,6 +41,15 @@ class Question:
     p95: float | None = None  # seconds that 95 % of the requests must not exceed at that rate; None: no goal
     replicas: int | None = None  # None: as many as the rate needs
     step_seconds: float | None = None  # measured duration of one step of the batch; None: estimated
+    built: Built | None = None  # the engine to plan for; None: one that would be built
+
+    @property
+    def roofline(self) -> float | None:
+        """The seconds of one step by the layers of the engine, None without one, or at other sizes."""
+        if self.built is None:
+            return None
+        sizes = {"batch": rows(self.variant, self.batch), "image_tokens": self.variant.tokens(self.width, self.height)}
+        return self.built.roofline("transformer", sizes)
 
     @property
     def shape(self) -> Shape:
@@ -108,6 +118,9 @@ def choices(question: Question) -> Iterator[Choice]:
 
     A placement that is not built yet is left out unless the question names it.
     """
+    if question.built is not None:
+        yield Choice(recipe(question.built.recipe), question.text_encoder or "resident")
+        return
     names: tuple[str, ...] = (question.gpu.default_recipe, "int4-weights")
     for name in names if question.recipe is None else (question.recipe,):
         placements: tuple[Placement, ...] = ("resident", "evicted")
@@ -226,7 +239,7 @@ def _try_all(question: Question, model: Calibration) -> tuple[Tried, ...]:
 
 
 def _try(question: Question, choice: Choice, model: Calibration) -> Tried:
-    layout = lay_out(question.variant, question.gpu, choice, question.shape, question.gpus)
+    layout = lay_out(question.variant, question.gpu, choice, question.shape, question.gpus, question.built)
     if layout.reason:
         return Tried(choice, layout, None)
     timing = times(
@@ -239,6 +252,7 @@ def _try(question: Question, choice: Choice, model: Calibration) -> Tried:
         question.cores,
         model,
         question.step_seconds,
+        question.roofline,
     )
     return Tried(choice, layout, timing)
 

@@ -20,9 +20,8 @@ CURE = "docker run --shm-size=2g, or in Kubernetes an emptyDir of medium Memory 
 
 @dataclass(frozen=True)
 class Traffic:
-    """The largest requests of a deployment and how many are in its models at a time; defaults of `serve repository`."""
+    """The largest requests of a deployment and how many share a call; the defaults of `serve repository`."""
 
-    live_requests: int = 8
     text_batch: int = 8
     vae_batch: int = 4
     max_images: int = 4
@@ -41,10 +40,11 @@ def shared_bytes(
     pixels = traffic.max_pixels * 3
     tokenizer = passes * ids
     text_encoder = traffic.text_batch * (ids + embeds) if python_text else 0
-    denoiser = traffic.live_requests * passes * embeds + traffic.max_images * latents
+    denoiser = passes * embeds + traffic.max_images * latents  # of one request: it keeps its own copy
+    front = 2 * traffic.max_images * (latents + pixels)  # one arrives from the denoiser while one leaves as an image
     vae_decoder = max(traffic.vae_batch, traffic.max_images) * (latents + pixels) if python_vae else 0
     image_encoder = 2 * traffic.max_images * pixels
-    return 5 * MODEL_BYTES + tokenizer + text_encoder + denoiser + vae_decoder + image_encoder
+    return 7 * MODEL_BYTES + tokenizer + text_encoder + denoiser + front + vae_decoder + image_encoder
 
 
 def problem(free: int | None, needed: int) -> str | None:

@@ -57,7 +57,11 @@ def setting(question: Question) -> str:
 
 
 def note(question: Question) -> list[str]:
-    return [f"note: {question.note}"] if question.note else []
+    lines = [f"note: {question.note}"] if question.note else []
+    if question.built is not None:
+        name = question.built.folder
+        lines.append(f"engine {name}: sizes of its plans, and activation memory at the largest of their profiles")
+    return lines
 
 
 def _all_tried(answer: Plan, colour: bool) -> list[str]:
@@ -99,12 +103,16 @@ def _times(answer: Plan, chosen: Tried) -> list[str]:
     assert answer.per_minute is not None
     rows = [
         ("text encoder, s", timing.text),
-        (f"one step, s ({number(timing.ceiling)} at the dense rate)", timing.step),
+        (f"one step, s ({number(timing.ceiling)} {_ceiling(answer.question)})", timing.step),
         ("VAE decoder, s", timing.decode),
         (f"{_images(answer.question.batch)}, from prompt to file, s", timing.image),
         ("images per minute", answer.per_minute),
     ]
     return ["time, with range"] + [f"  {words:<46}{span(value)}" for words, value in rows]
+
+
+def _ceiling(question: Question) -> str:
+    return "at the dense rate" if question.roofline is None else "by the engine's layers"
 
 
 def _images(batch: int) -> str:

@@ -63,7 +63,7 @@ class Timing:
     decode: Range
     image: Range  # latency of the batch, from prompt to file
     busy: Range  # the part of it during which the GPU cannot do other work
-    ceiling: float  # of one step: the roofline at the full dense rate
+    ceiling: float  # of one step: the roofline at the full dense rate, or that of the layers of a built engine
     model_flops: float  # of one step
 
     def utilisation(self, gpu: Gpu, choice: Choice) -> float:
@@ -81,14 +81,20 @@ def times(
     cores: int,
     model: Calibration,
     step_seconds: float | None = None,
+    roofline: float | None = None,
 ) -> Timing:
-    """Estimate the times of a batch with TensorRT engines; a measured step is used as it is."""
+    """Estimate the times of a batch with TensorRT engines; a measured step is used as it is.
+
+    No estimate of a step is below `roofline`, that of the layers of a built engine.
+    """
 
     def part(name: PartName) -> Range:
         return _part(work(name, variant, choice.recipe, shape), gpu, choice.recipe, model)
 
     transformer = work("transformer", variant, choice.recipe, shape)
     step = _streamed(part("transformer"), layout.streamed / HOST_LINK[gpu.generation])
+    if roofline is not None:
+        step = Range(*(max(end, roofline) for end in (step.low, step.mid, step.high)))
     if step_seconds is not None:
         step = Range(step_seconds, step_seconds, step_seconds)
     decode, text, busy_text = part("vae_decoder"), NOTHING, NOTHING
@@ -107,7 +113,7 @@ def times(
             pass
     busy = busy_text + step.times(steps) + decode
     image = text + step.times(steps) + decode + outside(model)
-    ceiling = ceiling_seconds(transformer, gpu, choice.recipe)
+    ceiling = ceiling_seconds(transformer, gpu, choice.recipe) if roofline is None else roofline
     return Timing(text, step, decode, image, busy, ceiling, transformer.flops)
 
 

@@ -237,6 +237,9 @@ def convert(jobs: Sequence[Conversion], path: Path, progress: Progress = lambda 
     return safetensors_writer.write(path, slots_of(jobs), pieces, HEADER_MULTIPLE)
 
 
+Convert = Callable[[Sequence[Conversion], Path, Progress], dict[str, StoredTensor]]  # `convert`, or another writer
+
+
 def slots_of(jobs: Sequence[Conversion]) -> list[Slot]:
     """Return the tensors of a file in its order: wide items first, so that every tensor is aligned to its items."""
     return sorted((slot for job in jobs for slot in job.slots), key=lambda slot: -ITEM_BYTES[slot.dtype])

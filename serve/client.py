@@ -7,17 +7,18 @@ import queue
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from kit.address import answers_http, grpc_address
-from kit.errors import Flux2Error, RequestError, ServerError, UsageError
+from kit.errors import Flux2Error, RequestError, ServerError, UnavailableError, UsageError
 from pipeline.request import FIELDS, Field, FieldType
-from serve.triton_config import ENSEMBLE
-from serve.wire import NUMPY
+from serve.wire import FRONT, NUMPY
+
+CONTROL_SECONDS = 600.0  # engines of 32 B take minutes to load
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def _datatype(kind: FieldType) -> str:
 class Client:
     """Requests images from one server; thread-safe."""
 
+    SECRET = "flux2-admin"  # the header of requests that only the supervisor may send
+
     def __init__(self, url: str) -> None:
         self.url = grpc_address(url)
         self._grpc = grpc.InferenceServerClient(self.url)
@@ -86,11 +89,26 @@ class Client:
         self._grpc.close()
 
     def ready(self) -> bool:
-        """Return whether the server responds and reports that the ensemble is loaded."""
+        """Return whether the server responds and reports that all its models are loaded."""
         try:
-            return bool(self._grpc.is_model_ready(ENSEMBLE))
+            return bool(self._grpc.is_server_ready() and self._grpc.is_model_ready(FRONT))
         except InferenceServerException:
             return False
+
+    def responds(self) -> bool:
+        """Return whether a server answers at all, ready or not."""
+        try:
+            return bool(self._grpc.is_server_live())
+        except InferenceServerException:
+            return False
+
+    def control(self, action: Literal["load", "unload"], model: str, secret: str) -> None:
+        """Load or unload a model; raises ServerError if the server refuses or does not answer."""
+        call = self._grpc.load_model if action == "load" else self._grpc.unload_model
+        try:
+            call(model, headers={f"triton-grpc-protocol-{self.SECRET}": secret}, client_timeout=CONTROL_SECONDS)
+        except InferenceServerException as error:
+            raise ServerError(f"{action} {model}: {error.message()}") from None
 
     def generate(
         self,
@@ -106,7 +124,7 @@ class Client:
         answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
         start = time.perf_counter()
         call = self._grpc.async_infer(
-            ENSEMBLE,
+            FRONT,
             fields_to_inputs(fields),
             callback=lambda result, error: answers.put((result, error)),
             client_timeout=timeout,
@@ -133,7 +151,7 @@ class Client:
         return ImageResponse(encoded, int(seed.flat[0]), time.perf_counter() - start)
 
     def _translate(self, error: InferenceServerException, timeout: float | None = None) -> Flux2Error:
-        message = str(error.message()).removeprefix(f"in ensemble '{ENSEMBLE}', ")
+        message = str(error.message())
         status = str(error.status()).removeprefix("StatusCode.")
         if status == "INVALID_ARGUMENT":
             return RequestError(message)
@@ -142,7 +160,9 @@ class Client:
             return ServerError(f"the server at {self.url} did not answer{limit}; the request was cancelled")
         if status == "CANCELLED":
             return ServerError(f"the request was cancelled by the server at {self.url}")
-        if status == "UNAVAILABLE" and not self.ready():
+        if status == "UNAVAILABLE" and self.responds():
+            return UnavailableError(message)
+        if status == "UNAVAILABLE":
             if answers_http(self.url):
                 return UsageError(f"{self.url} is the HTTP port of a server; give its gRPC port, 8001 by default")
             return ServerError(f"no FLUX.2 server responds at {self.url}; start one with: python -m serve run DEPLOY")

@@ -1,75 +1,47 @@
-"""Run a deployment on tritonserver; nothing is left behind when it stops."""
+"""Run a deployment on tritonserver, supervised; nothing is left behind when it stops or is killed."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from kit.artifact import verify
-from kit.errors import CheckFailed, UsageError
+from kit.errors import CheckFailed, ServerError, UnavailableError, UsageError
 from kit.hardware import shared_free
-from planner.shared_memory import Traffic, problem, shared_bytes
-from runtimes.trt.record import RECORD, read_record
+from serve import janitor
 from serve.client import Client
 from serve.find_server import Binary, find_server
+from serve.ledger import VARIABLE, Ledger, State
+from serve.preflight import memory_problem, tensorrt_options
 from serve.probe import probe
-from serve.settings import Settings
+from serve.processes import end_group
+from serve.supervise import Supervisor
+from serve.tcp_ports import TcpPorts
+from serve.wire import FRONT, STREAM
 
 logger = logging.getLogger(__name__)
-SHM = Path("/dev/shm")
-
-
-@dataclass(frozen=True)
-class TcpPorts:
-    """The addresses a server listens on; the default host is loopback."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-    host: str = "127.0.0.1"
-
-    @classmethod
-    def free(cls) -> TcpPorts:
-        """Choose three ports that are currently free."""
-        sockets = [socket.socket() for _ in range(3)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        numbers = [s.getsockname()[1] for s in sockets]
-        for s in sockets:
-            s.close()
-        return cls(*numbers)
-
-    def check_free(self) -> None:
-        """Raise UsageError if one of the ports is in use."""
-        for name in ("http", "grpc", "metrics"):
-            number = getattr(self, name)
-            with socket.socket() as s:
-                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    s.bind((self.host, number))
-                except OSError as error:
-                    raise UsageError(
-                        f"port {number} on {self.host} cannot be used ({error.strerror}); choose another --{name}-port"
-                    ) from None
+PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # paths that Triton's python backend can start a process with
 
 
 class Server:
-    """A running tritonserver; leaving the `with` block stops it and removes its shared memory.
+    """A supervised tritonserver; leaving the `with` block stops it and removes all that it made.
 
     `log` receives the server's output (None: inherited). Entering waits until the known-answer request succeeds. It
     raises UsageError or ArtifactError before anything is started, and CheckFailed if the server exits or its image is
-    wrong.
+    wrong. While it runs, processes that die are restarted (see serve.supervise); `on_event` is told.
     """
 
     def __init__(
@@ -80,18 +52,26 @@ class Server:
         log: Path | None = None,
         start_timeout: float = 120.0,
         exit_timeout: int = 10,
+        on_event: Callable[[str], None] = lambda event: logger.warning("%s", event),
     ) -> None:
         self.deployment = deployment.absolute()
         self.ports = ports or TcpPorts.free()
+        self.python_models = sorted(path.parts[-3] for path in self.deployment.glob("*/1/model.py"))
         self.start_seconds = 0.0
         self.probe_seconds = 0.0
         self._tritonserver = tritonserver
         self._log = log
         self._start_timeout = start_timeout
         self._exit_timeout = exit_timeout
+        self._on_event = on_event
         self._shm_prefix = f"flux2_{uuid.uuid4().hex[:12]}_"
+        self._secret = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
+        self._janitor: subprocess.Popen[str] | None = None
         self._workspace: tempfile.TemporaryDirectory[str] | None = None
+        self._supervisor: Supervisor | None = None
+        self._binary: Binary | None = None
+        self._stopping = False
 
     @property
     def url(self) -> str:
@@ -107,65 +87,176 @@ class Server:
         if small := memory_problem(self.deployment, shared_free()):
             logger.warning("%s", small)
         self.ports.check_free()
-        self._workspace = tempfile.TemporaryDirectory(prefix="flux2-triton-")
         try:
-            self._start(find_server(self._tritonserver, Path(self._workspace.name)))
+            self._make_workspace()
+            self._start()
             self._wait_until_it_generates()
+            self._supervisor = Supervisor(self, self._on_event)
         except BaseException:
-            self.stop()
+            self.stop(drain=0)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait(self) -> int:
-        """Wait for the server to exit; returns its exit code."""
-        return self._running().wait()
+    def wait(self, timeout: float | None = None) -> Exception | None:
+        """Wait until the server has ended for good, or for some seconds; returns why it ended, None if it has not."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._supervisor is not None:
+            if self._supervisor.failed is not None:
+                return self._supervisor.failed
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        return None
 
-    def stop(self) -> int | None:
-        """Stop the server with SIGINT, then SIGKILL to its process group; returns its exit code."""
+    def exit_code(self) -> int | None:
+        """Return the exit code of a tritonserver that has ended, None while it runs."""
+        return self._running().poll()
+
+    def stop(self, drain: float = 30.0, hurry: threading.Event | None = None) -> int | None:
+        """Finish the requests in flight for at most `drain` seconds, end the server, and remove what it made.
+
+        A second thread may set `hurry` to skip the rest of the wait. Returns the server's exit code, None if it had to
+        be killed.
+        """
         code = None
+        self._stopping = True
+        if self._supervisor is not None:
+            self._supervisor.release()
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGINT)
-            try:
-                code = self._process.wait(self._exit_timeout + 10)
-            except subprocess.TimeoutExpired:
-                code = None
-            self._end_group()
-            self._process.wait()
-        for path in SHM.glob(f"{self._shm_prefix}*") if SHM.is_dir() else ():
-            path.unlink(missing_ok=True)
+            if self._process.poll() is None and self._supervisor is not None and drain > 0:
+                self._drain(drain, hurry)
+            code = self._end()
+        if self._supervisor is not None:
+            self._supervisor.finish()
+            self._supervisor = None
+        if self._janitor is not None:
+            assert self._janitor.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._janitor.stdin.write("done\n")
+                self._janitor.stdin.close()
+            self._janitor.wait()
+            self._janitor = None
         if self._workspace is not None:
             self._workspace.cleanup()
             self._workspace = None
         return code
 
-    def _end_group(self) -> None:
-        """Kill the rest of the server's process group: python stubs outlive a server that crashed."""
-        assert self._process is not None
-        deadline = time.monotonic() + 3
-        while time.monotonic() < deadline:
-            try:
-                os.killpg(self._process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.1)
+    def interrupt(self) -> None:
+        """Kill tritonserver, so that whoever waits for it stops waiting."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kill what is left of a server and start it anew; raises CheckFailed if it does not serve."""
+        end_group(self.pid, 0)  # it could end by itself only when requests end that nobody works on
+        self._running().wait()
+        janitor.remove_shared_memory(self._shm_prefix)
+        self.ledger.clear()
+        self._start()
+        self._wait_until_it_generates()
+
+    def reload(self, model: str) -> None:
+        """Unload and load a model; raises ServerError if Triton refuses."""
+        with Client(self.url) as client:
+            client.control("unload", model, self._secret)
+            client.control("load", model, self._secret)
+
+    def wait_until_ready(self, seconds: float = 600.0) -> None:
+        """Wait until Triton says that it serves; raises CheckFailed."""
+        deadline = time.monotonic() + seconds
+        with Client(self.url) as client:
+            while not client.ready():
+                if time.monotonic() > deadline or self.exit_code() is not None or self._stopping:
+                    raise CheckFailed("tritonserver is not ready")
+                time.sleep(0.02)
+
+    def probe_again(self) -> None:
+        """Request the known answer; raises a Flux2Error if it is wrong or late. A busy server passes."""
+        with Client(self.url) as client, contextlib.suppress(UnavailableError):
+            probe(client, self.deployment, max(10.0, 10 * self.probe_seconds))
+
+    def _drain(self, seconds: float, hurry: threading.Event | None) -> None:
+        """Let health say "not ready" and requests in flight end."""
+        self.ledger.state = State.DRAINING
+        threads = [
+            threading.Thread(target=self._unload, args=(model,), daemon=True)
+            for model in (STREAM, FRONT)
+            if self.ledger.occupied  # an idle server can end at once
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + seconds
+        while self.ledger.occupied and time.monotonic() < deadline and self.exit_code() is None:
+            if hurry is not None and hurry.wait(0.05):
+                break
+            time.sleep(0.02)
+        if self.ledger.occupied == 0 and threads:
+            time.sleep(0.2)  # the last responses leave
+
+    def _unload(self, model: str) -> None:
+        with contextlib.suppress(ServerError), Client(self.url) as client:
+            client.control("unload", model, self._secret)
+
+    def _end(self, patience: float = 3.0) -> int | None:
+        """Interrupt the server, then kill its process group; returns its exit code."""
+        code = None
+        process = self._running()
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+            code = process.wait(self._exit_timeout + 10)
+        except subprocess.TimeoutExpired:
+            logger.warning("tritonserver did not stop within %d s and is killed", self._exit_timeout + 10)
+        end_group(process.pid, patience)
+        process.wait()
+        janitor.remove_shared_memory(self._shm_prefix)
+        return code
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise UsageError("the server is not running")
         return self._process
 
-    def _start(self, binary: Binary) -> None:
+    def _make_workspace(self) -> None:
+        """Make the folder of this run, with a plain path to the deployment, and start the janitor."""
+        parent = tempfile.gettempdir()
+        self._workspace = tempfile.TemporaryDirectory(
+            prefix="flux2-triton-", dir=parent if PLAIN.fullmatch(parent) else "/tmp"
+        )
+        folder = Path(self._workspace.name)
+        self._binary = find_server(self._tritonserver, folder)
+        (folder / "models").symlink_to(self.deployment)
+        self.ledger = Ledger(folder / "ledger")
+        self._janitor = subprocess.Popen(
+            [sys.executable, "-I", "-S", janitor.__file__],
+            stdin=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            start_new_session=True,
+        )
+        self._tell_janitor(f"folder {folder}", f"prefix {self._shm_prefix}", f"patience {self._exit_timeout + 10}")
+
+    def _tell_janitor(self, *lines: str) -> None:
+        assert self._janitor is not None
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.write("".join(f"{line}\n" for line in lines))
+        self._janitor.stdin.flush()
+
+    def _start(self) -> None:
+        assert self._binary is not None
+        assert self._workspace is not None
+        binary, models = self._binary, Path(self._workspace.name) / "models"
         command = [
             str(binary.path),
-            f"--model-repository={self.deployment}",
+            f"--model-repository={models}",
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            f"--grpc-restricted-protocol=model-repository:{Client.SECRET}={self._secret}",
+            f"--http-restricted-api=model-repository:{Client.SECRET}={self._secret}",
+            "--model-load-thread-count=8",
             *(f"--{p}-address={self.ports.host}" for p in ("http", "grpc", "metrics")),
             *(f"--{p}-port={getattr(self.ports, p)}" for p in ("http", "grpc", "metrics")),
             f"--exit-timeout-secs={self._exit_timeout}",
@@ -176,9 +267,9 @@ class Server:
             *tensorrt_options(self.deployment),
             *binary.arguments,
         ]
-        environment = {**os.environ, **binary.environment, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **binary.environment, "HF_HUB_OFFLINE": "1", VARIABLE: str(self.ledger.path)}
         environment["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), environment.get("PATH", "")])
-        output: IO[bytes] | None = self._log.open("wb") if self._log is not None else None
+        output: IO[bytes] | None = self._log.open("ab" if self._process else "wb") if self._log is not None else None
         try:
             self._process = subprocess.Popen(
                 command,
@@ -192,6 +283,7 @@ class Server:
         finally:
             if output is not None:
                 output.close()
+        self._tell_janitor(f"group {self._process.pid}")
 
     def _wait_until_it_generates(self) -> None:
         start = time.monotonic()
@@ -202,7 +294,9 @@ class Server:
                     raise CheckFailed(f"tritonserver exited with code {process.returncode}{self._log_tail()}")
                 if time.monotonic() - start > self._start_timeout:
                     raise CheckFailed(f"tritonserver was not ready after {self._start_timeout:g} s{self._log_tail()}")
-                time.sleep(0.05)
+                if self._stopping:
+                    raise CheckFailed("the server is stopping")
+                time.sleep(0.02)
             self.probe_seconds = probe(client, self.deployment)
         self.start_seconds = time.monotonic() - start
 
@@ -212,26 +306,6 @@ class Server:
             return ""
         text = self._log.read_text(errors="replace").splitlines()
         return "\n".join([f"; the end of {self._log}:", *text[-lines:]])
-
-
-def memory_problem(deployment: Path, free: int | None) -> str | None:
-    """Return why shared memory is too small for requests at the limits of a deployment; None if it is enough."""
-    settings = Settings.read(deployment / "tokenizer" / "1")
-    limits, tuning = settings.limits, settings.tuning
-    native = {part for part, model in settings.tensorrt.items() if model.backend == "tensorrt_plan"}
-    traffic = Traffic(tuning.live_requests, tuning.text_batch, tuning.vae_batch, limits.max_images, limits.max_pixels)
-    needed = shared_bytes(
-        settings.variant, settings.compute, traffic, "text_encoder" not in native, "vae_decoder" not in native
-    )
-    return problem(free, needed)
-
-
-def tensorrt_options(deployment: Path) -> list[str]:
-    """Return the options that Triton's TensorRT backend needs for a deployment's plans."""
-    path = deployment / "denoiser" / "1" / RECORD
-    if path.is_file() and read_record(path).version == "compatible":
-        return ["--backend-config=tensorrt,version-compatible=true"]
-    return []
 
 
 def _end_with_parent() -> None:

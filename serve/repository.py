@@ -32,9 +32,10 @@ from runtimes.trt.record import RECORD, EngineRecord, mismatch, write_record
 from serve import tensorrt_deploy
 from serve.probe import ANSWER, question
 from serve.settings import KnownAnswer, Settings, Tuning
-from serve.triton_config import ENSEMBLE, configs
+from serve.triton_config import configs
+from serve.wire import IMAGE_STAGE, PROMPT_STAGE
 
-REVISION = 3  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 4  # raise when the same artifact and settings give another deployment, including its models' code
 
 # model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {
@@ -86,7 +87,7 @@ def write_repository(
             version = folder / name / "1"
             version.mkdir(parents=True)
             (folder / name / "config.pbtxt").write_text(text)
-            if name != ENSEMBLE and not _is_native(name, settings):
+            if name not in (PROMPT_STAGE, IMAGE_STAGE) and not _is_native(name, settings):
                 _add_code(name, version, settings)
         parts = {}
         for model, (part, below) in _GRAPHS.items():

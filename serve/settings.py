@@ -14,22 +14,29 @@ from kit.errors import ArtifactError
 from kit.ports import PartName, Ports
 from kit.variants import Variant
 from pipeline.request import Limits
+from pipeline.scheduling import Policy
 
 SETTINGS = "settings.json"
 KnownAnswer = Literal["generate", "none"]  # whether the known answer is generated when the deployment is written
+
+
+MOST_LIVE = 30  # Triton's python backend runs 32 requests of one model to others at a time
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How a deployment uses its machine; the defaults of `serve repository`."""
 
-    live_requests: int = option(8, "requests that are denoised together; more wait in the queue")
+    live_requests: int = option(16, f"requests that are worked on at a time, at most {MOST_LIVE}; more wait")
     max_rows: int = option(16, "maximum rows of a transformer call")
     text_batch: int = option(8, "maximum texts of a text encoder call")
     vae_batch: int = option(4, "maximum images of a VAE call")
-    queue_size: int = option(256, "length of the queue; further requests are rejected with UNAVAILABLE")
+    queue_size: int = option(256, "requests that wait; further ones are rejected with UNAVAILABLE")
     threads: int = option(0, "threads of a CPU engine; 0: one per core")
-    idle_seconds: int = option(300, "idle time after which Triton drops a request; must exceed one denoising step")
+    policy: Policy = option(  # noqa: RUF009 -- a dataclass field, as above
+        "fair", "which requests the denoiser advances; first-come: the oldest, for comparisons"
+    )
+    max_seconds: int = option(3600, "seconds after which a request is given up")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class EngineModel:
 
     def _respond(self, result: Result) -> Any:
         if isinstance(result, EngineError):
-            return backend.refuse(self.pb, result)
+            return backend.pass_on(self.pb, result)
         return backend.respond(self.pb, result)
 
 
@@ -58,7 +58,8 @@ def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
 def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[Result]:
     """Run the requests whose arrays have equal shapes beyond the batch axis in one call; return each one's own rows.
 
-    When a call fails, its requests are retried one by one, so that only those that cannot run get an EngineError.
+    A call that fails is tried again with each half of its requests, so that only those that cannot run get an
+    EngineError.
     """
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for index, request in enumerate(requests):
@@ -77,8 +78,9 @@ def _run_group(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[
     except EngineError as error:
         if len(requests) == 1:
             return [error]
-        logger.warning("an engine call with %d requests failed, retrying one by one: %s", len(requests), error)
-        return [result for request in requests for result in _run_group(engine, [request])]
+        logger.warning("an engine call with %d requests failed, retrying with half: %s", len(requests), error)
+        half = len(requests) // 2
+        return _run_group(engine, requests[:half]) + _run_group(engine, requests[half:])
     results: list[Result] = []
     start = 0
     for request in requests:

@@ -1,13 +1,16 @@
 """config.pbtxt of every model, derived from the request fields, the ports and the tuning of a deployment.
 
-The ensemble has no batch axis: a request sends fields of shape [1] and receives [N] images. The text encoder, the
-denoiser and the VAE decoder have one, so Triton batches requests there; a request is one row, or N rows of latents.
+Clients call `flux2`, which admits requests, or `flux2_stream`, which calls `flux2` and reports progress. `flux2` starts
+a request with one ensemble and ends it with another; between them the denoiser works on it, and no call to Triton waits
+(a call to a Python model that has died waits for ever). None of them has a batch axis: a request sends fields of shape
+[1] and receives [N] images. The text encoder, the denoiser and the VAE decoder have one; a request is one row, or N
+rows of latents. Triton batches requests for the text encoder and the VAE decoder; the denoiser batches them itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import text_format
@@ -17,9 +20,18 @@ from kit.dtypes import triton_type
 from kit.ports import PartName, Port
 from pipeline.request import FIELDS
 from serve.settings import Settings
-from serve.wire import DENOISER, IMAGE_ENCODER, TENSORS, RequestTensor
-
-ENSEMBLE = "flux2"
+from serve.wire import (
+    DENOISED,
+    DENOISER,
+    FRONT,
+    IMAGE_ENCODED,
+    IMAGE_STAGE,
+    PROMPT_STAGE,
+    STREAM,
+    TENSORS,
+    TICKET,
+    RequestTensor,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,9 @@ _REQUEST = tuple(Wire(f.name, f.type, f.dims, optional=True) for f in FIELDS)
 # An ensemble has one namespace: an output named "seed" would collide with the input.
 _IMAGES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
 
+_TICKET = Wire("ticket", "TYPE_INT64", (1,), optional=True)  # of the front model: the denoiser serves nobody else
+_PROGRESS = (Wire("step", "TYPE_INT32", (1,)), Wire("steps", "TYPE_INT32", (1,)), Wire("preview", "TYPE_STRING", (1,)))
+
 
 def wires(ports: Sequence[Port]) -> tuple[Wire, ...]:
     """Convert the ports of a graph to Triton's form: no batch axis, dynamic axes as -1."""
@@ -54,7 +69,10 @@ def configs(settings: Settings) -> dict[str, str]:
         _denoiser(settings),
         _vae_decoder(settings),
         _image_encoder(),
-        _ensemble(settings),
+        _prompt_stage(settings),
+        _image_stage(settings),
+        _model(FRONT, _REQUEST, _IMAGES, 0),
+        _stream(),
     )
     return {config.name: text_format.MessageToString(config) for config in made}
 
@@ -97,9 +115,13 @@ def _text_inputs(settings: Settings) -> tuple[Wire, ...]:
 def _tokenizer(settings: Settings) -> Any:
     passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
     texts = [Wire(p + w.name, w.type, w.dims) for p in passes for w in _text_inputs(settings)]
-    outputs = [*(_batched(wire) for wire in texts), *(_whole(tensor) for tensor in TENSORS)]
-    config = _model("tokenizer", _REQUEST, outputs, 0)
-    config.dynamic_batching.default_queue_policy.max_queue_size = settings.tuning.queue_size
+    outputs = [*(_batched(wire) for wire in texts), *(_whole(tensor) for tensor in (*TENSORS, TICKET))]
+    return _model("tokenizer", (*_REQUEST, _TICKET), outputs, 0)
+
+
+def _stream() -> Any:
+    config = _model(STREAM, _REQUEST, (*_PROGRESS, *_IMAGES), 0)
+    config.model_transaction_policy.decoupled = True
     return config
 
 
@@ -129,26 +151,17 @@ def _on_gpu(config: Any) -> None:
 
 
 def _denoiser(settings: Settings) -> Any:
+    """Describe the denoiser: it starts a request, or returns the latents of one when only its ticket is given."""
     embeds = wires(settings.ports["text_encoder"].outputs)
     negative = (
         [Wire("negative_" + w.name, w.type, w.dims) for w in embeds] if settings.variant.guidance == "cfg" else []
     )
     latents = wires(settings.ports["vae_decoder"].inputs)
-    config = _model(
-        "denoiser", [*embeds, *negative, *(_row(tensor) for tensor in DENOISER)], latents, settings.tuning.live_requests
-    )
+    start = [replace(w, optional=True) for w in (*embeds, *negative, *(_row(tensor) for tensor in DENOISED))]
+    outputs = (*latents, Wire("started", "TYPE_INT64", (1,)))
+    config = _model(DENOISER, [*start, _row(TICKET)], outputs, settings.limits.max_images)
     if "transformer" in settings.tensorrt:
         _on_gpu(config)
-    batching = config.sequence_batching
-    batching.iterative_sequence = True
-    batching.max_sequence_idle_microseconds = settings.tuning.idle_seconds * 1_000_000
-    batching.direct.SetInParent()
-    control = proto.ModelSequenceBatching.Control
-    for name, kind in (("START", control.CONTROL_SEQUENCE_START), ("READY", control.CONTROL_SEQUENCE_READY)):
-        batching.control_input.add(name=name).control.add(kind=kind, int32_false_true=[0, 1])
-    batching.control_input.add(name="CORRID").control.add(
-        kind=control.CONTROL_SEQUENCE_CORRID, data_type=proto.DataType.Value("TYPE_UINT64")
-    )
     return config
 
 
@@ -160,29 +173,42 @@ def _vae_decoder(settings: Settings) -> Any:
 
 def _image_encoder() -> Any:
     pixels = Wire("pixels", "TYPE_UINT8", (-1, -1, -1, 3))
-    return _model("image_encoder", [pixels, *(_whole(tensor) for tensor in IMAGE_ENCODER)], _IMAGES, 0)
+    return _model("image_encoder", [pixels, *(_whole(tensor) for tensor in IMAGE_ENCODED)], _IMAGES, 0)
 
 
-def _ensemble(settings: Settings) -> Any:
-    config = _model(ENSEMBLE, _REQUEST, _IMAGES, 0)
-    config.ClearField("backend")
-    config.ClearField("instance_group")
-    config.platform = "ensemble"
+def _prompt_stage(settings: Settings) -> Any:
+    config = _ensemble(PROMPT_STAGE, (*_REQUEST, _TICKET), [Wire("started", "TYPE_INT64", (-1, 1))])
     text_in = [w.name for w in _text_inputs(settings)]
     (embeds,) = (p.name for p in settings.ports["text_encoder"].outputs)
     passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
     texts = [p + name for p in passes for name in text_in]
-
-    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
-        config.ensemble_scheduling.step.add(model_name=model, model_version=-1, input_map=inputs, output_map=outputs)
-
-    def same(*names: str) -> dict[str, str]:
-        return {name: name for name in names}
-
-    step("tokenizer", same(*(f.name for f in FIELDS)), same(*texts, *(t.name for t in TENSORS)))
+    checked = [t.name for t in (*DENOISED, TICKET)]
+    _step(config, "tokenizer", _same(*(f.name for f in FIELDS), _TICKET.name), _same(*texts, *checked))
     for p in passes:
-        step("text_encoder", {name: p + name for name in text_in}, {embeds: p + embeds})
-    step("denoiser", same(*(p + embeds for p in passes), *(t.name for t in DENOISER)), same("latents"))
-    step("vae_decoder", same("latents"), {"image": "pixels"})  # the graph names its output "image"
-    step("image_encoder", same("pixels", *(t.name for t in IMAGE_ENCODER)), same("image", "seed_used"))
+        _step(config, "text_encoder", {name: p + name for name in text_in}, {embeds: p + embeds})
+    _step(config, DENOISER, _same(*(p + embeds for p in passes), *checked), _same("started"))
     return config
+
+
+def _image_stage(settings: Settings) -> Any:
+    latents = [_batched(wire) for wire in wires(settings.ports["vae_decoder"].inputs)]
+    config = _ensemble(IMAGE_STAGE, [*latents, *(_whole(tensor) for tensor in IMAGE_ENCODED)], _IMAGES)
+    _step(config, "vae_decoder", _same("latents"), {"image": "pixels"})  # the graph names its output "image"
+    _step(config, "image_encoder", _same("pixels", *(t.name for t in IMAGE_ENCODED)), _same("image", "seed_used"))
+    return config
+
+
+def _ensemble(name: str, inputs: Iterable[Wire], outputs: Iterable[Wire]) -> Any:
+    config = _model(name, inputs, outputs, 0)
+    config.ClearField("backend")
+    config.ClearField("instance_group")
+    config.platform = "ensemble"
+    return config
+
+
+def _step(config: Any, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+    config.ensemble_scheduling.step.add(model_name=model, model_version=-1, input_map=inputs, output_map=outputs)
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}

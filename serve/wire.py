@@ -15,6 +15,11 @@ import numpy as np
 from kit.engine import Array
 from pipeline.request import FieldType, Request
 
+FRONT = "flux2"  # the model that clients call
+STREAM = "flux2_stream"  # the same with progress
+PROMPT_STAGE = "prompt_stage"  # the ensemble that starts a request: tokenizer, text encoder, denoiser
+IMAGE_STAGE = "image_stage"  # the ensemble that ends it: VAE decoder, image encoder
+DENOISER = "denoiser"
 NUMPY: Mapping[FieldType, Any] = {
     "TYPE_STRING": np.object_,  # Triton's BYTES
     "TYPE_INT32": np.int32,
@@ -73,8 +78,9 @@ TENSORS = (
     FORMAT,
     ENCODING,
 )
-DENOISER = tuple(tensor for tensor in TENSORS if tensor.batched)  # the denoiser's inputs
-IMAGE_ENCODER = (FORMAT, ENCODING, SEED)  # the image encoder's inputs; the seed passes through
+TICKET = RequestTensor("checked_ticket", "TYPE_INT64", ("ticket",))  # of the front model; 0 without one
+DENOISED = tuple(tensor for tensor in TENSORS if tensor.batched)  # the denoiser's inputs
+IMAGE_ENCODED = (FORMAT, ENCODING, SEED)  # the image encoder's inputs; the seed passes through
 
 
 def request_to_tensors(request: Request) -> dict[str, Array]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.images import decode
-from serve.launch import TcpPorts
+from serve.tcp_ports import TcpPorts
+from tests.runtimes.rtx import FOLDER, REASON, is_installed
 
 README = Path(__file__).parent.parent / "README.md"
 SAVED = README.parent / "benchmarks" / "results" / "gate_sample_int8.json"
@@ -33,6 +34,7 @@ def commands() -> list[str]:
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -42,11 +44,15 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_commands_of_the_readme_generate_an_image(tmp_path: Path) -> None:
     ports = TcpPorts.free()
     server: subprocess.Popen[str] | None = None
-    done = []
+    done, engines = [], []
     try:
         for command in commands():
             if command in MAKE or command.startswith(". "):
                 continue
+            if "export engine" in command:
+                engines.append(command)
+                if not is_installed():
+                    continue
             if "serve run" in command:
                 options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
                 argv = [sys.executable, *shlex.split(command)[1:], *options]
@@ -61,6 +67,8 @@ def test_the_commands_of_the_readme_generate_an_image(tmp_path: Path) -> None:
                     command += f" --url 127.0.0.1:{ports.grpc}"
                 result = run(command, tmp_path)
                 assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+                if command in engines:
+                    assert "24 of 24 quantized products in " in result.stdout
             done.append("curl" if command.startswith("curl") else command.split()[3])
     finally:
         if server is not None:
@@ -68,7 +76,8 @@ def test_the_commands_of_the_readme_generate_an_image(tmp_path: Path) -> None:
             server.communicate(timeout=30)
     quantized = ["calibrate", "apply", "report", "gate"]
     http = ["curl", "curl", "base64,"]
-    assert done == ["onnx", "repository", "run", "generate", *http, "lint", *quantized, "doctor", "plan"]
+    built = ["onnx", "apply", "apply", *(["engine", "engine"] if is_installed() else [])]
+    assert done == ["onnx", "repository", "run", "generate", *http, "lint", *quantized, *built, "doctor", "plan"]
     gated, saved = (json.loads(file.read_text()) for file in (tmp_path / "build" / "gate" / "report.json", SAVED))
     assert gated["prompts"] == saved["prompts"]
     assert gated["metrics"]["psnr"]["mean"] == pytest.approx(saved["metrics"]["psnr"]["mean"], abs=MACHINES)
@@ -76,6 +85,12 @@ def test_the_commands_of_the_readme_generate_an_image(tmp_path: Path) -> None:
         assert decode((tmp_path / name).read_bytes()).ndim == 3
     (image,) = (o["data"] for o in json.loads((tmp_path / "long.json").read_text())["outputs"] if o["name"] == "image")
     assert decode(base64.b64decode(image[0], validate=True)).ndim == 3
+    assert [re.findall(r"build/sample-(?:fp8|int8) --gpu \w+", command) for command in engines] == [
+        ["build/sample-fp8 --gpu l4"],
+        ["build/sample-int8 --gpu a10g"],
+    ]
+    if not is_installed():
+        pytest.skip(f"every command ran except {' and '.join(engines)}: {REASON}")
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:

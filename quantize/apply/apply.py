@@ -22,7 +22,7 @@ from quantize.apply.manifest import quantized_manifest
 from quantize.apply.plan import check_recipe, plan
 from quantize.apply.write import PartReport, write_part
 from quantize.calibration.record import Record
-from quantize.conversions import Progress
+from quantize.conversions import Convert, Progress, convert
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ def apply(
     gpu: Gpu | None = None,
     start: Callable[[PartName, int], Progress] = lambda part, total: lambda done: None,
     done: Callable[[PartReport], None] = lambda report: None,
+    convert: Convert = convert,
 ) -> ApplyReport:
     """Quantize the artifact at `source` by a recipe; the result appears at `out` only when it is complete.
 
-    `start` is called with each part and the number of bytes to read, and returns the callback for progress. All layers
+    `start` is called with each part and the number of bytes to read, and returns the callback for progress; `convert`
+    writes the file of weights of a part. All layers
     of all parts are checked before anything is written. Raises UsageError for a record of other weights or a recipe
     that does not fit the artifact, ArtifactError for weights that are not finite.
     """
@@ -82,7 +84,7 @@ def apply(
             home = _home(source, manifest, part)
             if part in plans and plans[part].changes:
                 graph = folder / home.name / Path(manifest.part(part).graph).name
-                reports.append(write_part(part, graphs[part], plans[part], compute, home, graph, start))
+                reports.append(write_part(part, graphs[part], plans[part], compute, home, graph, start, convert))
                 done(reports[-1])
             else:
                 for file in sorted(home.iterdir()):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from kit.ports import PartName
 from quantize.apply.plan import QuantizationPlan
 from quantize.attention import quantize_attentions
-from quantize.conversions import Conversion, Kept, Progress, convert
+from quantize.conversions import Conversion, Convert, Kept, Progress
 from quantize.fold import fold
 from quantize.linears import stored
 from quantize.products import products
@@ -42,6 +42,7 @@ def write_part(
     source: Path,
     graph: Path,
     start: Callable[[PartName, int], Progress],
+    convert: Convert,
 ) -> PartReport:
     """Write the quantized weights of a part and its graph, at `graph`; the original weights are in `source`."""
     begin = time.perf_counter()

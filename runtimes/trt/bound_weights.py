@@ -29,7 +29,8 @@ class BoundWeights:
         self._device = device
         self.listed = WeightList.read(plan.with_suffix(SUFFIX))
         self._memory: dict[str, Any] = {w.name: device.empty((w.nbytes,), "u8") for w in self.listed.weights}
-        self._fill(plan.parent, self.listed)
+        self._folder = plan.parent  # where the loaded weights are
+        self._fill(self._folder, self.listed)
 
     @property
     def nbytes(self) -> int:
@@ -44,13 +45,19 @@ class BoundWeights:
         """Load the weights of another graph of the same form: a fine-tune, merged adapters, another quantization.
 
         The caller must not run the engine meanwhile. Raises ArtifactError, before anything is changed, if the graph has
-        other weights, shapes or types, or other quantization scales than the plan.
+        other weights, shapes or types, or other quantization scales than the plan; and if a file cannot be read, after
+        the previous weights were loaded again.
         """
         other = ExternalWeights(graph).as_inputs()
         if why := self.listed.difference(other):
             raise ArtifactError(f"{graph}: cannot be loaded into this plan: {why}")
-        self._fill(graph.parent, other)
-        self.listed = other
+        try:
+            self._fill(graph.parent, other)
+        except (OSError, ArtifactError) as error:
+            self._fill(self._folder, self.listed)
+            why = str(error.strerror if isinstance(error, OSError) else error)
+            raise ArtifactError(f"{graph}: cannot be read ({why}); the previous weights are loaded") from None
+        self._folder, self.listed = graph.parent, other
 
     def _fill(self, folder: Path, listed: WeightList) -> None:
         mapped = {name: _map(folder / name) for name in files_of(listed.weights)}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.artifact import Manifest
+from kit.compilers import COMPILERS, CompilerName, Hardware, Version, WeightMode, installed
 from kit.cuda_device import CudaDevice, Machine
 from kit.errors import ArtifactError
 from kit.ports import PartName
-from runtimes.trt.compilers import COMPILERS, CompilerName, Hardware, Version, WeightMode, installed
 from runtimes.trt.profiles import AxisRange, Profile
 
 RECORD = "engine.json"  # the record's file name next to plans without a manifest

@@ -17,7 +17,7 @@ CHOSEN = ("prompt", "output_format", "response_encoding")  # by the position, by
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; one for each field of a request."""
-    from serve.launch import TcpPorts
+    from serve.tcp_ports import TcpPorts
 
     parser.add_argument("prompt", help="what to generate")
     parser.add_argument(

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from kit.certificate import quality
 from kit.errors import UsageError
 from pipeline.request import Limits
-from serve.settings import KnownAnswer, Tuning
+from pipeline.scheduling import Policy
+from serve.settings import MOST_LIVE, KnownAnswer, Tuning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         section = parser.add_argument_group(group)
         for item in fields(defaults):
             value = getattr(defaults, item.name)
+            choices = get_args(Policy) if isinstance(value, str) else None
             section.add_argument(
                 f"--{item.name.replace('_', '-')}",
                 type=type(value),
                 default=value,
-                metavar="N",
+                choices=choices,
+                metavar=None if choices else "N",
                 help=item.metadata["about"],
             )
     parser.add_argument(
@@ -45,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
     values = {item.name: getattr(args, item.name) for item in fields(cls)}
     for name, value in values.items():
+        if isinstance(value, str):
+            continue
+        if name == "live_requests" and value > MOST_LIVE:
+            raise UsageError(f"--live-requests {value}: Triton serves at most {MOST_LIVE}")
         if value < (0 if name in ("threads", "max_guidance") else 1):
             raise UsageError(f"--{name.replace('_', '-')} {value}: too small")
     return cls(**values)

@@ -6,7 +6,9 @@ import argparse
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from kit.artifact import read_manifest
 from kit.certificate import quality
@@ -15,13 +17,20 @@ from kit.errors import CheckFailed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; the default ports are those of Triton."""
-    from serve.launch import TcpPorts
+    from serve.tcp_ports import TcpPorts
 
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
     parser.add_argument("--host", metavar="ADDRESS", default=TcpPorts.host, help="address to listen on")
     for name in ("http", "grpc", "metrics"):
         about = f"port of {name}"
         parser.add_argument(f"--{name}-port", type=int, default=getattr(TcpPorts, name), metavar="PORT", help=about)
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="how long requests in flight may take to end when the server is stopped",
+    )
     parser.add_argument(
         "--tritonserver",
         type=Path,
@@ -30,18 +39,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Stop:
+    """The signals that end the server: the first starts a drain, the second ends it. A start is interrupted at once."""
+
+    def __init__(self) -> None:
+        self.asked, self.hurry = threading.Event(), threading.Event()
+        self.starting = True
+        for sign in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts with `&` ignore SIGINT
+            signal.signal(sign, self._receive)
+
+    def _receive(self, *_: object) -> None:
+        if self.asked.is_set():
+            self.hurry.set()
+        self.asked.set()
+        if self.starting:
+            self.starting = False  # the clean-up is not interrupted
+            raise KeyboardInterrupt
+
+
 def run(args: argparse.Namespace) -> None:
-    """Run until the server exits or is interrupted; with --json the facts are printed once it is ready."""
-    from serve.launch import Server, TcpPorts
+    """Run until the server ends for good or is stopped; with --json the facts are printed once it is ready."""
+    from serve.launch import Server
+    from serve.tcp_ports import TcpPorts
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for sign in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts with `&` ignore SIGINT
-        signal.signal(sign, interrupt)
+    stop = Stop()
     ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
-    with Server(args.deployment, ports, args.tritonserver) as server:
-        judged = quality(args.deployment, read_manifest(args.deployment))
+    server = Server(args.deployment, ports, args.tritonserver, on_event=_tell)
+    code, failure = None, None
+    try:
+        server.__enter__()
+        stop.starting = False
+        if not stop.asked.is_set():
+            _announce(args, server, ports)
+        while failure is None and not stop.asked.is_set():
+            failure = server.wait(0.2)
+    finally:
+        stop.starting = False
+        if failure is None and stop.asked.is_set():
+            print("stopping; press Ctrl-C again to drop the requests in flight", file=sys.stderr, flush=True)
+        code = server.stop(args.drain_seconds if failure is None else 0, stop.hurry)
+    if failure is not None:
+        raise CheckFailed(f"the server cannot be kept running: {failure}")
+    if code != 0:
+        told = "had to be killed" if code is None else f"ended with code {code}"
+        raise CheckFailed(f"the server was stopped, but tritonserver {told}; its messages are above")
+
+
+def _tell(event: str) -> None:
+    print(event, file=sys.stderr, flush=True)
+
+
+def _announce(args: argparse.Namespace, server: Any, ports: Any) -> None:
+    judged = quality(args.deployment, read_manifest(args.deployment))
+    if args.json:
         facts = {
             "url": server.url,
             "quality": judged,
@@ -51,20 +101,9 @@ def run(args: argparse.Namespace) -> None:
             "start_seconds": round(server.start_seconds, 2),
             "probe_seconds": round(server.probe_seconds, 2),
         }
-        if args.json:
-            print(json.dumps(facts), flush=True)
-        else:
-            print(
-                f"ready after {server.start_seconds:.1f} s; the known-answer request took {server.probe_seconds:.2f} s"
-            )
-            print(
-                f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}", flush=True
-            )
-            print(f"quality: {judged}")
-            print("press Ctrl-C to stop", flush=True)
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            print("stopping", file=sys.stderr, flush=True)
-            return
-    raise CheckFailed(f"tritonserver exited with code {code}")
+        print(json.dumps(facts), flush=True)
+        return
+    print(f"ready after {server.start_seconds:.1f} s; the known-answer request took {server.probe_seconds:.2f} s")
+    print(f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}")
+    print(f"quality: {judged}")
+    print("press Ctrl-C to stop", flush=True)

@@ -15,6 +15,7 @@ from kit.cuda_device import CudaDevice, devices
 from kit.gpus import GB, MIB, gpu
 from kit.hardware import Cpu, Hardware, look
 from kit.variants import VARIANTS
+from planner import doctor
 from planner.doctor import cpu_bytes, render, verdicts
 
 L4 = CudaDevice("NVIDIA L4", (8, 9), 23034 * MIB, "570.86.15", 22500 * MIB)
@@ -170,3 +171,38 @@ def test_shared_memory_as_small_as_dockers_is_told() -> None:
     assert "but for klein-4b /dev/shm has 0.1 GB free" in found.words
     (enough,) = (v for v in verdicts(BARE, FULL, (), "2.51 on PATH") if v.work == "serve with Triton")
     assert enough.words == "tritonserver 2.51 on PATH"
+
+
+RTX = "compile plans with TensorRT for RTX (--compiler tensorrt-rtx)"
+PROPER = "compile plans with TensorRT (--compiler tensorrt)"
+
+
+def with_compilers(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Let the rows say that these versions are installed, or none."""
+    monkeypatch.setattr(doctor, "installed_version", lambda row: versions.get(row.name.replace("-", "_")))
+    monkeypatch.setattr(doctor, "missing_libraries", lambda row: None)
+
+
+def test_both_compilers_say_what_they_can_target_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_compilers(monkeypatch, tensorrt="11.4.0.106", tensorrt_rtx="1.7.1.116")
+    found = words(BARE, FULL)
+    assert found[PROPER] == (False, "11.4.0.106 needs the GPU that a plan is for, and finds none: no driver")
+    can, said = found[RTX]
+    assert can
+    assert said.startswith("1.7.1.116, without a GPU: l4, a10g, a100-40g, ")
+    assert "h100" not in said
+    here = words(replace(BARE, gpus=(L4,), gpu_problem=None), FULL)
+    assert here[PROPER] == (True, "11.4.0.106, on this machine's GPU: l4")
+
+
+def test_a_compiler_that_is_missing_or_too_old_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_compilers(monkeypatch)
+    found = words(BARE, FULL)
+    assert found[PROPER] == (False, "not installed: pip install tensorrt-cu13; it builds for the GPU of its machine")
+    can, said = found[RTX]
+    assert not can
+    assert said.startswith("not installed: pip install 'flux2-deploy[tensorrt-rtx]'; it builds for l4, a10g")
+    with_compilers(monkeypatch, tensorrt="10.12.0.36", tensorrt_rtx="1.6.0")
+    found = words(BARE, FULL)
+    assert "10.12.0.36 is installed, the kit builds with 10.13 to 11.x: pip install" in found[PROPER][1]
+    assert "1.6.0 is installed, the kit builds with 1.7 to 1.x: pip install" in found[RTX][1]

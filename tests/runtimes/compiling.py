@@ -99,10 +99,10 @@ class Artifacts:
 
 def compile_case(case: dict[str, str], artifacts: Artifacts, scratch: Path) -> dict[str, Any]:
     """Check and compile one case."""
+    from kit.compilers import COMPILERS
     from runtimes.trt.build.artifact import check
     from runtimes.trt.build.build import build_plan
     from runtimes.trt.build.options import EngineOptions, planned
-    from runtimes.trt.compilers import COMPILERS
     from runtimes.trt.profiles import Sizing
 
     begin = time.perf_counter()
@@ -145,7 +145,7 @@ def compile_case(case: dict[str, str], artifacts: Artifacts, scratch: Path) -> d
 
 def main() -> int:
     """Compile the cases on stdin; returns the exit code."""
-    from runtimes.trt.compilers import COMPILERS, activate
+    from kit.compilers import COMPILERS, activate
 
     work = Path(sys.argv[1])
     scratch = work / "plans"

@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kit.gpus import gpu
 from kit.ports import PARTS, ports
 from kit.recipes import recipe
 from kit.variants import VARIANTS
+from runtimes.trt.build import apart
 from runtimes.trt.build import artifact as engine_artifact
 from runtimes.trt.build.account import account
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
@@ -134,9 +136,10 @@ def tiny(artifact_of: ByFamily) -> Path:
     return artifact_of("klein")
 
 
-def build(plan: PlannedPlan, target: Path) -> PlanRecord:
-    target.write_bytes(plan.file.encode())
-    return PlanRecord(plan.file, plan.profiles, target.stat().st_size, {"layers": 1})
+def build(targets: Sequence[tuple[PlannedPlan, Path]]) -> list[PlanRecord]:
+    for plan, target in targets:
+        target.write_bytes(plan.file.encode())
+    return [PlanRecord(plan.file, plan.profiles, len(plan.file), {"layers": 1}) for plan, _ in targets]
 
 
 def write(tiny: Path, out: Path, **options: Any) -> tuple[Manifest, float]:
@@ -181,8 +184,8 @@ def test_an_engine_that_is_up_to_date_is_not_built_again(tiny: Path, tmp_path: P
 
 
 def test_an_interrupted_build_leaves_nothing_behind(tiny: Path, tmp_path: Path) -> None:
-    def interrupted(plan: PlannedPlan, target: Path) -> PlanRecord:
-        target.write_bytes(b"half")
+    def interrupted(targets: Sequence[tuple[PlannedPlan, Path]]) -> list[PlanRecord]:
+        targets[0][1].write_bytes(b"half")
         raise KeyboardInterrupt
 
     out = tmp_path / "engine"
@@ -253,6 +256,18 @@ def test_check_prints_what_would_be_built_and_stops(
     assert list(tmp_path.iterdir()) == []
 
 
+def run_here(
+    works: Sequence[apart.Work],
+    workers: int,
+    tick: Callable[[int, float, str], None],
+    done: Callable[[int, Any], None],
+) -> None:
+    """Do in this process what `apart.run` does in children."""
+    assert workers == 1, "TensorRT times kernels: one build at a time"
+    for place, work in enumerate(works):
+        done(place, work.function(*work.arguments, partial(tick, place)))
+
+
 @pytest.fixture(params=VERSIONS)
 def trt(request: pytest.FixtureRequest) -> Iterator[StrictModule]:
     made = StrictModule(interface(request.param))
@@ -269,6 +284,7 @@ def test_the_whole_command_builds_every_part_of_a_real_export(
 ) -> None:
     """A real exported artifact goes through the real signatures: parser, ports, profiles, weights by address."""
     world = BuilderWorld(trt)
+    monkeypatch.setattr(apart, "run", run_here)  # a child process would not have the stand-in
     monkeypatch.setattr(engine_artifact, "this_machine", lambda: Machine(L4, trt.__version__))
     out = tmp_path / "engine"
     cache = ["--timing-cache", str(tmp_path / "timings")]

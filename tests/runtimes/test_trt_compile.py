@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import onnx
 import pytest
 
 from kit.artifact import read_manifest, write_manifest
+from kit.compilers import COMPILERS, choose
 from kit.errors import UsageError
 from kit.gpus import gpu
-from runtimes.trt.compilers import COMPILERS, choose
 from tests.conftest import Once
-from tests.runtimes.rtx import needs_rtx, run
+from tests.runtimes.rtx import VERSION, needs_rtx, run, start
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +27,16 @@ def bf16_of(once: Once, sample_record: Path) -> Callable[[str], Path]:
 
     @cache
     def make(recipe: str) -> Path:
+        from benchmarks.compile import ALL_RECIPES
         from export.artifact import ExportConfig, export
         from kit.checkpoint import resolve
-        from kit.recipes import RECIPES
         from quantize.apply.apply import apply
         from quantize.calibration import record
 
         config = ExportConfig(("transformer",), dtype="bf16")
         plain = once("bf16/plain", lambda out: export(resolve("sample"), out, config))
         seen = record.read(sample_record)
-        recipes = {**RECIPES, "fp8-attention": replace(RECIPES["fp8"], name="fp8-attention", attention="fp8")}
-        return once(f"bf16/{recipe}", lambda out: apply(plain, out, recipes[recipe], seen))
+        return once(f"bf16/{recipe}", lambda out: apply(plain, out, ALL_RECIPES[recipe], seen))
 
     return make
 
@@ -111,6 +111,36 @@ def test_fp8_for_a_gpu_without_fp8_is_refused_before_anything_is_compiled(
     assert done.returncode == 2
     assert "fp8 needs compute capability 8.9 or newer" in done.stderr
     assert not (tmp_path / "engine").exists()
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("SIGINT", 130, "error: interrupted; unfinished output was removed"),
+        (
+            "SIGFPE",
+            1,
+            f"error: transformer/model.plan: TensorRT for RTX {VERSION} crashed (SIGFPE) while it built the ",
+        ),
+        ("SIGKILL", 1, f"error: transformer/model.plan: TensorRT for RTX {VERSION} was killed (SIGKILL) while it "),
+    ],
+)
+def test_a_build_that_ends_early_says_why_and_leaves_nothing(
+    bf16_of: Callable[[str], Path], tmp_path: Path, end: str, code: int, words: str
+) -> None:
+    command = ["export", "engine", str(bf16_of("fp8")), "--gpu", "l4", "--out", str(tmp_path / "made" / "engine")]
+    build = start(*command)
+    assert build.stderr is not None
+    assert build.stderr.readline() == "building transformer/model.plan\n"
+    (child,) = Path(f"/proc/{build.pid}/task/{build.pid}/children").read_text().split()
+    os.kill(build.pid if end == "SIGINT" else int(child), signal.Signals[end])
+    _, said = build.communicate(timeout=60)
+    assert build.returncode == code
+    assert words in said
+    assert "Traceback" not in said
+    assert list((tmp_path / "made").iterdir()) == []
+    assert not Path(f"/proc/{child}").exists()
 
 
 @pytest.mark.parametrize("card", ["l4", "a10g", "a100-40g", "l40s", "rtx4090"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,11 @@ from kit import tiny
 from kit.errors import ArtifactError
 from kit.recipes import RECIPES
 from quantize.apply.apply import apply
+from runtimes.trt import bound_weights
 from runtimes.trt.bound_weights import BoundWeights
 from runtimes.trt.external_weights import ExternalWeights
 from runtimes.trt.weight_inputs import SUFFIX, WeightList
-from tests.runtimes.bindings import load
-from tests.runtimes.bindings.real import VERSIONS, interface
-from tests.runtimes.bindings.runtime_world import (
-    PORTS,
-    CpuDevice,
-    RuntimeWorld,
-    expected,
-    inputs,
-    machine,
-    record,
-)
-from tests.runtimes.bindings.strict import StrictModule
+from tests.runtimes.bindings.runtime_world import CpuDevice
 from tests.runtimes.rtx import needs_rtx, run
 
 QuantizedOf = Callable[[str], Path]
@@ -192,48 +184,36 @@ def test_a_bad_list_or_a_short_file_is_named(two: tuple[Path, Path], tmp_path: P
             BoundWeights(CpuDevice(), plan)
 
 
-@pytest.fixture(params=VERSIONS)
-def trt(request: pytest.FixtureRequest) -> Iterator[StrictModule]:
-    made = StrictModule(interface(request.param))
-    with load.using(made):
-        yield made
-
-
-def test_an_engine_binds_its_weights_and_exchanges_them(
-    trt: StrictModule, two: tuple[Path, Path], tmp_path: Path
+def test_weights_that_cannot_be_read_midway_leave_the_previous_ones(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = record(trt.__version__, tmp_path, weights="inputs")
-    for plan in made.plans["transformer"]:
-        listed_beside(tmp_path / plan.file, two[0])
-    device = CpuDevice()
-    world = RuntimeWorld(trt, made, device)
-    ports: Any = {"transformer": PORTS}
-    engines = load.module("runtimes.trt.engine").open_engines(
-        tmp_path, made, ports, device, machine(trt.__version__), True
-    )
-    engine = engines["transformer"]
-    given = inputs(2, 5)
-    for _ in range(2):
-        assert np.array_equal(engine.run(given)["y"].view(np.int16), expected(given).view(np.int16))
-    names = set(dict(engine._plans.weights.addresses()))
-    bound = [state["addresses"] for state in world.state.values()]
-    assert len(bound) == 2
-    assert all(names <= set(addresses) for addresses in bound)
-    assert len({tuple(addresses[name] for name in sorted(names)) for addresses in bound}) == 1  # one copy for all plans
-    engine.load_weights(two[1] / "transformer" / "model.onnx")
-    assert np.array_equal(engine.run(given)["y"].view(np.int16), expected(given).view(np.int16))
+    bound = BoundWeights(CpuDevice(), listed_beside(tmp_path / "engine" / "model.plan", two[0]))
+    before, listed, count = memory_of(bound), bound.listed, 0
+    read = bound_weights._read
+
+    def failing(file: Any, weight: Any, folder: Path) -> Any:
+        nonlocal count
+        count += 1
+        if count == 10:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder / weight.file))
+        return read(file, weight, folder)
+
+    monkeypatch.setattr(bound_weights, "_read", failing)
+    with pytest.raises(ArtifactError, match="cannot be read .Input/output error.; the previous weights are loaded"):
+        bound.load(two[1] / "transformer" / "model.onnx")
+    assert memory_of(bound) == before
+    assert bound.listed == listed
 
 
-def test_weights_in_plans_cannot_be_exchanged(trt: StrictModule, tmp_path: Path) -> None:
-    made = record(trt.__version__, tmp_path)
-    device = CpuDevice()
-    RuntimeWorld(trt, made, device)
-    ports: Any = {"transformer": PORTS}
-    engines = load.module("runtimes.trt.engine").open_engines(
-        tmp_path, made, ports, device, machine(trt.__version__), True
-    )
-    with pytest.raises(Exception, match="build the engine with --weights inputs to exchange them"):
-        engines["transformer"].load_weights(tmp_path / "model.onnx")
+@needs_rtx
+def test_a_full_disk_ends_a_build_without_weights_in_a_sentence(two: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["--gpu", "l4", "--sides", "128", "--max-batch", "1", "--weights", "inputs"]
+    full = run("export", "engine", str(two[0]), "--out", str(tmp_path / "made" / "engine"), *words, file_bytes=100_000)
+    assert full.returncode == 2
+    assert "cannot write" in full.stderr
+    assert "File too large (transformer/model.plan)" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 @needs_rtx

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from kit.errors import Flux2Error, RequestError, ServerError
+from kit.errors import Flux2Error, RequestError, ServerError, UnavailableError
 from serve.client import Client, fields_to_inputs
-from serve.launch import Server, TcpPorts
+from serve.launch import Server
+from serve.tcp_ports import TcpPorts
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,9 @@ class Transport:
     def is_model_ready(self, model: str) -> bool:
         return self.ready
 
+    def is_server_live(self) -> bool:
+        return self.ready
+
     def close(self) -> None:
         pass
 
@@ -73,9 +77,14 @@ def ask(transport: Transport) -> None:
 @pytest.mark.parametrize(
     ("status", "message", "raised", "words"),
     [
-        ("INVALID_ARGUMENT", "in ensemble 'flux2', steps: 0 is too few", RequestError, "^steps: 0 is too few$"),
-        ("INTERNAL", "in ensemble 'flux2', EngineError: out of memory", ServerError, "^INTERNAL: EngineError: out of"),
-        ("UNAVAILABLE", "Exceeds maximum queue size", ServerError, "^UNAVAILABLE: Exceeds maximum queue size$"),
+        ("INVALID_ARGUMENT", "steps: 0 is too few", RequestError, "^steps: 0 is too few$"),
+        ("INTERNAL", "EngineError: out of memory", ServerError, "^INTERNAL: EngineError: out of"),
+        (
+            "UNAVAILABLE",
+            "9 requests are in flight, try again",
+            UnavailableError,
+            "^9 requests are in flight, try again$",
+        ),
     ],
 )
 def test_a_status_of_the_server_becomes_an_error(

@@ -21,8 +21,9 @@ from kit.artifact import digest
 from kit.errors import ArtifactError, CheckFailed, UsageError
 from pipeline.images import decode, encode
 from serve.find_server import find_server
-from serve.launch import Server, TcpPorts
+from serve.launch import Server
 from serve.probe import ANSWER
+from serve.tcp_ports import TcpPorts
 from tests.conftest import ByFamily
 
 

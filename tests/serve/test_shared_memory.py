@@ -8,7 +8,7 @@ from pathlib import Path
 from kit.variants import VARIANTS
 from pipeline.request import Limits
 from planner.shared_memory import Traffic, problem, shared_bytes
-from serve.launch import memory_problem
+from serve.preflight import memory_problem
 from serve.settings import Settings, TensorRtModel, Tuning
 
 KLEIN = VARIANTS["klein-4b"]
@@ -17,9 +17,7 @@ DOCKER = 64 * 2**20
 
 def test_the_defaults_are_those_of_a_deployment() -> None:
     limits, tuning = Limits(), Tuning()
-    assert Traffic() == Traffic(
-        tuning.live_requests, tuning.text_batch, tuning.vae_batch, limits.max_images, limits.max_pixels
-    )
+    assert Traffic() == Traffic(tuning.text_batch, tuning.vae_batch, limits.max_images, limits.max_pixels)
 
 
 def test_what_docker_gives_is_too_small_for_klein_and_the_cure_is_said(tmp_path: Path) -> None:
@@ -38,7 +36,7 @@ def test_smaller_limits_and_native_models_need_less() -> None:
     whole = shared_bytes(KLEIN, "fp32", Traffic())
     assert shared_bytes(KLEIN, "fp32", Traffic(), python_text=False, python_vae=False) < whole
     assert shared_bytes(KLEIN, "bf16", Traffic()) < whole
-    assert shared_bytes(KLEIN, "fp32", replace(Traffic(), max_pixels=512 * 512, live_requests=1)) < whole / 2
+    assert shared_bytes(KLEIN, "fp32", replace(Traffic(), max_pixels=512 * 512, text_batch=1)) < whole / 2
 
 
 def test_nothing_is_said_without_shared_memory_or_with_enough() -> None:

@@ -55,7 +55,7 @@ def test_a_poison_request_fails_alone() -> None:
     engine = Doubler()
     results = run_together(engine, [request(1), request(POISON), request(3)])
     assert [outcome(result) for result in results] == [[2], "poison", [6]]
-    assert engine.calls == [3, 1, 1, 1]
+    assert engine.calls == [3, 1, 2, 1, 1]
 
 
 def test_a_failed_group_does_not_disturb_the_others() -> None:
@@ -90,4 +90,4 @@ def test_a_model_answers_every_request_of_a_batch_with_its_own_result(caplog: py
     good, bad = model.execute([request(1, tokens=1), request(POISON, tokens=1)])
     assert good == {"y": [[2.0]]}
     assert (str(bad), bad.code) == ("EngineError: poison", TritonError.INTERNAL)
-    assert "an engine call with 2 requests failed, retrying one by one: poison" in caplog.text
+    assert "an engine call with 2 requests failed, retrying with half: poison" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -31,7 +32,7 @@ from runtimes.trt.profiles import Sizing, derive
 from runtimes.trt.record import EngineRecord, PlanRecord, read_record
 from serve import backend, tensorrt_deploy
 from serve import repository as repository_module
-from serve.launch import tensorrt_options
+from serve.preflight import tensorrt_options
 from serve.probe import ANSWER, probe
 from serve.repository import is_current, write_repository
 from serve.settings import Settings, TensorRtModel, Tuning
@@ -121,9 +122,10 @@ def test_a_gap_between_profiles_and_a_larger_minimum_of_the_vae_are_rejected() -
 # --- a deployment on disk --------------------------------------------------------------------------------------------
 
 
-def build(plan: PlannedPlan, target: Path) -> PlanRecord:
-    target.write_bytes(plan.file.encode())
-    return PlanRecord(plan.file, plan.profiles, target.stat().st_size)
+def build(targets: Sequence[tuple[PlannedPlan, Path]]) -> list[PlanRecord]:
+    for plan, target in targets:
+        target.write_bytes(plan.file.encode())
+    return [PlanRecord(plan.file, plan.profiles, len(plan.file)) for plan, _ in targets]
 
 
 @pytest.fixture(scope="module")

@@ -32,12 +32,13 @@ def test_configs_are_the_expected_text(name: str) -> None:
     assert set(made) == {path.stem for path in (EXPECTED / name).iterdir()}
 
 
+@pytest.mark.parametrize("stage", ["prompt_stage", "image_stage"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_tensor_of_the_ensemble_has_one_source_and_equal_shapes(name: str) -> None:
+def test_every_tensor_of_an_ensemble_has_one_source_and_equal_shapes(name: str, stage: str) -> None:
     made = {model: text_format.Parse(text, proto.ModelConfig()) for model, text in configs(settings(name)).items()}
-    ensemble = made["flux2"]
+    ensemble = made[stage]
     source = {wire.name: (wire.data_type, tuple(wire.dims)) for wire in ensemble.input}
-    assert set(source) == {field.name for field in FIELDS}
+    used: set[str] = set()
     for step in ensemble.ensemble_scheduling.step:
         model = made[step.model_name]
         axis = [-1] if model.max_batch_size else []
@@ -45,11 +46,23 @@ def test_every_tensor_of_the_ensemble_has_one_source_and_equal_shapes(name: str)
         assert {w.name for w in model.input} == set(step.input_map)
         for port, tensor in step.input_map.items():
             assert source[tensor] == shapes[port], (step.model_name, port)
+            used.add(tensor)
         for port, tensor in step.output_map.items():
             assert tensor not in source, f"{tensor} has two sources"
             source[tensor] = shapes[port]
     for wire in ensemble.output:
         assert source[wire.name] == (wire.data_type, tuple(wire.dims))
+        used.add(wire.name)
+    assert used == set(source)  # Triton rejects an ensemble with a tensor that nothing reads
+
+
+def test_clients_send_the_same_fields_to_both_front_models() -> None:
+    made = {model: text_format.Parse(text, proto.ModelConfig()) for model, text in configs(settings("dev")).items()}
+    fields = [field.name for field in FIELDS]
+    assert [wire.name for wire in made["flux2"].input] == fields
+    assert list(made["flux2"].input) == list(made["flux2_stream"].input)
+    assert {wire.name for wire in made["flux2"].output} < {wire.name for wire in made["flux2_stream"].output}
+    assert made["flux2_stream"].model_transaction_policy.decoupled
 
 
 def test_settings_survive_the_disk(tmp_path: Path) -> None:
@@ -58,6 +71,8 @@ def test_settings_survive_the_disk(tmp_path: Path) -> None:
     assert Settings.read(tmp_path) == made
 
 
-def test_live_requests_are_the_slots_of_the_sequence_batcher() -> None:
-    made = replace(settings("dev"), tuning=Tuning(live_requests=3))
-    assert "max_batch_size: 3\n" in configs(made)["denoiser"]
+def test_no_model_is_a_sequence_model_or_has_a_queue_limit_of_its_own() -> None:
+    """perf_analyzer treats an ensemble with a sequence model as one; the front model alone admits requests."""
+    for text in configs(settings("dev")).values():
+        assert "sequence" not in text
+        assert "queue_policy" not in text

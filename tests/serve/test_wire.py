@@ -9,7 +9,7 @@ import pytest
 
 from kit.variants import VARIANTS
 from pipeline.request import FORMATS, ImageFormat, Limits, Request, check
-from serve.wire import DENOISER, FORMAT, IMAGE_ENCODER, NUMPY, SEED, TENSORS, request_from_tensors, request_to_tensors
+from serve.wire import DENOISED, FORMAT, IMAGE_ENCODED, NUMPY, SEED, TENSORS, request_from_tensors, request_to_tensors
 
 REQUEST = Request(
     prompt="a cat",
@@ -50,13 +50,13 @@ def test_sigmas_survive_the_round_trip() -> None:
 
 def test_the_denoiser_rebuilds_the_request_without_its_format() -> None:
     tensors = request_to_tensors(REQUEST)
-    rebuilt = request_from_tensors({tensor.name: tensors[tensor.name] for tensor in DENOISER})
+    rebuilt = request_from_tensors({tensor.name: tensors[tensor.name] for tensor in DENOISED})
     assert rebuilt == replace(REQUEST, prompt="", negative_prompt="", output_format="png")
 
 
 def test_the_image_encoder_reads_format_encoding_and_seed() -> None:
     tensors = request_to_tensors(REQUEST)
-    found = [tensor.unpack(tensors[tensor.name]) for tensor in IMAGE_ENCODER]
+    found = [tensor.unpack(tensors[tensor.name]) for tensor in IMAGE_ENCODED]
     assert found == [{"output_format": "webp"}, {"response_encoding": "bytes"}, {"seed": 2**63 - 1}]
 
 

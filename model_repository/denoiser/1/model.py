@@ -1,31 +1,35 @@
-"""Triton model: denoise all live requests together, one step per execution.
+"""Triton model: denoise all live requests together, step by step.
 
-Triton's iterative sequences call `execute` with every live request. Each advances by one step and is handed back to the
-scheduler until it is done, so requests with different step counts, seeds and arrival times share engine calls, and can
-join or leave between any two steps. An unused slot arrives as a request that is not READY.
+`execute` only hands requests to a thread and returns; the thread chooses before each step which requests share the next
+engine call. So requests with different step counts, seeds and arrival times share calls, join and leave between any two
+steps, and their tensors cross the process boundary once. The ledger tells the front model when a request is done; a
+request with nothing but a ticket then fetches the latents.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
 
 from kit.dtypes import numpy_type
-from kit.errors import EngineError, RequestError
+from kit.errors import EngineError, Flux2Error, RequestError
 from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.scheduling import Scheduler
 from serve import backend
+from serve.ledger import Ledger, ledger_path
+from serve.metrics import Metrics
 from serve.settings import Settings, version_folder
 from serve.stage import open_model
-from serve.wire import DENOISER, request_from_tensors
+from serve.step_loop import Answer, StepJob, StepLoop
+from serve.wire import DENOISED, FRONT, TICKET, request_from_tensors
 
 
 class TritonPythonModel:
-    """Keeps one LiveRequest per sequence.
+    """Admits requests to a StepLoop; serves only requests that the front model holds a ticket for.
 
-    Triton does not announce a cancelled request, so those that stop coming are dropped after a while.
+    No response waits for a step: Triton would never answer a request whose process died meanwhile.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -33,82 +37,74 @@ class TritonPythonModel:
         self.settings = settings = Settings.read(folder)
         engine = open_model(folder, "transformer", settings)
         self.denoiser = Denoiser(settings.variant, settings.compute, engine, settings.tuning.max_rows)
-        self.families: list[Any] = []
-        self.live: dict[int, LiveRequest] = {}  # by sequence
-        self.seen: dict[int, float] = {}  # when each sequence last came
-        self.live_per_execution = self._metric(
-            "flux2_denoiser_live_requests",
-            "Live requests per execution of the denoiser",
-            pb.MetricFamily.HISTOGRAM,
-            buckets=[float(n) for n in range(1, settings.tuning.live_requests + 1)],
-        )
-        self.calls = self._metric("flux2_denoiser_engine_calls", "Transformer calls", pb.MetricFamily.COUNTER)
-        self.rows = self._metric("flux2_denoiser_engine_rows", "Rows of all transformer calls", pb.MetricFamily.COUNTER)
-        self.images = self._metric("flux2_images", "Images denoised to the end", pb.MetricFamily.COUNTER)
-
-    def _metric(self, name: str, description: str, kind: Any, **options: Any) -> Any:
-        family = pb.MetricFamily(name=name, description=description, kind=kind)
-        self.families.append(family)  # Triton removes a metric when its family is garbage collected
-        return family.Metric(labels={}, **options)
+        self.metrics = Metrics(pb, "denoiser")
+        self.ledger = Ledger(ledger_path())
+        self.ledger.count_denoiser()
+        self.answers: dict[int, Answer] = {}  # by ticket
+        self.loop = StepLoop(self.denoiser, Scheduler(settings.tuning.max_rows, settings.tuning.policy), self._observe)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        now = time.monotonic()
-        responses: list[Any] = [None] * len(requests)
-        ready: list[tuple[int, int]] = []  # (position in the batch, sequence)
-        for position, request in enumerate(requests):
-            if not _control(request, "READY"):
-                responses[position] = pb.InferenceResponse([])
-                continue
-            sequence = _control(request, "CORRID")
+        for ticket in [ticket for ticket in self.answers if not self.ledger.is_open(ticket)]:
+            del self.answers[ticket]  # cancelled after it was done
+        responses = []
+        for request in requests:
             try:
-                if _control(request, "START"):
-                    self.live[sequence] = self._admit(request)
-                ready.append((position, sequence))
-                self.seen[sequence] = now
-            except RequestError as error:
-                responses[position] = backend.refuse(pb, error)
-        before = self.denoiser.occupancy.calls, self.denoiser.occupancy.rows
-        self.denoiser.step([self.live[sequence] for _, sequence in ready])
-        if ready:
-            self.live_per_execution.observe(float(len(ready)))
-        self.calls.increment(self.denoiser.occupancy.calls - before[0])
-        self.rows.increment(self.denoiser.occupancy.rows - before[1])
-        for position, sequence in ready:
-            responses[position] = self._respond(requests[position], sequence)
-        self._forget(now)
+                responses.append(self._serve(request))
+            except Flux2Error as error:
+                responses.append(backend.pass_on(pb, error))
         return responses
 
-    def _admit(self, request: Any) -> LiveRequest:
-        """Start a request from the outputs of the tokenizer and the text encoder; each has a batch axis of one."""
-        checked = request_from_tensors({t.name: backend.read(pb, request, t.name) for t in DENOISER})
+    def finalize(self) -> None:
+        self.loop.close()
+
+    def _serve(self, request: Any) -> Any:
+        """Start a request, or return the latents of one."""
+        ticket = int(backend.read(pb, request, TICKET.name).item())
+        if not self.ledger.is_open(ticket):
+            raise RequestError(f"the denoiser is internal; send requests to the model {FRONT!r}")
+        if ticket in self.answers:
+            return self._respond(self.answers.pop(ticket))
+        self.loop.submit(self._admit(request, ticket))
+        return backend.respond(pb, {"started": np.array([[ticket]], np.int64)})
+
+    def _admit(self, request: Any, ticket: int) -> StepJob:
+        """Make a job from the outputs of the tokenizer and the text encoder; each has a batch axis of one."""
+        checked = request_from_tensors({t.name: backend.read(pb, request, t.name) for t in DENOISED})
         compute = self.settings.compute
         negative = backend.read_optional(pb, request, "negative_prompt_embeds", compute)
-        return self.denoiser.admit(
+        live = self.denoiser.admit(
             checked,
             backend.read(pb, request, "prompt_embeds", compute)[0].copy(),
             None if negative is None else negative[0].copy(),
         )
 
-    def _respond(self, request: Any, sequence: int) -> Any:
-        """Respond to a finished or failed request; hand an unfinished one back to Triton."""
-        live = self.live[sequence]
-        if live.error is None and not live.done:
-            request.set_release_flags(pb.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
-            return None
-        del self.live[sequence], self.seen[sequence]
-        if live.error is not None:
-            return backend.refuse(pb, EngineError(live.error))
-        latents = live.image_latents()
-        if not np.isfinite(latents).all():
-            return backend.refuse(pb, EngineError("the latents are not finite; check the weights and the precision"))
-        self.images.increment(len(latents))
-        return backend.respond(pb, {"latents": latents.astype(numpy_type(self.settings.compute), copy=False)})
+        def advanced(live: LiveRequest) -> None:
+            self.ledger.advance(ticket, live.index, len(live.times))
 
-    def _forget(self, now: float) -> None:
-        """Drop the requests that Triton no longer sends because they were cancelled or timed out."""
-        for sequence in [s for s, seen in self.seen.items() if now - seen > self.settings.tuning.idle_seconds]:
-            del self.live[sequence], self.seen[sequence]
+        def answer(answer: Answer) -> None:
+            self.answers[ticket] = answer
+            self.ledger.finish(ticket)
 
+        advanced(live)
+        return StepJob(
+            live,
+            answer=answer,
+            wanted=lambda: self.ledger.is_wanted(ticket),
+            advanced=advanced,
+            batch=self.ledger.is_batch(ticket),
+        )
 
-def _control(request: Any, name: str) -> int:
-    return int(backend.read(pb, request, name).item())
+    def _respond(self, answer: Answer) -> Any:
+        if isinstance(answer, Exception):
+            return backend.pass_on(pb, answer)
+        if not np.isfinite(answer).all():
+            return backend.pass_on(pb, EngineError("the latents are not finite; check the weights and the precision"))
+        return backend.respond(pb, {"latents": answer.astype(numpy_type(self.settings.compute), copy=False)})
+
+    def _observe(self, live: int, requests: int, rows: int, seconds: float) -> None:
+        self.metrics.observe("flux2_denoiser_live_requests", live)
+        self.metrics.observe("flux2_denoiser_call_requests", requests)
+        self.metrics.observe("flux2_step_seconds", seconds)
+        self.metrics.add("flux2_steps_total", requests)
+        self.metrics.add("flux2_denoiser_engine_calls_total")
+        self.metrics.add("flux2_denoiser_engine_rows_total", rows)

@@ -11,7 +11,7 @@ from kit.errors import Flux2Error
 from pipeline.images import encode, encode_response
 from pipeline.request import check_encoding, check_format
 from serve import backend
-from serve.wire import IMAGE_ENCODER
+from serve.wire import IMAGE_ENCODED
 
 
 class TritonPythonModel:
@@ -23,12 +23,12 @@ class TritonPythonModel:
     def _encode(self, request: Any) -> Any:
         pixels = backend.read(pb, request, "pixels")
         fields: dict[str, Any] = {}
-        for tensor in IMAGE_ENCODER:
+        for tensor in IMAGE_ENCODED:
             fields |= tensor.unpack(backend.read(pb, request, tensor.name))
         try:
             encoding, output_format = check_encoding(fields["response_encoding"]), check_format(fields["output_format"])
             images = [encode_response(encode(image, output_format), encoding) for image in pixels]
         except Flux2Error as error:
-            return backend.refuse(pb, error)
+            return backend.pass_on(pb, error)
         outputs = {"image": np.array(images, np.object_), "seed_used": np.array([fields["seed"]], np.int64)}
         return backend.respond(pb, outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb
 
 from kit.engine import Array
@@ -12,7 +13,7 @@ from pipeline.prompts import PromptEncoder
 from pipeline.request import check
 from serve import backend
 from serve.settings import Settings, version_folder
-from serve.wire import request_to_tensors
+from serve.wire import TICKET, request_to_tensors
 
 
 class TritonPythonModel:
@@ -30,17 +31,19 @@ class TritonPythonModel:
             try:
                 responses.append(backend.respond(pb, self._tokenize(request)))
             except Flux2Error as error:
-                responses.append(backend.refuse(pb, error))
+                responses.append(backend.pass_on(pb, error))
         return responses
 
     def _tokenize(self, request: Any) -> dict[str, Array]:
         variant = self.settings.variant
         checked = check(backend.read_fields(pb, request), variant, self.settings.limits)
         tokens = self.encoder.encode(checked.prompt)
+        ticket = backend.read_optional(pb, request, "ticket")
         outputs: dict[str, Array] = {
             "input_ids": tokens.input_ids[None],
             "attention_mask": tokens.attention_mask[None],
             **request_to_tensors(checked),
+            TICKET.name: np.zeros((1, 1), np.int64) if ticket is None else ticket.reshape(1, 1),
         }
         if variant.guidance == "cfg":
             negative = self.encoder.encode(checked.negative_prompt, "negative_prompt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from kit.artifact import (
     write_manifest,
 )
 from kit.atomic_folder import building
+from kit.compilers import AUTO, COMPILERS, Compiler, choose, installed
 from kit.cuda_device import CudaDevice, Machine, this_machine
 from kit.errors import ArtifactError, UsageError
 from kit.gpus import gpu
@@ -29,12 +30,11 @@ from kit.outputs import ENGINE, check_out
 from kit.ports import PartName
 from runtimes.trt.build.options import EngineOptions, PlannedPlan, planned
 from runtimes.trt.build.refuse import compiler_refusal, judged_as, machine_refusal, refusal
-from runtimes.trt.compilers import AUTO, COMPILERS, Compiler, choose, installed
 from runtimes.trt.record import EngineRecord, PlanRecord
 
 REVISION = 2  # raise when the same artifact and options give other plans on the same machine
 GRAPH = "model.onnx"  # the graph of a part whose plan contains no weights
-Build = Callable[[PlannedPlan, Path], PlanRecord]  # (plan, file to write)
+Build = Callable[[Sequence[tuple[PlannedPlan, Path]]], Sequence[PlanRecord]]  # plans and the files to write
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,12 @@ def write_engine(request: BuildRequest, machine: Machine, out: Path, build: Buil
     if (found := _current(request, machine, out)) is not None:
         return found, 0.0
     with building(out, ENGINE, [request.artifact]) as folder:
-        made: dict[PartName, list[PlanRecord]] = {}
-        for plan in request.plans:
-            target = folder / plan.file
+        targets = [(plan, folder / plan.file) for plan in request.plans]
+        for _, target in targets:
             target.parent.mkdir(exist_ok=True)
-            made.setdefault(plan.part, []).append(build(plan, target))
+        made: dict[PartName, list[PlanRecord]] = {}
+        for plan, record in zip(request.plans, build(targets), strict=True):
+            made.setdefault(plan.part, []).append(record)
         for part in made:
             if request.options.weights in ("refit", "inputs"):
                 graph = request.artifact / request.manifest.part(part).graph

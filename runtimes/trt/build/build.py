@@ -9,16 +9,17 @@ from typing import Any, BinaryIO
 
 import tensorrt as trt
 
+from kit.compilers import COMPILERS, Compiler, Hardware, Version, WeightMode
 from kit.errors import CheckFailed
 from kit.gpus import gpu
 from kit.ports import Ports
 from runtimes.trt import weight_inputs
 from runtimes.trt.build.account import account
+from runtimes.trt.build.apart import Tick
 from runtimes.trt.build.network import check_ports, parse
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from runtimes.trt.build.progress import Progress, Tick, interruptible
+from runtimes.trt.build.progress import Progress, interruptible
 from runtimes.trt.build.timing import TimingCache
-from runtimes.trt.compilers import COMPILERS, Compiler, Hardware, Version, WeightMode
 from runtimes.trt.external_weights import ExternalWeights
 from runtimes.trt.layer_table import SUFFIX, from_inspector, from_log, write
 from runtimes.trt.log import Log
@@ -90,8 +91,12 @@ def build_plan(
     def first(fraction: float, phase: str) -> None:
         tick(fraction / parts, phase)
 
-    with out.open("wb") as stream:
-        log = _compile(plan, plan.profiles, weights, ports, options, cache, first, row, PlanWriter(stream))
+    try:
+        with out.open("wb") as stream:
+            log = _compile(plan, plan.profiles, weights, ports, options, cache, first, row, PlanWriter(stream))
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a failed write does not say which file
+        raise
     if row.table == "inspector":
         layers = from_inspector(inspect(out, log, options.version))
         told = account(layers, weights.proto, card)

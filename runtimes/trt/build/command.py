@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from kit.compilers import AUTO, COMPILERS, Hardware, Version, WeightMode
 from kit.errors import UsageError
 from kit.gpus import GPUS, gpu
 from kit.ports import ALL_PARTS, PartName
-from runtimes.trt.build.account import sentence
-from runtimes.trt.compilers import AUTO, COMPILERS, Hardware, Version, WeightMode, activate
 from runtimes.trt.profiles import Sizing
 from runtimes.trt.record import PlanRecord
 
@@ -104,39 +103,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         }
     machine = check_machine(request)
     assert machine.device is not None
-    from tqdm import tqdm
+    from runtimes.trt.build.jobs import Job, build_all
+    from runtimes.trt.build.report import Report
 
-    activate(request.compiler)
-    from runtimes.trt.build.build import build_plan  # imports TensorRT: only after every check
-    from runtimes.trt.build.timing import TimingCache
+    device, version = machine.device, machine.tensorrt or ""
 
-    cache = TimingCache(args.timing_cache, machine.device) if request.compiler.timing_cache else None
-
-    def build(plan: PlannedPlan, target: Path) -> PlanRecord:
-        record = request.manifest.part(plan.part)
-        silent = not sys.stderr.isatty()
-        if silent:
-            print(f"building {plan.file}", file=sys.stderr, flush=True)
-        with tqdm(total=100, desc=plan.file, unit="%", disable=silent, leave=False) as bar:
-
-            def tick(fraction: float, phase: str) -> None:
-                bar.set_postfix_str(phase[:40], refresh=False)
-                bar.update(max(0, int(100 * fraction) - bar.n))
-
+    def build(targets: Sequence[tuple[PlannedPlan, Path]]) -> Sequence[PlanRecord]:
+        jobs = []
+        for plan, target in targets:
+            record = request.manifest.part(plan.part)
             graph = request.artifact / record.graph
-            made = build_plan(plan, graph, record.ports, request.options, target, cache, tick, request.compiler)
-        print(f"{plan.file:<32} {made.bytes / 1e6:9.1f} MB  {sentence(made.layers)}", flush=True)
-        if made.layers["missed"]:
-            names = ", ".join(made.layers["missed"][:3])
-            print(f"warning: quantized products that run in a wider type: {names}, ...", file=sys.stderr, flush=True)
-        if made.layers["attention"]["unfused"]:
-            names = ", ".join(made.layers["attention"]["unfused"][:3])
-            print(
-                f"warning: attention that is not one kernel, so its scores go through memory: {names}",
-                file=sys.stderr,
-                flush=True,
-            )
-        return made
+            compiler = request.compiler.name
+            jobs.append(Job(plan, graph, record.ports, request.options, target, compiler, device, args.timing_cache))
+        with Report(jobs) as report:
+            return build_all(jobs, version, report.tick, report.done)
 
     manifest, seconds = write_engine(request, machine, args.out, build)
     print(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from kit.artifact import Manifest
+from kit.compilers import CompilerName, Hardware, Version, WeightMode
 from kit.errors import UsageError
 from kit.ports import PartName
-from runtimes.trt.compilers import CompilerName, Hardware, Version, WeightMode
 from runtimes.trt.profiles import Profile, Sizing, derive, stated
 
 Engines = Literal["one", "per-profile"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import tensorrt as trt
 
-Tick = Callable[[float, str], None]  # (fraction done from 0 to 1, current phase)
+from runtimes.trt.build.apart import Tick
 
 
 @dataclass

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kit.artifact import Manifest
+from kit.compilers import COMPILERS, Compiler, installed
 from kit.cuda_device import Machine
 from kit.gpus import gpu
 from kit.ports import KV_PARTS, PartName
 from kit.recipes import RECIPES, Recipe
 from planner import feasible
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
-from runtimes.trt.compilers import COMPILERS, Compiler, installed
 from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
 
-OLDEST, NEWEST = COMPILERS["tensorrt"].oldest, COMPILERS["tensorrt"].newest  # that read weights by address
 ATTENTION = (10, 14)  # the first version whose parser supports the Attention operator
 
 
@@ -174,9 +173,9 @@ def machine_refusal(
         return f"--gpu {card.name}, but this machine has {machine.device.title}: {other}"
     if machine.tensorrt is None:
         return "TensorRT is not installed: pip install tensorrt-cu13"
+    if not row.supports(machine.tensorrt):
+        return f"TensorRT {machine.tensorrt} is installed; the kit builds with {row.supported}"
     version = tuple(int(word) for word in machine.tensorrt.split(".")[:2])
-    if not OLDEST <= version <= NEWEST:
-        return f"TensorRT {machine.tensorrt} is installed; the kit builds with 10.13 to 11.x"
     if manifest.options.get("attention") == "op" and version < ATTENTION:
         return (
             "the artifact uses the Attention operator, which needs TensorRT 10.14, this machine has "
@@ -190,7 +189,6 @@ def _ahead_of_time_refusal(row: Compiler) -> str | None:
     found = installed(row)
     if found is None:
         return f"{row.title} is not installed: {row.install}"
-    if not row.oldest <= tuple(int(word) for word in found.split(".")[:2]) <= row.newest:
-        oldest = ".".join(map(str, row.oldest))
-        return f"{row.title} {found} is installed; the kit builds with {oldest} or newer: {row.install}"
+    if not row.supports(found):
+        return f"{row.title} {found} is installed; the kit builds with {row.supported}: {row.install}"
     return None

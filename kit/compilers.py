@@ -54,6 +54,15 @@ class Compiler:
     def needs_gpu(self) -> bool:
         return not self.targets
 
+    @property
+    def supported(self) -> str:
+        """The versions that the kit builds with, in words."""
+        return f"{'.'.join(map(str, self.oldest))} to {self.newest[0]}.x"
+
+    def supports(self, version: str) -> bool:
+        """Return whether the kit builds with a version."""
+        return self.oldest <= tuple(int(word) for word in version.split(".")[:2]) <= self.newest
+
     def can_target(self, gpu: Gpu) -> bool:
         """Return whether plans for a GPU can be built, given that GPU where one is needed."""
         return self.needs_gpu or gpu.compute_capability in self.targets

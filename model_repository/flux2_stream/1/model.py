@@ -1,0 +1,83 @@
+"""Triton model: the front model for clients that stream, with progress and previews before the image.
+
+Decoupled: a response per completed step, then one with the image. It calls `flux2` like any client and reads the
+progress of that request from the ledger; a client that ends its stream cancels the request.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from serve import backend
+from serve.ledger import Ledger, ledger_path
+from serve.wire import FRONT
+
+POLL_SECONDS = 0.02
+
+
+class TritonPythonModel:
+    """Runs one thread per stream."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.ledger = Ledger(ledger_path())
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            threading.Thread(target=self._serve, args=(request, request.get_response_sender()), daemon=True).start()
+
+    def _serve(self, request: Any, sender: Any) -> None:
+        tag = secrets.randbits(62) + 1
+        found: list[Any] = []
+        caller = threading.Thread(target=lambda: found.append(self._call(request, tag)), daemon=True)
+        caller.start()
+        ticket, sent = 0, 0
+        while caller.is_alive():
+            caller.join(POLL_SECONDS)
+            ticket = ticket or self.ledger.find(tag)
+            if not ticket:
+                continue
+            if request.is_cancelled():
+                self.ledger.cancel(ticket)
+                continue
+            self.ledger.want_preview(ticket)
+            step, steps = self.ledger.progress(ticket)
+            if self.ledger.is_open(ticket) and step > sent:
+                sent = step
+                sender.send(pb.InferenceResponse(self._progress(ticket, step, steps)))
+        response = found[0] if found else None
+        if response is None or response.has_error():
+            error = pb.TritonError("the request was lost") if response is None else response.error()
+            backend.send(pb, sender, pb.InferenceResponse(error=error))
+            return
+        outputs = [pb.Tensor(t.name(), t.as_numpy()) for t in response.output_tensors()]
+        backend.send(pb, sender, pb.InferenceResponse(outputs))
+
+    def _call(self, request: Any, tag: int) -> Any:
+        return pb.InferenceRequest(
+            model_name=FRONT,
+            request_id=request.request_id(),
+            requested_output_names=["image", "seed_used"],
+            inputs=[pb.Tensor(t.name(), t.as_numpy()) for t in request.inputs()],
+            timeout=request.timeout(),
+            parameters={**_parameters(request), "flux2_tag": tag},
+            trace=request.trace(),
+        ).exec()
+
+    def _progress(self, ticket: int, step: int, steps: int) -> list[Any]:
+        tensors = [pb.Tensor("step", np.array([step], np.int32)), pb.Tensor("steps", np.array([steps], np.int32))]
+        path = self.ledger.preview_path(ticket)
+        if path.is_file():
+            tensors.append(pb.Tensor("preview", np.array([path.read_bytes()], np.object_)))
+        return tensors
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    import json
+
+    text = request.parameters()
+    return dict(json.loads(text)) if text else {}

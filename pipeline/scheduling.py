@@ -1,0 +1,174 @@
+"""Which requests share the next engine call: least remaining work first, and nobody below a guaranteed share.
+
+A step cannot be interrupted, so a decision is made before each engine call. Serving the request with the least
+remaining work keeps short requests short beside long ones. Long ones still advance: every eighth call (PATIENCE)
+belongs to the request that is furthest behind 1/(N * PATIENCE) of the engine's time, while N requests are live. So a
+request that needs c seconds alone is denoised within about N * PATIENCE * c seconds, whatever else arrives.
+
+Requests with equally many image tokens may share a call. On a GPU with small images a shared call is almost as fast as
+a single one; on a CPU it takes nearly as long as the calls one by one. Which of the two is the case is measured, and a
+call that saves little is kept short, because a request that arrives has to wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Policy = Literal["fair", "first-come"]
+PATIENCE = 8
+PEER = 2.0  # requests with at most twice the remaining work share a call whenever that saves time
+WORTH = 0.92  # a row is added if it then takes at most this share of its time in a call of its own
+SAVING = 0.7  # a call may be of any length if its rows take at most this share of their time alone
+SHORT = 2.0  # other calls take at most so many times the time of the leader alone
+STRETCH = 1.15  # longer requests may join if the call then takes at most so much longer
+BATCH_WEIGHT = 4  # an interactive request counts as much as so many batch requests
+
+
+class Job(Protocol):
+    """What the scheduler has to know of a request."""
+
+    @property
+    def tokens(self) -> int: ...  # image tokens: requests of one call have equally many
+    @property
+    def rows(self) -> int: ...  # rows of an engine call
+    @property
+    def steps_left(self) -> int: ...
+    @property
+    def batch(self) -> bool: ...  # of the lower of the two priorities
+
+
+@dataclass
+class CallCosts:
+    """Seconds of an engine call by image tokens and rows, learned from the calls so far."""
+
+    memory: float = 0.8  # weight of the past
+    seen: dict[int, dict[int, float]] = field(default_factory=dict)  # tokens -> rows -> seconds
+
+    def observe(self, tokens: int, rows: int, seconds: float) -> None:
+        known = self.seen.setdefault(tokens, {})
+        known[rows] = seconds if rows not in known else self.memory * known[rows] + (1 - self.memory) * seconds
+
+    def seconds(self, tokens: int, rows: int) -> float:
+        """Predict a call; proportional to the nearest known one where nothing better is known."""
+        if not self.seen:
+            return float(tokens * rows)  # any unit will do: only ratios matter until the first call
+        near = tokens if tokens in self.seen else min(self.seen, key=lambda known: abs(known - tokens))
+        known, scale = self.seen[near], tokens / near
+        if rows in known:
+            return known[rows] * scale
+        below = max((r for r in known if r < rows), default=None)
+        above = min((r for r in known if r > rows), default=None)
+        if below is not None and above is not None:
+            part = (rows - below) / (above - below)
+            return (known[below] * (1 - part) + known[above] * part) * scale
+        edge = below if below is not None else above
+        assert edge is not None
+        nearer = max((r for r in known if r < edge), default=None)
+        if below is not None and nearer is not None:  # continue the line through the two widest calls
+            slope = max((known[edge] - known[nearer]) / (edge - nearer), 0.0)
+            return (known[edge] + slope * (rows - edge)) * scale
+        return known[edge] * rows / edge * scale
+
+
+@dataclass
+class _Account:
+    """The engine time that a request has had, and that it was entitled to when it arrived."""
+
+    entitled_before: float
+    received: float = 0.0
+
+
+@dataclass
+class Scheduler:
+    """Chooses the jobs of each engine call; `max_rows` limits the rows of one.
+
+    The policy "first-come" is there to be compared with: the oldest job and all that fit beside it, whatever it costs.
+    """
+
+    max_rows: int
+    policy: Policy = "fair"
+    costs: CallCosts = field(default_factory=CallCosts)
+    _accounts: dict[int, _Account] = field(default_factory=dict)  # by id of the job
+    _turn: int = 0  # calls since the last one that a debt decided
+    _entitled: float = 0.0  # seconds that a job of weight one, live since the start, was entitled to
+
+    def choose(self, jobs: Sequence[Job]) -> list[int]:
+        """Return the positions of the jobs that run next; they have equally many tokens and fit one call."""
+        for job in jobs:
+            self._accounts.setdefault(id(job), _Account(self._entitled))
+        if self.policy == "first-come":
+            return self._oldest(jobs)
+        leader = self._leader(jobs)
+        chosen, rows = [leader], jobs[leader].rows
+        lead, lead_work = jobs[leader], self.work(jobs[leader])
+        alone = self.costs.seconds(lead.tokens, lead.rows)
+        explored = False
+        others = (i for i, job in enumerate(jobs) if i != leader and job.tokens == lead.tokens)
+        for i in sorted(others, key=lambda i: (jobs[i].batch, self.work(jobs[i]))):
+            job, wider = jobs[i], rows + jobs[i].rows
+            if wider > self.max_rows:
+                continue
+            known = self.costs.seen.get(job.tokens, {})
+            unknown = wider not in known
+            if unknown and explored:
+                continue  # one new width a call
+            shared = self.costs.seconds(job.tokens, wider)
+            saves = shared - self.costs.seconds(job.tokens, rows) <= WORTH * self.costs.seconds(job.tokens, job.rows)
+            peer = self.work(job) <= PEER * lead_work and job.batch <= lead.batch
+            cheap = shared * job.rows <= SAVING * wider * self.costs.seconds(job.tokens, job.rows)
+            if (
+                (unknown and len(known) < 2)
+                or shared <= STRETCH * alone
+                or (peer and saves and (cheap or shared <= SHORT * alone))
+            ):
+                chosen.append(i)
+                rows, explored = wider, unknown
+        return chosen
+
+    def _oldest(self, jobs: Sequence[Job]) -> list[int]:
+        chosen, rows = [0], jobs[0].rows
+        for i, job in enumerate(jobs[1:], start=1):
+            if job.tokens == jobs[0].tokens and rows + job.rows <= self.max_rows:
+                chosen.append(i)
+                rows += job.rows
+        return chosen
+
+    def ran(self, jobs: Sequence[Job], chosen: Sequence[int], seconds: float) -> None:
+        """Account for the call that was made for the chosen of the live jobs."""
+        rows = sum(jobs[i].rows for i in chosen)
+        self.costs.observe(jobs[chosen[0]].tokens, rows, seconds)
+        self._entitled += seconds / sum(map(_weight, jobs))
+        for i in chosen:
+            # a shared call gives each job what it would have taken alone
+            self._accounts[id(jobs[i])].received += max(
+                seconds * jobs[i].rows / rows, min(seconds, self.costs.seconds(jobs[i].tokens, jobs[i].rows))
+            )
+
+    def forget(self, job: Job) -> None:
+        """Drop the account of a job that has ended."""
+        self._accounts.pop(id(job), None)
+
+    def work(self, job: Job) -> float:
+        """Return the seconds that the rest of a job needs alone."""
+        return job.steps_left * self.costs.seconds(job.tokens, job.rows)
+
+    def _leader(self, jobs: Sequence[Job]) -> int:
+        owed = [self._owed(job) for job in jobs]
+        most = max(range(len(jobs)), key=owed.__getitem__)
+        self._turn += 1
+        if owed[most] > 0 and self._turn >= PATIENCE:  # debts are paid back little by little
+            self._turn = 0
+            return most
+        return min(range(len(jobs)), key=lambda i: (jobs[i].batch, self.work(jobs[i]), i))
+
+    def _owed(self, job: Job) -> float:
+        """Return the seconds that a job is behind its guaranteed share."""
+        account = self._accounts[id(job)]
+        entitled = (self._entitled - account.entitled_before) * _weight(job) / PATIENCE
+        return entitled - account.received
+
+
+def _weight(job: Job) -> float:
+    return 1 / BATCH_WEIGHT if job.batch else 1.0

@@ -1,0 +1,69 @@
+"""The processes of a running tritonserver, as Linux tells of them: which model each runs, and whether it lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+STUB = "triton_python_backend_stub"
+DEAD = "ZXx"
+STOPPED = "Tt"
+
+
+@dataclass(frozen=True)
+class Stub:
+    """The process of a Python model."""
+
+    model: str
+    pid: int
+    state: str  # as in /proc/PID/stat
+
+
+def state_of(pid: int) -> str:
+    """Return the state letter of a process, X if it does not exist."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (OSError, IndexError):
+        return "X"
+
+
+def stubs(server: int) -> dict[str, Stub]:
+    """Return the living Python models of a tritonserver by name."""
+    found = {}
+    for pid in _children(server):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words and STUB.encode() in words[0] and len(words) > 1:  # STUB .../MODEL/1/model.py ...
+            model, state = Path(os.fsdecode(words[1])).parts[-3], state_of(pid)
+            if state not in DEAD:
+                found[model] = Stub(model, pid, state)
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            yield from map(int, tasks.read_text().split())
+        except OSError:
+            continue
+
+
+def end_group(group: int, patience: float) -> None:
+    """Wait for a process group to end, then kill what is left of it: stubs outlive a server that crashed."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return

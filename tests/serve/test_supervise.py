@@ -1,0 +1,266 @@
+"""A supervised server: processes that die or are stopped, stops with requests in flight, clients that leave."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from kit.errors import Flux2Error, ServerError, UnavailableError
+from serve.client import Client, fields_to_inputs
+from serve.launch import Server
+from serve.processes import stubs
+from tests.conftest import ByFamily
+from tests.serve.test_server import metrics
+
+pytestmark = pytest.mark.server
+SMALL: dict[str, Any] = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
+LONG = SMALL | {"steps": 100}
+HEAL_SECONDS = 60.0  # far above what is measured (docs/serving): this machine may be busy
+
+
+@pytest.fixture(scope="module")
+def supervised(deployment_of: ByFamily, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run a server of this module's own: its processes are killed."""
+    log = tmp_path_factory.mktemp("supervised") / "triton.log"
+    with Server(deployment_of("klein"), log=log, on_event=EVENTS.append) as running:
+        yield running
+        running_prefix = running._shm_prefix
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(running_prefix)]
+
+
+EVENTS: list[str] = []
+
+
+def until(condition: Callable[[], Any], seconds: float = HEAL_SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, EVENTS
+        time.sleep(0.02)
+    return value
+
+
+def until_healed(server: Server, heals: int) -> None:
+    until(lambda: server.ledger.heals > heals and is_ready(server))
+
+
+def is_ready(server: Server) -> bool:
+    url = f"http://{server.ports.host}:{server.ports.http}/v2/health/ready"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def send_many(server: Server, count: int, pool: ThreadPoolExecutor, **fields: Any) -> list[Any]:
+    def one(seed: int) -> Any:
+        with Client(server.url) as client:
+            try:
+                return client.generate(LONG | fields | {"seed": seed}, timeout=HEAL_SECONDS).images
+            except Flux2Error as error:
+                return error
+
+    return [pool.submit(one, seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    "model", ["tokenizer", "text_encoder", "denoiser", "vae_decoder", "image_encoder", "flux2", "flux2_stream"]
+)
+def test_a_killed_model_is_healed_and_only_requests_in_it_fail(model: str, supervised: Server) -> None:
+    with Client(supervised.url) as client:
+        expected = client.generate(SMALL, timeout=HEAL_SECONDS).images
+    heals, server = supervised.ledger.heals, supervised.pid
+    with ThreadPoolExecutor(4) as pool:
+        flying = send_many(supervised, 4, pool)
+        time.sleep(0.3)
+        os.kill(stubs(server)[model].pid, signal.SIGKILL)
+        until(lambda: not is_ready(supervised), 10)
+        until_healed(supervised, heals)
+        answers = [future.result() for future in flying]
+    lost = [answer for answer in answers if isinstance(answer, Exception)]
+    for error in lost:
+        assert isinstance(error, (UnavailableError, ServerError)), error
+    if model not in ("denoiser", "flux2", "flux2_stream"):
+        assert not lost  # their part of a request is done again
+        assert supervised.pid == server
+    assert model in EVENTS[-1]
+    with Client(supervised.url) as client:
+        assert client.generate(SMALL, timeout=HEAL_SECONDS).images == expected
+
+
+def test_requests_lost_in_the_denoiser_are_told_to_try_again(supervised: Server) -> None:
+    heals = supervised.ledger.heals
+    with ThreadPoolExecutor(3) as pool:
+        flying = send_many(supervised, 3, pool, width=128, height=128)
+        until(lambda: supervised.ledger.in_flight(), 20)
+        time.sleep(0.3)
+        os.kill(stubs(supervised.pid)["denoiser"].pid, signal.SIGKILL)
+        errors = [str(f.result()) for f in flying if isinstance(f.result(), Exception)]
+    assert set(errors) == {"a process of the server ended during this request; it is restarted, try again"}
+    until_healed(supervised, heals)
+
+
+def test_a_killed_server_is_started_anew(supervised: Server) -> None:
+    heals, server = supervised.ledger.heals, supervised.pid
+    os.kill(server, signal.SIGKILL)
+    until_healed(supervised, heals)
+    assert supervised.pid != server
+    assert "tritonserver ended with code -9; the server serves again after" in EVENTS[-1]
+    with Client(supervised.url) as client:
+        assert client.generate(SMALL, timeout=HEAL_SECONDS).images
+
+
+@pytest.mark.parametrize("name", ["denoiser", "tritonserver"])
+def test_a_stopped_process_is_continued_before_anyone_notices(name: str, supervised: Server) -> None:
+    pid = supervised.pid if name == "tritonserver" else stubs(supervised.pid)[name].pid
+    with ThreadPoolExecutor(2) as pool:
+        flying = send_many(supervised, 2, pool)
+        os.kill(pid, signal.SIGSTOP)
+        assert all(not isinstance(future.result(), Exception) for future in flying)
+    assert any(f"the process of {name} (pid {pid}) was stopped and has been continued" == event for event in EVENTS)
+
+
+def test_a_request_that_ends_two_processes_is_rejected(supervised: Server) -> None:
+    poison = LONG | {"prompt": "poison", "width": 128, "height": 128}
+    for _ in range(2):
+        heals = supervised.ledger.heals
+        with ThreadPoolExecutor(1) as pool, Client(supervised.url) as client:
+            future = pool.submit(client.generate, poison, HEAL_SECONDS)
+            until(lambda: supervised.ledger.in_flight(), 20)
+            time.sleep(0.2)
+            os.kill(stubs(supervised.pid)["denoiser"].pid, signal.SIGKILL)
+            with pytest.raises(UnavailableError):
+                future.result()
+        until_healed(supervised, heals)
+    with Client(supervised.url) as client:
+        with pytest.raises(Flux2Error, match="this request has ended a process of the server twice"):
+            client.generate(poison, timeout=HEAL_SECONDS)
+        assert client.generate(SMALL, timeout=HEAL_SECONDS).images
+
+
+def test_cancelled_and_late_requests_stop_within_a_step(supervised: Server) -> None:
+    before = metrics(supervised)
+    client = grpc.InferenceServerClient(supervised.url)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    calls = [
+        client.async_infer(
+            "flux2",
+            fields_to_inputs(LONG | {"seed": n, "width": 256, "height": 256}),
+            callback=lambda result, error: answers.put(error),
+        )
+        for n in range(4)
+    ]
+    until(lambda: supervised.ledger.in_flight(), 20)
+    for call in calls:
+        call.cancel()
+    until(lambda: supervised.ledger.occupied == 0, 20)
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        client.infer("flux2", fields_to_inputs(LONG | {"width": 256, "height": 256}), client_timeout=0.3)
+    until(lambda: supervised.ledger.occupied == 0, 20)
+    client.close()
+    after = metrics(supervised)
+    assert after["flux2_cancellations_total"] >= before["flux2_cancellations_total"] + 5
+    assert after["flux2_steps_total"] - before["flux2_steps_total"] < 5 * 100 / 2
+
+
+def test_a_deadline_travels_with_a_request(supervised: Server) -> None:
+    client = grpc.InferenceServerClient(supervised.url)
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("flux2", fields_to_inputs(LONG | {"width": 256, "height": 256}), timeout=100_000)
+    client.close()
+    assert "UNAVAILABLE" in str(caught.value.status())
+
+
+def test_a_stream_reports_steps_and_then_the_image(supervised: Server) -> None:
+    with Client(supervised.url) as plain:
+        (expected,) = plain.generate(SMALL | {"steps": 12}, timeout=HEAL_SECONDS).images
+    client = grpc.InferenceServerClient(supervised.url)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    client.async_stream_infer("flux2_stream", fields_to_inputs(SMALL | {"steps": 12}))
+    steps = []
+    while True:
+        result, error = answers.get(timeout=HEAL_SECONDS)
+        assert error is None
+        image = result.as_numpy("image")
+        if image is not None:
+            break
+        steps.append((int(result.as_numpy("step")[0]), int(result.as_numpy("steps")[0])))
+    assert bytes(image[0]) == expected
+    assert steps == sorted(set(steps))
+    assert all(total == 12 and 0 < step < 12 for step, total in steps)
+    client.async_stream_infer("flux2_stream", fields_to_inputs(SMALL | {"steps": 0}))
+    result, error = answers.get(timeout=HEAL_SECONDS)
+    assert "steps: 0 is not between 1 and 100" in str(error)
+    client.async_stream_infer("flux2_stream", fields_to_inputs(LONG | {"width": 256, "height": 256}))
+    until(lambda: supervised.ledger.in_flight(), 20)
+    client.stop_stream(cancel_requests=True)
+    until(lambda: supervised.ledger.occupied == 0, 20)
+    client.close()
+
+
+@pytest.mark.parametrize("model", ["denoiser", "prompt_stage"])
+def test_internal_models_refuse_strangers_at_once(model: str, supervised: Server) -> None:
+    ticket = grpc.InferInput("checked_ticket", [1, 1], "INT64")
+    ticket.set_data_from_numpy(np.array([[12345]], np.int64))
+    inputs = [ticket] if model == "denoiser" else fields_to_inputs({"prompt": "a cat"})
+    client = grpc.InferenceServerClient(supervised.url)
+    with pytest.raises(InferenceServerException, match="the denoiser is internal; send requests to the model 'flux2'"):
+        client.infer(model, inputs, client_timeout=HEAL_SECONDS)
+    client.close()
+
+
+def test_only_the_supervisor_may_unload_a_model(supervised: Server) -> None:
+    client = grpc.InferenceServerClient(supervised.url)
+    with pytest.raises(InferenceServerException):
+        client.unload_model("flux2")
+    client.close()
+    request = urllib.request.Request(
+        f"http://{supervised.ports.host}:{supervised.ports.http}/v2/repository/models/flux2/unload", b"{}"
+    )
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=10)
+
+
+def test_a_stop_says_not_ready_and_finishes_what_is_in_flight(deployment_of: ByFamily, tmp_path: Path) -> None:
+    server = Server(deployment_of("klein"), log=tmp_path / "log")
+    code: list[int | None] = []
+    with ThreadPoolExecutor(3) as pool:
+        server.__enter__()
+        flying = send_many(server, 3, pool)
+        until(lambda: len(server.ledger.in_flight()) == 3, 20)
+        stopping = threading.Thread(target=lambda: code.append(server.stop()))
+        stopping.start()
+        until(lambda: not is_ready(server), 10)
+        images = [future.result() for future in flying]
+        stopping.join(60)
+    assert all(isinstance(found, list) for found in images), images
+    assert code == [0]
+
+
+def test_a_second_signal_ends_the_drain(deployment_of: ByFamily, tmp_path: Path) -> None:
+    server = Server(deployment_of("klein"), log=tmp_path / "log")
+    hurry = threading.Event()
+    hurry.set()
+    with ThreadPoolExecutor(1) as pool:
+        server.__enter__()
+        flying = send_many(server, 1, pool, width=1024, height=1024)
+        until(lambda: server.ledger.in_flight(), 20)
+        start = time.monotonic()
+        server.stop(600, hurry)
+        assert time.monotonic() - start < 60
+        assert isinstance(flying[0].result(), Flux2Error)
