@@ -247,7 +247,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     onnx, record = args.work / "sample", args.work / "sample-calibration.json"
     folders = {"fp32": onnx, "int8": args.work / "sample-int8"}
     _command("export", "onnx", "sample", "--out", str(onnx))
-    _command("quantize", "calibrate", "sample", "--prompts", "sample:24:7", "--batch", "8", "--out", str(record))
+    _command("quantize", "calibrate", "sample", "--prompts", "sample:64:7", "--batch", "8", "--out", str(record))
     made = ("--recipe", "int8", "--calibration", str(record), "--out", str(folders["int8"]))
     _command("quantize", "apply", str(onnx), *made)
     pipelines = {name: LocalPipeline(folder) for name, folder in folders.items()}

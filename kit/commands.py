@@ -94,6 +94,7 @@ ROOMS: Mapping[str, Room] = {
             "parity": ("benchmarks.export_parity", "exported blocks of true width in ONNX Runtime beside torch"),
             "plan": ("benchmarks.plan_validation", "the planner against published measurements"),
             "quantize": ("benchmarks.quantize_cost", "time and memory of quantizing klein-4b, beside cp"),
+            "reading": ("benchmarks.reading", "how well the gate's readers read rendered text, per script"),
             "search": ("benchmarks.search", "mixed precision on the sample: predicted against measured"),
         },
         "also: python -m benchmarks.demo (make demo), python -m benchmarks.sample (trains and judges the sample), "

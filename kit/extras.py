@@ -12,7 +12,7 @@ _CLIENT = frozenset({"numpy", "PIL", "google", "tritonclient"})
 _MODELS = frozenset({"torch", "ml_dtypes", "onnx_ir", "safetensors", "transformers", "tokenizers"})
 _EXPORT = _MODELS | {"numpy", "accelerate", "diffusers", "huggingface_hub", "onnx", "onnxscript", "tqdm"}
 _SERVE = _CLIENT | _MODELS | {"onnxruntime"}
-_QUALITY = _SERVE | {"flip_evaluator", "skimage", "scipy", "tqdm"}
+_QUALITY = _SERVE | {"flip_evaluator", "rapidocr", "skimage", "scipy", "tqdm"}
 _TENSORRT_RTX = frozenset(
     {"tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx", "numpy", "onnx", "google", "tqdm"}
 )

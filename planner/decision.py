@@ -1,7 +1,6 @@
 """Summarize one plan as a row of the decision table: what each step from download to image takes, on which GPU.
 
-Export times are measurements of this kit; all others are estimates. The time of a TensorRT build has not been measured
-yet, so the table has none.
+Export and build times are measurements of this kit, and missing where there is none; all others are estimates.
 """
 
 from __future__ import annotations
@@ -20,9 +19,15 @@ from planner.timing import HOST_LINK, Range
 from planner.weights import checkpoint_bytes
 from planner.work import work
 
-CALIBRATION_IMAGES = 158  # of `quantize calibrate` with its own prompts
+CALIBRATION_IMAGES = 166  # of `quantize calibrate` with its own prompts
 # seconds of all parts in bf16 on 2 cores: benchmarks/results/export.json and export_variants.json, 2026-11-25
 EXPORT_SECONDS: Mapping[str, float] = {"klein-4b": 24.8, "klein-9b-kv": 48.7, "dev": 33.2}
+# seconds of all parts by TensorRT for RTX 1.7.1 on 2 cores without a GPU, five profiles, weights as inputs:
+# benchmarks/results/compile.json, 2026-11-27; builds by TensorRT, which times kernels on the GPU, are not measured
+BUILD_SECONDS: Mapping[tuple[str, str, str], float] = {
+    ("klein-4b", "l4", "fp8"): 92.3,
+    ("klein-4b", "l4", "bf16"): 70.0,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Decision:
     host_memory: int | None
     export: float | None  # measured; None: not measured for this variant
     calibrate: float | None  # None: the recipe needs no calibration
+    build: float | None  # measured; None: not measured for this variant, GPU and recipe
     start: float | None  # at least: all weights over the link to the GPU
     gpu_memory: int | None
     image: Range | None
@@ -60,7 +66,7 @@ def decide(answer: Plan) -> Decision:
     download, export = checkpoint_bytes(variant), EXPORT_SECONDS.get(variant.name)
     if chosen is None or chosen.timing is None:
         why = answer.tried[0].layout.reason
-        nothing = dict.fromkeys(("disk", "host_memory", "calibrate", "start", "gpu_memory", "image"))
+        nothing = dict.fromkeys(("disk", "host_memory", "calibrate", "build", "start", "gpu_memory", "image"))
         return Decision(variant.name, card.name, None, why, download, export=export, **nothing, **_price(answer))
     recipe = chosen.choice.recipe
     stored = sum(weight_bytes(part, variant, recipe) for part in SERVED_PARTS)
@@ -75,6 +81,7 @@ def decide(answer: Plan) -> Decision:
         host_memory=chosen.layout.host + HOST_RESERVE,
         export=export,
         calibrate=calibration_seconds(answer) if recipe.math in ("fp8", "int8") else None,
+        build=BUILD_SECONDS.get((variant.name, card.name, recipe.name)),
         start=sum(chosen.layout.weights.values()) / HOST_LINK[card.generation],
         gpu_memory=chosen.layout.needed,
         image=chosen.timing.image,
@@ -112,9 +119,9 @@ def table(rows: Sequence[Decision], colour: bool = False) -> str:
     """Render the rows, one block per variant."""
     head = (
         f"{'variant':<15}{'gpu':<13}{'recipe':<14}{'download':>9}{'disk':>7}{'host':>6}{'export':>8}{'calibrate':>11}"
-        f"{'start':>8}{'memory':>8}  {'s per image':<21}{'$ per 1,000':<23}offer"
+        f"{'build':>7}{'start':>8}{'memory':>8}  {'s per image':<21}{'$ per 1,000':<23}offer"
     )
-    units = f"{'':<42}{'GB':>9}{'GB':>7}{'GB':>6}{'s':>8}{'min':>11}{'s':>8}{'GB':>8}"
+    units = f"{'':<42}{'GB':>9}{'GB':>7}{'GB':>6}{'s':>8}{'min':>11}{'s':>7}{'s':>8}{'GB':>8}"
     lines = [colorize(head, BOLD, colour), colorize(units, DIM, colour)]
     lines += [_line(row, colour) for row in rows]
     return "\n".join(
@@ -123,7 +130,8 @@ def table(rows: Sequence[Decision], colour: bool = False) -> str:
             "GB of 10^9 bytes. disk: checkpoint, quantized artifact and plans. host: memory of the host while serving.",
             f"export: measured on 2 cores. calibrate: an estimate for {CALIBRATION_IMAGES} images in bf16 on this GPU. "
             "start: at least, weights over the link to the GPU.",
-            "A TensorRT build has not been measured yet. ~ a price seen on a market, not an offer.",
+            "build: measured with TensorRT for RTX on 2 cores, without a GPU, weights as inputs; a build by TensorRT "
+            "on the GPU has not been measured yet. ~ a price seen on a market, not an offer.",
         ]
     )
 
@@ -136,7 +144,8 @@ def _line(row: Decision, colour: bool) -> str:
     cost = "-" if row.usd_per_thousand is None else span(row.usd_per_thousand, 2)
     return (
         f"{name}{row.recipe:<14}{_gb(row.download):>9}{_gb(row.disk):>7}{_gb(row.host_memory):>6}"
-        f"{_figure(row.export):>8}{_figure(minutes):>11}{_figure(row.start):>8}{_gb(row.gpu_memory):>8}  "
+        f"{_figure(row.export):>8}{_figure(minutes):>11}{_figure(row.build):>7}{_figure(row.start):>8}"
+        f"{_gb(row.gpu_memory):>8}  "
         f"{span(row.image):<21}{cost:<23}{row.offer or '-'}"
     )
 

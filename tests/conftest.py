@@ -91,7 +91,7 @@ def sample_record(once: Once) -> Path:
         from quantize.calibration import record
         from quantize.calibration.calibrate import Calibration, calibrate
 
-        config = Calibration(prompt_set.load("sample:24:7"), dtype="fp32", batch=8)
+        config = Calibration(prompt_set.load("sample:64:7"), dtype="fp32", batch=8)
         record.write(calibrate(resolve("sample"), config), path)
 
     return once("records/sample.json", make)

@@ -29,7 +29,17 @@ from quantize.gate.report import REPORT, Report, summarize, to_markdown
 SAMPLE_PROMPTS = "sample:200"  # with fewer, the interval is too wide to prove a loss of less than a point
 KIT_PROMPTS = "kit"
 SHOWN = 24
-PACKAGES = ("onnxruntime", "numpy", "scipy", "scikit-image", "flip-evaluator", "lpips", "torch", "transformers")
+PACKAGES = (
+    "onnxruntime",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "flip-evaluator",
+    "rapidocr",
+    "lpips",
+    "torch",
+    "transformers",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

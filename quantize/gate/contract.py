@@ -8,13 +8,15 @@
     at_least = 0.9
     tail = 0.8
 
-    [bounds.lpips]
-    at_most = 0.1
+    [bounds.judge_change]
+    at_least = -0.01
     when = "measured"
+    least_prompts = 200
 
 A bound must hold for the whole 95 % interval, not only for the mean. `tail` bounds the worst 5 % of the pairs: a fault
-in few images moves no mean. A metric that is named in a contract but was not
-measured breaks the contract, unless its bound has `when = "measured"`.
+in few images moves no mean. A metric that is named in a contract but was not measured breaks the contract, unless its
+bound has `when = "measured"`. A bound's own `least_prompts` are needed only if its metric is measured: counted answers
+move in steps, so an interval over few prompts cannot prove a small bound.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ FORMAT = 1
 SAMPLE = "sample"  # folder of the contracts whose bounds were measured on the sample
 When = Literal["always", "measured"]
 KEYS = ("format", "about", "least_prompts", "bounds")
-BOUND_KEYS = ("at_least", "at_most", "when", "tail")
+BOUND_KEYS = ("at_least", "at_most", "when", "tail", "least_prompts")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Bound:
     value: float
     when: When = "always"
     tail: float | None = None  # bound of the quantile that 5 % of the pairs are worse than
+    least_prompts: int = 1  # where the metric is measured
 
     @property
     def side(self) -> Literal["at_least", "at_most"]:
@@ -95,6 +98,10 @@ class Contract:
         for bound in self.bounds:
             if bound.when == "always" and bound.metric not in measurable:
                 gaps.append(f"{bound}: not measured, because {reasons.get(bound.metric, 'no prompt requires it')}")
+            if bound.metric in measurable and prompts < bound.least_prompts:
+                gaps.append(
+                    f"{bound}: {prompts} prompts are used, and its interval needs at least {bound.least_prompts}"
+                )
         return gaps
 
     def faults(
@@ -159,14 +166,19 @@ def parse(content: str, form: Literal["toml", "json"], name: str) -> Contract:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UsageError(f"{name}: format is not {FORMAT}; no other format is supported")
     _only(raw, KEYS, name)
-    bounds, least, about = raw.get("bounds"), raw.get("least_prompts", 1), raw.get("about", "")
+    bounds, least, about = raw.get("bounds"), _least(raw, name), raw.get("about", "")
     if not isinstance(bounds, dict) or not bounds:
         raise UsageError(f"{name}: bounds is missing or empty; a contract needs at least one bound")
-    if not isinstance(least, int) or isinstance(least, bool) or least < 1:
-        raise UsageError(f"{name}: least_prompts {least!r} is not a positive whole number")
     if not isinstance(about, str):
         raise UsageError(f"{name}: about {about!r} is not text")
     return Contract(name, about, least, tuple(_bound(key, entry, name) for key, entry in bounds.items()))
+
+
+def _least(raw: Mapping[str, Any], where: str) -> int:
+    least = raw.get("least_prompts", 1)
+    if not isinstance(least, int) or isinstance(least, bool) or least < 1:
+        raise UsageError(f"{where}: least_prompts {least!r} is not a positive whole number")
+    return least
 
 
 def _bound(metric: str, entry: Any, name: str) -> Bound:
@@ -177,7 +189,7 @@ def _bound(metric: str, entry: Any, name: str) -> Bound:
         raise UsageError(f"{where}: {entry!r} is not a table with the keys {', '.join(BOUND_KEYS)}")
     _only(entry, BOUND_KEYS, where)
     value, tail = entry.get(Bound(metric, 0).side, math.nan), entry.get("tail")
-    bound = Bound(metric, value, entry.get("when", "always"), tail)
+    bound = Bound(metric, value, entry.get("when", "always"), tail, _least(entry, where))
     other = "at_most" if bound.side == "at_least" else "at_least"
     if other in entry or bound.side not in entry:
         raise UsageError(f"{where}: {METRICS[metric].better} is better, so its only bound is {bound.side}")

@@ -13,12 +13,17 @@ BARS, WIDTH, HEIGHT = 24, 280, 72  # SVG units; the page scales it
 
 
 def histogram(row: Row, values: list[float], bound: Bound | None) -> str:
-    """Return an SVG; the worst 5 % of the pairs have another colour, and a line marks the bound of the tail."""
-    worse_is_low = row.metric.better == "higher"
+    """Return an SVG; the worst 5 % of the pairs have another colour, and a line marks the bound of the tail.
+
+    Return a sentence if all values are equal.
+    """
     low, high = min(values), max(values)
+    if low == high:
+        return f"<p>The same in all pairs: {row.shown(low)}</p>"
+    worse_is_low = row.metric.better == "higher"
     marks = [] if bound is None or bound.tail is None else [bound.tail]
     left, right = min([low, *marks]), max([high, *marks])
-    span = right - left or 1.0
+    span = right - left
     counts, edges = np.histogram(values, bins=BARS, range=(left, left + span))
     tallest = max(1, int(counts.max()))
     bars = []

@@ -48,30 +48,24 @@ def _clip(scope: Scope) -> Measure | str:
     return clip_measure(scope.clip)
 
 
-def _reading(scope: Scope) -> Measure | str:
-    from quantize.gate.reading import reading_measure
-
-    return reading_measure(scope.prompts)
-
-
 def _judge(scope: Scope) -> Measure | str:
     from quantize.gate.judging import judge_measure
 
     return judge_measure(scope.prompts, scope.width, scope.height)
 
 
-# metrics -> factory of their measure, which returns a sentence instead if it is not available
+# metrics -> factory of their measure, which returns a sentence instead if it is not available; texts are beside it,
+# because they may be read in some scripts only
 FACTORIES: Mapping[tuple[str, ...], Callable[[Scope], Measure | str]] = {
     ("psnr", "ssim", "flip", "colour", *LATENT): lambda _: likeness,
     ("lpips",): _lpips,
     ("clip_change",): _clip,
-    ("text_change", "text_exact_change"): _reading,
     ("judge_change", "judge_exact_change"): _judge,
 }
 
 
 def available(scope: Scope) -> tuple[list[Measure], dict[str, str]]:
-    """Return the available measures, and for every other metric the reason why it is not available."""
+    """Return the available measures, and for every other metric, and script of texts, why it is not available."""
     measures: list[Measure] = []
     reasons: dict[str, str] = {}
     for names, factory in FACTORIES.items():
@@ -80,4 +74,7 @@ def available(scope: Scope) -> tuple[list[Measure], dict[str, str]]:
             reasons |= dict.fromkeys(names, made)
         else:
             measures.append(made)
-    return measures, reasons
+    from quantize.gate.reading import reading_measure
+
+    reading, unread = reading_measure(scope.prompts)
+    return measures + ([reading] if reading else []), reasons | unread

@@ -36,7 +36,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("clip_change", "higher", "CLIP score of image and prompt, 0 to 100, minus the reference's", digits=2),
         # one text that becomes unreadable moves the share of its characters by 1
         Metric(
-            "text_change", "higher", "share of the requested text's characters read back, minus the reference's", 1.0
+            "text_change",
+            "higher",
+            "share of the requested text's characters read back (1 - edit distance / length), minus the reference's",
+            1.0,
         ),
         Metric("text_exact_change", "higher", "share of requested texts read back whole, minus the reference's", 1.0),
         # a scene with one object has seven facts

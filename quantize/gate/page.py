@@ -32,6 +32,13 @@ article { margin: 2rem 0; } article p { overflow-wrap: anywhere; }
 article div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; }
 figure { margin: 0; } figcaption, small { color: #555; font-size: 13px; }
 img { width: 100%; display: block; } img.small { image-rendering: pixelated; }
+@media (max-width: 40rem) {  /* each row of a table becomes a block, so that no column is out of sight */
+  tr { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem; padding: .5rem 0; border-bottom: 1px solid #ddd; }
+  th { display: none; } td { border: 0; padding: 0; white-space: normal; }
+  td:first-child { grid-area: 1 / 1 / auto / -1; font-weight: 600; } td:empty { display: none; }
+  td.kept, td.broken { grid-area: 1 / 2; }
+  td[data-head]::before { content: attr(data-head) " "; color: #555; font-weight: 400; }
+}
 .scale { height: .8rem; width: min(16rem, 100%);
   background: linear-gradient(90deg, #000004, #3b0f70, #8c2981, #de4968, #fe9f6d, #fcfdbf); }
 """
@@ -86,7 +93,7 @@ def page(report: Report, shown: Sequence[Pair]) -> str:
         _list([f"Broken: {fault}" for fault in report.faults] + [f"Warning: {warning}" for warning in report.warnings]),
         _table(HEAD, table(report)),
         "<h2>What each measure means</h2>",
-        "<p>The distribution over all pairs; red: the worst 5 %, dashed: the bound that these must meet.</p>",
+        "<p>The distribution over all pairs. Red: the worst 5 %; dashed line: the bound for them.</p>",
         f'<div class="measures">{"".join(_measures(report))}</div>',
         *_steps(report),
         _list(f"not measured: {name}, because {reason}" for name, reason in report.unmeasured.items()),
@@ -144,10 +151,13 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Iterable[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}{_class(cell)}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def cell(name: str, text: str) -> str:
+        label = f' data-head="{escape(name)}"' if name and name != head[0] else ""  # shown where the head is not
+        return f"<td{_class(text)}{label}>{escape(text)}</td>"
 
-    return f'<div class="wide"><table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+    titles = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(f"<tr>{''.join(map(cell, head, row))}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{titles}</tr>{lines}</table></div>'
 
 
 def _class(cell: str) -> str:

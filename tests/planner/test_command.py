@@ -20,6 +20,7 @@ from kit.checkpoint import resolve
 from kit.configs import read_variant
 from kit.gpus import GPUS
 from kit.variants import VARIANTS
+from planner.decision import BUILD_SECONDS
 from planner.names import find_variant
 
 GOAL = "--p95 3"
@@ -66,11 +67,22 @@ def test_all_variants_are_a_decision_table(capsys: pytest.CaptureFixture[str]) -
     dev = next(row for row in rows if (row["variant"], row["gpu"]) == ("dev", "l4"))
     assert dev["disk"] > dev["download"] > 100e9
     assert dev["host_memory"] > 50e9
-    assert (dev["export"], dev["offer"]) == (33.2, "AWS g6.4xlarge")
+    assert (dev["export"], dev["build"], dev["offer"]) == (33.2, None, "AWS g6.4xlarge")
     assert main(["plan", "--variant", "all", "--gpu", "l4", "--recipe", "bf16", "--text-encoder", "resident"]) == 0
     said = capsys.readouterr().out
     assert "dev            l4           does not fit: needs 100.9 GB (22.4 GB available)" in said
-    assert "A TensorRT build has not been measured yet." in said
+    assert "a build by TensorRT on the GPU has not been measured yet." in said
+
+
+def test_the_decision_table_has_the_build_times_that_were_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each time is one that `benchmarks compile` saved, and klein-4b on an L4 shows its own."""
+    saved = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "compile.json").read_text())["rows"]
+    measured = {(row["variant"], row["gpu"], row["recipe"]): row["seconds"] for row in saved}
+    assert BUILD_SECONDS.items() <= measured.items()
+    rows = answer(capsys, "plan", "--variant", "all", "--gpu", "all")["rows"]
+    (small,) = (row for row in rows if (row["variant"], row["gpu"]) == ("klein-4b", "l4"))
+    assert (small["recipe"], small["build"]) == ("fp8", 92.3)
+    assert {row["build"] for row in rows} == {92.3, None}
 
 
 @pytest.mark.parametrize("name", ["KLEIN-4B", "FLUX.2-klein-4B", "flux2 klein 4b", "black-forest-labs/FLUX.2-klein-4B"])

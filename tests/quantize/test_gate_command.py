@@ -77,10 +77,10 @@ def test_prompts_used_for_calibration_are_left_out_or_give_a_warning(
     assert manifest is not None
     bounds = contract.of_recipe("int8")
     marks = manifest.source["calibration_prompts"]
-    assert set(marks) == {prompt.mark for prompt in prompt_set.load("sample:24:7").prompts}
-    prompts, warnings = choose("sample:24:7", admitted, bounds)
-    assert len(prompts.prompts) == 24
-    assert "calibrated on 24 of these 24 prompts" in warnings[0]
+    assert set(marks) == {prompt.mark for prompt in prompt_set.load("sample:64:7").prompts}
+    prompts, warnings = choose("sample:64:7", admitted, bounds)
+    assert len(prompts.prompts) == 64
+    assert "calibrated on 64 of these 64 prompts" in warnings[0]
 
     def seen(count: int) -> Any:
         known = [prompt.mark for prompt in prompt_set.load(f"sample:{count}").prompts]

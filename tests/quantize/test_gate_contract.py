@@ -150,3 +150,17 @@ def test_a_tail_bounds_the_worst_pairs_where_the_mean_says_nothing() -> None:
     assert flip.faults({"flip": kept}, {}, 100, {"flip": 0.19}) == []
     assert len(flip.faults({"flip": kept}, {}, 100, {"flip": 0.21})) == 1
     assert flip.without("flip").bounds == ()
+
+
+def test_a_bound_that_needs_more_prompts_fails_with_fewer_where_its_metric_is_measured() -> None:
+    """Not a bound that is left out: a gate on too few prompts proves nothing, and says so."""
+    few = Contract("mine", "", 8, (Bound("judge_change", -0.01, "measured", least_prompts=150),))
+    (fault,) = few.faults({"judge_change": found(0, 0, 0)}, {}, 48)
+    assert fault == "judge_change at least -0.01: 48 prompts are used, and its interval needs at least 150"
+    assert few.faults({"judge_change": found(0, 0, 0)}, {}, 150) == []
+    assert few.faults({}, {"judge_change": "the judge cannot read them"}, 48) == []
+    (judge,) = (bound for bound in of_recipe("int4-weights").bounds if bound.metric == "judge_change")
+    assert (judge.value, judge.least_prompts) == (-0.01, 150)
+    content = "format = 1\n[bounds.flip]\nat_most = 0.1\nleast_prompts = 0\n"
+    with pytest.raises(UsageError, match="mine, flip: least_prompts 0 is not a positive whole number"):
+        parse(content, "toml", "mine")

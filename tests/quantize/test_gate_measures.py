@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import sys
 import types
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from kit.errors import UsageError
-from quantize.gate import learned, reading, similarity
+from quantize.gate import learned, similarity
 from quantize.gate.drawing import Drawing
 from quantize.gate.judging import judge_measure, judged
 from quantize.gate.measures import Scope, available
@@ -62,56 +61,7 @@ def test_the_cosine_is_computed_at_every_step() -> None:
     assert similarity.cosines(reference, candidate) == pytest.approx([1, 0, 24 / 25])
 
 
-@pytest.mark.parametrize(
-    ("asked", "found", "share"),
-    [
-        ("HELLO", "HELLO", 1),
-        ("Open Late", "the sign:\nopen  late!", 1),  # case, spacing and surrounding text are ignored
-        ("HELLO", "HELO", 0.8),  # one missing
-        ("HELLO", "HXLLO", 0.8),  # one wrong
-        ("HELLO", "", 0),
-        ("茶馆", "茶館", 0.5),
-        ("No", "XXXXXXXX", 0),
-    ],
-)
-def test_text_read_back_is_scored_by_its_best_passage(asked: str, found: str, share: float) -> None:
-    assert reading.closeness(asked, found) == pytest.approx(share)
-
-
-@pytest.fixture
-def fake_tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a fake tesseract on the path that knows only English and reads the same text in every image."""
-    program = tmp_path / "tesseract"
-    program.write_text(
-        "#!/bin/sh\nif [ $1 = --list-langs ]; then echo title; echo eng; else cat >/dev/null; echo HELO; fi\n"
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-
-
 WORDED = Prompt("a", "x", "a red circle on a white background, with the word HELLO", "HELLO", "latin")
-FOREIGN = Prompt("b", "x", "a sign", "茶馆", "chinese")
-
-
-@pytest.mark.usefixtures("fake_tesseract")
-def test_texts_are_read_in_the_scripts_that_are_installed() -> None:
-    measure = reading.reading_measure([WORDED, FOREIGN])
-    assert not isinstance(measure, str)
-    scores = measure(WORDED, drawing(flat(0)), drawing(flat(255)))
-    assert scores["text_change"].levels == pytest.approx((0.8, 0.8))
-    assert scores["text_exact_change"].levels == (0, 0)
-    assert measure(FOREIGN, drawing(flat(0)), drawing(flat(255))) == {}
-
-
-@pytest.mark.usefixtures("fake_tesseract")
-def test_texts_in_other_scripts_alone_are_not_measured() -> None:
-    assert reading.reading_measure([FOREIGN]) == "tesseract has none of the languages chi_sim; it has: eng"
-
-
-def test_without_tesseract_the_reason_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert "Debian: tesseract-ocr" in str(reading.reading_measure([WORDED]))
-    assert reading.reading_measure([Prompt("c", "x", "a dog")]) == "no prompt specifies text that its image should show"
 
 
 def test_the_judge_counts_the_facts_of_a_true_drawing_and_of_a_wrong_one() -> None:
@@ -135,7 +85,7 @@ def test_the_judge_counts_the_facts_of_a_true_drawing_and_of_a_wrong_one() -> No
 
 def test_the_judge_gives_a_reason_for_what_it_cannot_judge() -> None:
     assert "of 128 x 128 pixels, not 64 x 64" in str(judge_measure([WORDED], 64, 64))
-    assert "prompt b is not in it" in str(judge_measure([WORDED, FOREIGN], 128, 128))
+    assert "prompt b is not in it" in str(judge_measure([WORDED, Prompt("b", "x", "a sign")], 128, 128))
 
 
 def test_every_metric_is_measured_or_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 
 from quantize.gate.contract import Bound, of_recipe
 from quantize.gate.drawing import Pair
 from quantize.gate.histogram import BARS, histogram
 from quantize.gate.metrics import Score
-from quantize.gate.page import chosen
+from quantize.gate.page import chosen, page
 from quantize.gate.report import Report, summarize
 from quantize.prompt_set import Prompt
 
@@ -46,7 +48,23 @@ def test_a_histogram_marks_the_worst_pairs_and_the_bound_of_the_tail() -> None:
     assert drawn.count('class="tail"') >= 1
     assert drawn.count('class="bound"') == 1
     assert 'class="bound"' not in histogram(row, values, None)
-    assert "<svg" in histogram(row, [0.1, 0.1], None)  # all pairs equal
+    assert histogram(row, [0.1, 0.1], None) == "<p>The same in all pairs: 0.1000</p>"
+
+
+def test_every_cell_of_the_page_names_its_column_for_narrow_screens_where_the_head_is_hidden() -> None:
+    setting = {
+        **{side: {"name": side, "recipe": "fp8", "compute": "fp32"} for side in ("candidate", "reference")},
+        "prompts": {"count": 9, "spec": "x", "digest": "0"},
+        "seeds": 1,
+        "canvas": {"width": 128, "height": 128, "steps": 4, "guidance": 1.0},
+        "date": "2026-11-27",
+    }
+    written = page(replace(report(9), setting=setting), [])
+    row = re.search("<tr><td>flip</td>.*?</tr>", written)
+    assert row is not None
+    named = ("mean", "95 % interval", "bound", "worst 5 %", "worst", "of prompt, seed")
+    assert re.findall('data-head="(.*?)"', row[0]) == list(named)
+    assert re.search(r"@media \(max-width.*attr\(data-head\)", written, re.DOTALL)
 
 
 def test_few_pairs_are_all_shown_and_none_if_zero_are_requested() -> None:

@@ -33,8 +33,19 @@ def test_every_typography_prompt_quotes_its_text_and_all_scripts_occur() -> None
     assert all(f'"{prompt.reads}"' in prompt.text for prompt in typography)
 
 
+def test_posters_have_several_texts_of_15_to_20_words_in_latin_cyrillic_cjk_and_arabic() -> None:
+    posters = [prompt for prompt in load("kit").prompts if prompt.category == "posters"]
+    assert {"latin", "cyrillic", "chinese", "japanese", "korean", "arabic"} <= {prompt.script for prompt in posters}
+    for prompt in posters:
+        elements = prompt.reads.splitlines()
+        assert len(elements) >= 3
+        assert all(f'"{element}"' in prompt.text for element in elements)
+        spaced = prompt.script not in ("chinese", "japanese")  # these have no spaces: two characters a word
+        assert 15 <= (len(prompt.reads.split()) if spaced else len(prompt.reads) / 2) <= 20
+
+
 def test_a_part_of_the_kits_set_takes_one_prompt_of_each_category_in_turn() -> None:
-    part = load("kit:26").prompts
+    part = load("kit:28").prompts
     assert set(Counter(prompt.category for prompt in part).values()) == {2}
     assert set(part) < set(load("kit").prompts)
 
@@ -77,7 +88,7 @@ def test_the_digest_follows_the_prompts_and_not_the_file(tmp_path: Path) -> None
     [
         ("kit:0", "'0' is not a positive number"),
         ("kit:few", "'few' is not a positive number"),
-        ("kit:999", "the kit has 158 prompts"),
+        ("kit:999", "the kit has 166 prompts"),
         ("sample", "give a number of prompts, as in sample:100"),
         ("sample:10001", "at most 10000"),
         ("nowhere.txt", "nowhere.txt: no such file, and not `kit`"),
