@@ -21,7 +21,7 @@ PATIENCE = 8
 PEER = 2.0  # requests with at most twice the remaining work share a call whenever that saves time
 WORTH = 0.92  # a row is added if it then takes at most this share of its time in a call of its own
 SAVING = 0.7  # a call may be of any length if its rows take at most this share of their time alone
-SHORT = 2.0  # other calls take at most so many times the time of the leader alone
+SHORT = 4.0  # other calls take at most so many times the time of the leader alone
 STRETCH = 1.15  # longer requests may join if the call then takes at most so much longer
 BATCH_WEIGHT = 4  # an interactive request counts as much as so many batch requests
 

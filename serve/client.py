@@ -118,8 +118,8 @@ class Client:
     ) -> ImageResponse:
         """Send one request and wait; `tick` is called about ten times a second with the elapsed seconds.
 
-        Raises RequestError if the server rejects the request, ServerError for every other failure. An interrupt cancels
-        the call.
+        Raises RequestError if the server rejects the request, UnavailableError if it can be sent again later, and
+        ServerError for every other failure. An interrupt cancels the call, and the server stops working on it.
         """
         answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
         start = time.perf_counter()
@@ -128,6 +128,7 @@ class Client:
             fields_to_inputs(fields),
             callback=lambda result, error: answers.put((result, error)),
             client_timeout=timeout,
+            timeout=None if timeout is None else round(timeout * 1e6),  # the server's deadline, in microseconds
         )
         try:
             while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from serve import backend
 from serve.settings import Settings, version_folder
 
 logger = logging.getLogger(__name__)
+ENGINE_NICENESS = 5  # a CPU engine gives way to the models that admit, reject and encode
 Result = dict[str, Array] | EngineError
 
 
@@ -51,6 +53,7 @@ def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
         from runtimes.trt.engine import open_engines
 
         return open_engines(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
+    os.nice(ENGINE_NICENESS)
     below = version / part if part == "transformer" else version
     return OrtEngine(below / "model.onnx", settings.ports[part], settings.tuning.threads)
 

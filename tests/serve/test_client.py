@@ -53,7 +53,9 @@ class Transport:
     def __init__(self, result: Any = None, error: InferenceServerException | None = None, ready: bool = True) -> None:
         self.result, self.error, self.ready = result, error, ready
 
-    def async_infer(self, model: str, inputs: Any, callback: Any, client_timeout: float | None) -> Any:
+    def async_infer(
+        self, model: str, inputs: Any, callback: Any, client_timeout: float | None, timeout: int | None
+    ) -> Any:
         callback(self.result, self.error)
         return SimpleNamespace(cancel=lambda: None)
 

@@ -74,7 +74,7 @@ def test_a_killed_launcher_stops_its_server(deployment_of: ByFamily, tmp_path: P
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
     before = shared_memory()
-    scratch = os.environ | {"TMPDIR": str(tmp_path)}  # a killed launcher leaves its temporary folder
+    scratch = os.environ | {"TMPDIR": str(tmp_path)}
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=scratch)
     assert launcher.stdout is not None
     assert b'"start_seconds"' in launcher.stdout.readline()
@@ -83,12 +83,56 @@ def test_a_killed_launcher_stops_its_server(deployment_of: ByFamily, tmp_path: P
     launcher.wait()
     launcher.stdout.close()
     deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in processes) and time.monotonic() < deadline:
+    while (any(map(alive, processes)) or any(tmp_path.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in processes if alive(pid)]
-    for left in shared_memory() - before:  # a killed launcher cannot remove it; Triton usually does
-        assert left.startswith("flux2_")
-        Path("/dev/shm", left).unlink()
+    assert not list(tmp_path.iterdir())
+    assert shared_memory() <= before
+
+
+@pytest.mark.server
+def test_two_signals_while_stopping_leave_nothing(deployment_of: ByFamily, tmp_path: Path) -> None:
+    ports = TcpPorts.free()
+    options = [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
+    command = [sys.executable, "-m", "serve", "run", str(deployment_of("klein")), *options, "--json"]
+    before = shared_memory()
+    scratch = os.environ | {"TMPDIR": str(tmp_path)}
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=scratch, text=True)
+    assert launcher.stdout is not None
+    launcher.stdout.readline()
+    processes = children(launcher.pid)
+    for _ in range(3):
+        launcher.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, errors
+    assert "stopping; press Ctrl-C again to drop the requests in flight" in errors
+    assert not [pid for pid in processes if alive(pid)]
+    assert not list(tmp_path.iterdir())
+    assert shared_memory() <= before
+
+
+@pytest.mark.server
+def test_any_path_to_a_deployment_will_do(deployment_of: ByFamily, tmp_path: Path) -> None:
+    """Triton starts the processes of Python models through a shell, which cannot have spaces or umlauts."""
+    folder = tmp_path / "für alle; $HOME 'x'"
+    folder.symlink_to(deployment_of("klein"))
+    with Server(folder, log=tmp_path / "log") as server:
+        assert server.start_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("ports", "words"),
+    [
+        (TcpPorts(http=99999), "--http-port 99999: a port is a number from 1 to 65535"),
+        (TcpPorts(grpc=0), "--grpc-port 0: a port is a number from 1 to 65535"),
+        (TcpPorts(metrics=-1), "--metrics-port -1: a port is a number"),
+        (TcpPorts(http=8001), "--http-port 8001: given for two of http, grpc and metrics"),
+    ],
+)
+def test_what_is_no_port_is_rejected_before_anything_starts(ports: TcpPorts, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ports.check_free()
 
 
 @pytest.mark.server
