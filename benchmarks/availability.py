@@ -51,7 +51,10 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
     parser.add_argument(
-        "--beside", type=Path, metavar="DEPLOY", help="for `mixed`: the same artifact with --policy first-come"
+        "--beside",
+        type=Path,
+        metavar="DEPLOY",
+        help="for `mixed`: the same artifact with --policy first-come; default: not compared",
     )
     parser.add_argument(
         "--only", default="", metavar="NAMES", help=f"some of: {', '.join(PARTS)}; separated by commas; default: all"

@@ -23,6 +23,8 @@ WORTH = 0.92  # a row is added if it then takes at most this share of its time i
 SAVING = 0.7  # a call may be of any length if its rows take at most this share of their time alone
 SHORT = 4.0  # other calls take at most so many times the time of the leader alone
 STRETCH = 1.15  # longer requests may join if the call then takes at most so much longer
+RIDE = 0.75  # and where a row takes at most this share of its time alone,
+RIDE_STRETCH = 1.75  # up to so many times the time of the leader alone, and more when many requests are live
 BATCH_WEIGHT = 4  # an interactive request counts as much as so many batch requests
 
 
@@ -108,24 +110,25 @@ class Scheduler:
         others = (i for i, job in enumerate(jobs) if i != leader and job.tokens == lead.tokens)
         for i in sorted(others, key=lambda i: (jobs[i].batch, self.work(jobs[i]))):
             job, wider = jobs[i], rows + jobs[i].rows
-            if wider > self.max_rows:
-                continue
             known = self.costs.seen.get(job.tokens, {})
-            unknown = wider not in known
-            if unknown and explored:
-                continue  # one new width a call
-            shared = self.costs.seconds(job.tokens, wider)
-            saves = shared - self.costs.seconds(job.tokens, rows) <= WORTH * self.costs.seconds(job.tokens, job.rows)
+            if wider > self.max_rows or (explored and wider not in known):  # one new width a call
+                continue
             peer = self.work(job) <= PEER * lead_work and job.batch <= lead.batch
-            cheap = shared * job.rows <= SAVING * wider * self.costs.seconds(job.tokens, job.rows)
-            if (
-                (unknown and len(known) < 2)
-                or shared <= STRETCH * alone
-                or (peer and saves and (cheap or shared <= SHORT * alone))
-            ):
+            if len(known) < 2 or self._is_worth_it(job, rows, alone, peer, max(RIDE_STRETCH, len(jobs) / 2)):
                 chosen.append(i)
-                rows, explored = wider, unknown
+                rows, explored = wider, wider not in known
         return chosen
+
+    def _is_worth_it(self, job: Job, rows: int, alone: float, peer: bool, most: float) -> bool:
+        """Return whether a job may join a call of so many rows, whose leader takes `alone` seconds alone."""
+        own = self.costs.seconds(job.tokens, job.rows)
+        shared = self.costs.seconds(job.tokens, rows + job.rows)
+        added = (shared - self.costs.seconds(job.tokens, rows)) / own
+        stretch = shared / alone
+        if stretch <= STRETCH or (added <= RIDE and stretch <= most):
+            return True
+        cheap = shared <= SAVING * own * (rows + job.rows) / job.rows
+        return peer and added <= WORTH and (cheap or stretch <= SHORT)
 
     def _oldest(self, jobs: Sequence[Job]) -> list[int]:
         chosen, rows = [0], jobs[0].rows

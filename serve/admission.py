@@ -176,7 +176,7 @@ class Admission:
         if not rate or not self._completed:
             return self.live_limit
         mean = sum(cost for _, cost in self._completed) / len(self._completed)
-        return max(2, min(self.live_limit, int(SLOWDOWN * self._lone_seconds(mean) * rate / mean)))
+        return max(1, min(self.live_limit, int(SLOWDOWN * self._lone_seconds(mean) * rate / mean)))
 
     def _rate(self) -> float:
         """Return the cost that is completed per second while requests are in flight; 0 when unknown."""

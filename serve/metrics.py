@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
 
+FLUSH_SECONDS = 0.2
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0)
 _COUNTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 METRICS = (
@@ -44,7 +46,11 @@ METRICS = (
 
 
 class Metrics:
-    """The metrics of one model inside Triton; thread-safe."""
+    """The metrics of one model inside Triton; thread-safe.
+
+    Each change of a metric is a message to the server, which takes as long as a small engine call. So changes are
+    collected and sent by a thread of their own.
+    """
 
     def __init__(self, pb: Any, model: str) -> None:
         self._kinds = {
@@ -60,25 +66,45 @@ class Metrics:
         }
         self._metrics: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
+        self._added: dict[tuple[str, str], float] = {}
+        self._gauges: dict[str, float] = {}
+        self._observed: list[tuple[str, float]] = []
         for metric in self._table.values():
             if not metric.label:
                 self._get(metric.name, "")
+        threading.Thread(target=self._run, name="metrics", daemon=True).start()
 
     def add(self, name: str, amount: float = 1, label: str = "") -> None:
         """Increase a counter."""
-        if amount > 0:
-            with self._lock:
-                self._get(name, label).increment(amount)
+        with self._lock:
+            self._added[name, label] = self._added.get((name, label), 0.0) + amount
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
         with self._lock:
-            self._get(name, "").set(value)
+            self._gauges[name] = value
 
     def observe(self, name: str, value: float) -> None:
         """Add a value to a histogram."""
         with self._lock:
-            self._get(name, "").observe(value)
+            self._observed.append((name, value))
+
+    def _run(self) -> None:
+        sent: dict[str, float] = {}
+        while True:
+            time.sleep(FLUSH_SECONDS)
+            with self._lock:
+                added, self._added = self._added, {}
+                observed, self._observed = self._observed, []
+                gauges = {name: value for name, value in self._gauges.items() if sent.get(name) != value}
+            sent |= gauges
+            for (name, label), amount in added.items():
+                if amount > 0:
+                    self._get(name, label).increment(amount)
+            for name, value in gauges.items():
+                self._get(name, "").set(value)
+            for name, value in observed:
+                self._get(name, "").observe(value)
 
     def _get(self, name: str, label: str) -> Any:
         if (name, label) not in self._metrics:
