@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import queue
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kit.errors import Flux2Error, RequestError, ServerError, UnavailableError, 
 from pipeline.request import FIELDS, Field, FieldType
 from serve.wire import FRONT, NUMPY
 
+LOST = re.compile("Socket closed|Stream removed|Connection reset|recvmsg")  # gRPC's words for a connection that broke
 CONTROL_SECONDS = 600.0  # engines of 32 B take minutes to load
 
 
@@ -163,6 +165,8 @@ class Client:
             return ServerError(f"the request was cancelled by the server at {self.url}")
         if status == "UNAVAILABLE" and self.responds():
             return UnavailableError(message)
+        if status == "UNAVAILABLE" and LOST.search(message):
+            return ServerError(f"the server at {self.url} ended during the request; send it again when it is back")
         if status == "UNAVAILABLE":
             if answers_http(self.url):
                 return UsageError(f"{self.url} is the HTTP port of a server; give its gRPC port, 8001 by default")

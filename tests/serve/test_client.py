@@ -108,3 +108,10 @@ def test_without_a_server_the_error_says_how_to_start_one() -> None:
         pytest.raises(ServerError, match="no FLUX.2 server responds at 127.0.0.1:.* start one with: python -m serve r"),
     ):
         client.generate({"prompt": "a cat"}, timeout=5)
+
+
+@pytest.mark.parametrize("words", ["Stream removed (Socket closed)", "recvmsg:Connection reset by peer"])
+def test_a_server_that_ends_during_a_request_is_told_apart_from_one_that_never_was(words: str) -> None:
+    error = InferenceServerException(words, status="StatusCode.UNAVAILABLE")
+    with pytest.raises(ServerError, match="ended during the request; send it again when it is back"):
+        ask(Transport(error=error, ready=False))
