@@ -4,7 +4,7 @@ Runs a deployment on the real tritonserver and sends it plain gRPC requests. `ki
 turn while ten requests are in flight; `cancels` abandons requests in four ways and times a request right afterwards;
 `overload` sends ten times the capacity; `mixed` sends short and long requests at 80 % of it; `throughput` compares with
 the same pipeline in one process, without a server; `soak` mixes sizes, steps, cancellations and kills and compares each
-image with its serial twin.
+image with its serial twin; `malformed` sends requests that no sane client sends beside a neighbour that is timed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import malformed
 from benchmarks.machine import describe
 from kit.errors import Flux2Error, UsageError
 from serve.client import Client, fields_to_inputs
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="kills of each process and signal")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="length of overload and mixed load")
     parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="`mixed`: requests a second; 0: 80 %%")
-    parser.add_argument("--requests", type=int, default=2000, metavar="N", help="requests of the soak")
+    parser.add_argument("--requests", type=int, default=2000, metavar="N", help="requests of `soak` and `malformed`")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -340,6 +341,35 @@ def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def wrong(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    """Send malformed requests over gRPC and HTTP, half each, beside a neighbour whose requests are timed."""
+    http = f"{server.ports.host}:{server.ports.http}"
+    done = threading.Event()
+    seconds: list[float] = []
+    with Client(server.url) as client:
+        lone_seconds(client)
+        lone = lone_seconds(client, count=40)
+
+        def neighbour() -> None:
+            while not done.is_set():
+                outcome = send(client, {**SHORT, "seed": 1})
+                seconds.append(outcome.seconds if outcome.image is not None else float("inf"))
+
+        thread = threading.Thread(target=neighbour)
+        thread.start()
+        seen = malformed.send(server.url, http, args.requests // 2)
+        done.set()
+        thread.join()
+    return {
+        "requests": args.requests // 2 * 2,
+        "statuses": dict(seen.most_common()),
+        "heals": server.ledger.heals,
+        "in_flight_afterwards": server.ledger.occupied,
+        "neighbour_lone_p50_max": [percentile(lone, 50), round(max(lone), 3)],
+        "neighbour_beside_p50_max": [percentile(seconds, 50), round(max(seconds), 3)],
+    }
+
+
 def _memory(server: Server) -> float:
     """Return the megabytes that the server's processes occupy for themselves."""
     total = 0
@@ -357,4 +387,5 @@ PARTS: dict[str, Callable[[Server, argparse.Namespace], dict[str, Any]]] = {
     "mixed": mixed,
     "throughput": throughput,
     "soak": soak,
+    "malformed": wrong,
 }

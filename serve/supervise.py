@@ -182,7 +182,7 @@ class Supervisor:
             except Flux2Error as error:
                 if self._quiet.is_set():
                     return
-                why = str(error)
+                why = str(error).partition("\n")[0]
         server.ledger.count_heal()
         self._stops.clear()
         self.on_event(f"{why}; the server serves again after {time.monotonic() - start:.1f} s")

@@ -19,6 +19,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from benchmarks import malformed
 from kit.errors import Flux2Error, ServerError, UnavailableError
 from serve.client import Client, fields_to_inputs
 from serve.launch import Server
@@ -222,6 +223,22 @@ def test_internal_models_refuse_strangers_at_once(model: str, supervised: Server
     with pytest.raises(InferenceServerException, match="the denoiser is internal; send requests to the model 'flux2'"):
         client.infer(model, inputs, client_timeout=HEAL_SECONDS)
     client.close()
+
+
+def test_malformed_requests_harm_nobody(supervised: Server) -> None:
+    """`benchmarks availability --only malformed` sends 10,000 and times a neighbour."""
+    heals = supervised.ledger.heals
+    seen = malformed.send(supervised.url, f"{supervised.ports.host}:{supervised.ports.http}", 150)
+    # Triton's HTTP frontend answers with 500 to JSON that it cannot read
+    assert {status.split(":")[0] for status in seen} <= {
+        *(f"gRPC {name}" for name in malformed.ANSWERED),
+        *(f"HTTP {code}" for code in (200, 400, 404, 500, 501)),
+    }, seen
+    assert seen["gRPC INVALID_ARGUMENT"] > 50
+    assert supervised.ledger.heals == heals
+    until(lambda: supervised.ledger.occupied == 0, 20)
+    with Client(supervised.url) as client:
+        assert client.generate(SMALL, timeout=HEAL_SECONDS).images
 
 
 def test_only_the_supervisor_may_unload_a_model(supervised: Server) -> None:
