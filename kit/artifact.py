@@ -22,6 +22,7 @@ from kit.variants import TextEncoder, Transformer, Vae, Variant
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 CERTIFICATE = "certificate.json"  # what `quantize gate` adds to the artifact it judged; bound to the manifest's digest
+CONTENTS = "contents.json"  # what `serve run` adds to a deployment: digests of its weights by content
 FORMAT = 1
 TEXTS = ("model_index.json", "scheduler", "tokenizer")  # json and text files that a server needs; never weights
 Kind = Literal["onnx", "quantized", "engine", "aoti", "deployment"]
@@ -72,11 +73,11 @@ def digest(path: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Record every file in a folder except its manifest and certificate, by path relative to the folder."""
+    """Record every file in a folder except its manifest, certificate and contents, by path relative to the folder."""
     return {
         str(p.relative_to(folder)): FileRecord(p.stat().st_size, digest(p))
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p not in (folder / MANIFEST, folder / CERTIFICATE)
+        if p.is_file() and p not in (folder / MANIFEST, folder / CERTIFICATE, folder / CONTENTS)
     }
 
 

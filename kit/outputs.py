@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.artifact import CERTIFICATE, MANIFEST
+from kit.artifact import CERTIFICATE, CONTENTS, MANIFEST
 from kit.errors import UsageError
 
 
@@ -188,7 +188,7 @@ def _strays(folder: Path, found: Output) -> Iterator[Path]:
         name = path.relative_to(folder)
         if path.is_dir() and not path.is_symlink():
             continue
-        known = name.parts[0] in found.contents or str(name) in (*found.contents, found.mark, CERTIFICATE)
+        known = name.parts[0] in found.contents or str(name) in (*found.contents, found.mark, CERTIFICATE, CONTENTS)
         passing = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
         if not known and not passing and str(name) not in listed:
             yield name

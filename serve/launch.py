@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -21,13 +20,13 @@ from typing import IO
 from kit.artifact import verify
 from kit.errors import CheckFailed, ServerError, UnavailableError, UsageError
 from kit.hardware import shared_free
-from serve import janitor
+from serve import contents, janitor
 from serve.client import Client
 from serve.find_server import Binary, find_server
 from serve.ledger import VARIABLE, Ledger, State
-from serve.preflight import memory_problem, tensorrt_options
+from serve.preflight import memory_problem, triton_options
 from serve.probe import probe
-from serve.processes import end_group
+from serve.processes import end_group, end_with_parent
 from serve.supervise import Supervisor
 from serve.tcp_ports import TcpPorts
 from serve.wire import FRONT, STREAM
@@ -53,6 +52,7 @@ class Server:
         start_timeout: float = 120.0,
         exit_timeout: int = 10,
         on_event: Callable[[str], None] = lambda event: logger.warning("%s", event),
+        verify_weights: contents.Verify = "quick",
     ) -> None:
         self.deployment = deployment.absolute()
         self.ports = ports or TcpPorts.free()
@@ -64,6 +64,8 @@ class Server:
         self._start_timeout = start_timeout
         self._exit_timeout = exit_timeout
         self._on_event = on_event
+        self._verify_weights = verify_weights
+        self._reader: contents.Reader | None = None
         self._shm_prefix = f"flux2_{uuid.uuid4().hex[:12]}_"
         self._secret = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,7 +85,8 @@ class Server:
         return self._running().pid
 
     def __enter__(self) -> Server:
-        verify(self.deployment, kinds=("deployment",))
+        manifest = verify(self.deployment, kinds=("deployment",))
+        self.checked = contents.check(self.deployment, manifest, self._verify_weights)
         if small := memory_problem(self.deployment, shared_free()):
             logger.warning("%s", small)
         self.ports.check_free()
@@ -92,6 +95,7 @@ class Server:
             self._start()
             self._wait_until_it_generates()
             self._supervisor = Supervisor(self, self._on_event)
+            self._reader = contents.Reader(self.deployment, self.checked.pending)
         except BaseException:
             self.stop(drain=0)
             raise
@@ -123,6 +127,8 @@ class Server:
         """
         code = None
         self._stopping = True
+        if self._reader is not None:
+            self._reader.stop()
         if self._supervisor is not None:
             self._supervisor.release()
         if self._process is not None:
@@ -249,24 +255,8 @@ class Server:
         assert self._binary is not None
         assert self._workspace is not None
         binary, models = self._binary, Path(self._workspace.name) / "models"
-        command = [
-            str(binary.path),
-            f"--model-repository={models}",
-            "--model-control-mode=explicit",
-            "--load-model=*",
-            f"--grpc-restricted-protocol=model-repository:{Client.SECRET}={self._secret}",
-            f"--http-restricted-api=model-repository:{Client.SECRET}={self._secret}",
-            "--model-load-thread-count=8",
-            *(f"--{p}-address={self.ports.host}" for p in ("http", "grpc", "metrics")),
-            *(f"--{p}-port={getattr(self.ports, p)}" for p in ("http", "grpc", "metrics")),
-            f"--exit-timeout-secs={self._exit_timeout}",
-            "--disable-auto-complete-config",
-            "--log-info=false",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            "--backend-config=python,stub-timeout-seconds=600",
-            *tensorrt_options(self.deployment),
-            *binary.arguments,
-        ]
+        options = triton_options(self.deployment, self.ports, self._secret, self._exit_timeout, self._shm_prefix)
+        command = [str(binary.path), f"--model-repository={models}", *options, *binary.arguments]
         environment = {**os.environ, **binary.environment, "HF_HUB_OFFLINE": "1", VARIABLE: str(self.ledger.path)}
         environment["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), environment.get("PATH", "")])
         output: IO[bytes] | None = self._log.open("ab" if self._process else "wb") if self._log is not None else None
@@ -278,7 +268,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         finally:
             if output is not None:
@@ -306,10 +296,3 @@ class Server:
             return ""
         text = self._log.read_text(errors="replace").splitlines()
         return "\n".join([f"; the end of {self._log}:", *text[-lines:]])
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to interrupt this process when its parent dies, so that a killed launcher leaves no server running."""
-    if sys.platform == "linux":
-        set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGINT)

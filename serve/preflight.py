@@ -6,7 +6,9 @@ from pathlib import Path
 
 from planner.shared_memory import Traffic, problem, shared_bytes
 from runtimes.trt.record import RECORD, read_record
+from serve.client import Client
 from serve.settings import Settings
+from serve.tcp_ports import TcpPorts
 
 
 def memory_problem(deployment: Path, free: int | None) -> str | None:
@@ -27,3 +29,22 @@ def tensorrt_options(deployment: Path) -> list[str]:
     if path.is_file() and read_record(path).version == "compatible":
         return ["--backend-config=tensorrt,version-compatible=true"]
     return []
+
+
+def triton_options(deployment: Path, ports: TcpPorts, secret: str, exit_timeout: int, shm_prefix: str) -> list[str]:
+    """Return the options of tritonserver; `secret` restricts the repository API to whoever knows it."""
+    return [
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--grpc-restricted-protocol=model-repository:{Client.SECRET}={secret}",
+        f"--http-restricted-api=model-repository:{Client.SECRET}={secret}",
+        "--model-load-thread-count=8",
+        *(f"--{p}-address={ports.host}" for p in ("http", "grpc", "metrics")),
+        *(f"--{p}-port={getattr(ports, p)}" for p in ("http", "grpc", "metrics")),
+        f"--exit-timeout-secs={exit_timeout}",
+        "--disable-auto-complete-config",
+        "--log-info=false",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        "--backend-config=python,stub-timeout-seconds=600",
+        *tensorrt_options(deployment),
+    ]

@@ -29,13 +29,13 @@ from pipeline.images import encode
 from pipeline.local import LocalPipeline
 from pipeline.request import Limits
 from runtimes.trt.record import RECORD, EngineRecord, mismatch, write_record
-from serve import tensorrt_deploy
-from serve.probe import ANSWER, question
+from serve import contents, tensorrt_deploy
+from serve.probe import ANSWER, question, this_kind
 from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import configs
 from serve.wire import IMAGE_STAGE, PROMPT_STAGE
 
-REVISION = 4  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 5  # raise when the same artifact and settings give another deployment, including its models' code
 
 # model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {
@@ -52,8 +52,10 @@ def write_repository(
     tuning: Tuning,
     known_answer: KnownAnswer = "generate",
     require_gate: bool = False,
+    copy: bool = False,
+    progress: contents.Progress = lambda done, total: None,
 ) -> Manifest:
-    """Write a deployment of `artifact` to `out`; weights are hard links.
+    """Write a deployment of `artifact` to `out`; its files are hard links, or copies with `copy`.
 
     The known answer that `serve run` requests before it reports ready is generated here, by the same engines in this
     process. With "none", a deployment can be written on a machine that cannot load the engines; `serve run` then checks
@@ -82,6 +84,18 @@ def write_repository(
         ports={name: manifest.part(name).ports for name in sorted(needed)},
         tensorrt=tensorrt_deploy.models(record) if record is not None else {},
     )
+    linked = {
+        model: sorted((artifact / manifest.part(part).graph).parent.iterdir()) for model, (part, _) in _GRAPHS.items()
+    }
+    total = contents.check_space(out, [path for files in linked.values() for path in files]) if copy else 0
+    weights: dict[str, contents.Content] = {}
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
     with building(out, DEPLOYMENT, [artifact]) as folder:
         for name, text in configs(settings).items():
             version = folder / name / "1"
@@ -96,8 +110,15 @@ def write_repository(
             target = folder / model / "1" / below
             if record is not None:
                 target = target if _is_native(model, settings) else folder / model / "1" / part
-            for path in sorted(source.parent.iterdir()):
-                link_or_copy(path, target / path.name)
+            for path in linked[model]:
+                placed = target / path.name
+                if copy:
+                    found = contents.copy_file(path, placed, report)
+                else:
+                    link_or_copy(path, placed)
+                    found = contents.Content.of(placed)
+                if path.suffix == ".safetensors":
+                    weights[str(placed.relative_to(folder))] = found
             if record is not None and not _is_native(model, settings):
                 write_record(folder / model / "1" / RECORD, record)
             graph = (target / source.name).relative_to(folder)
@@ -110,7 +131,7 @@ def write_repository(
             variant=manifest.variant,
             compute=manifest.compute,
             recipe=manifest.recipe,
-            options={},
+            options={"known_answer": this_kind()} if known_answer == "generate" and record is None else {},
             source=_source(artifact),
             parts=parts,
             versions=_versions(),
@@ -119,7 +140,9 @@ def write_repository(
             write_manifest(folder, deployment)
             answer = LocalPipeline(folder if record is None else artifact, limits).generate(question(limits))
             (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
-        return write_manifest(folder, deployment)
+        written = write_manifest(folder, deployment)
+        contents.write_contents(folder, weights)
+        return written
 
 
 def _check_engine(record: EngineRecord, limits: Limits, known_answer: KnownAnswer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the image that a server must generate before it is ready; none: where engines do not load",
     )
     parser.add_argument(
+        "--copy",
+        action="store_true",
+        help="copy the files instead of hard-linking them, and read the weights meanwhile",
+    )
+    parser.add_argument(
         "--require-gate", action="store_true", help="reject an artifact whose images `quantize gate` has not passed"
     )
 
@@ -57,12 +63,33 @@ def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
     return cls(**values)
 
 
+class CopyProgress:
+    """Shows the progress of a copy on stderr: a line that is rewritten on a terminal, else one line per tenth."""
+
+    def __init__(self) -> None:
+        self._shown = -1
+
+    def report(self, done: int, total: int) -> None:
+        """Show how much is done, if it is visibly more than last time."""
+        terminal = sys.stderr.isatty()
+        percent = 100 * done // max(total, 1)
+        step = percent if terminal else percent // 10
+        if step == self._shown:
+            return
+        self._shown = step
+        text = f"copying: {percent} % of {total / 1e9:.2f} GB"
+        end = "" if terminal and done < total else "\n"
+        print(f"\r{text}" if terminal else text, end=end, file=sys.stderr, flush=True)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the deployment; returns its folder, variant and recipe."""
     from serve.repository import write_repository
 
     limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
-    manifest = write_repository(args.artifact, args.out, limits, tuning, args.known_answer, args.require_gate)
+    manifest = write_repository(
+        args.artifact, args.out, limits, tuning, args.known_answer, args.require_gate, args.copy, CopyProgress().report
+    )
     if not args.json:
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
         print(f"quality: {quality(args.out, manifest)}")

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long requests in flight may take to end when the server is stopped",
     )
     parser.add_argument(
+        "--verify",
+        choices=("quick", "full"),
+        default="quick",
+        help="which weights are read before the start: those that changed since they were last read, or all",
+    )
+    parser.add_argument(
         "--tritonserver",
         type=Path,
         metavar="FILE",
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
     stop = Stop()
     ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
-    server = Server(args.deployment, ports, args.tritonserver, on_event=_tell)
+    server = Server(args.deployment, ports, args.tritonserver, on_event=_tell, verify_weights=args.verify)
     code, failure = None, None
     try:
         server.__enter__()
@@ -91,6 +97,7 @@ def _tell(event: str) -> None:
 
 def _announce(args: argparse.Namespace, server: Any, ports: Any) -> None:
     judged = quality(args.deployment, read_manifest(args.deployment))
+    checked = server.checked
     if args.json:
         facts = {
             "url": server.url,
@@ -100,10 +107,19 @@ def _announce(args: argparse.Namespace, server: Any, ports: Any) -> None:
             "pid": server.pid,
             "start_seconds": round(server.start_seconds, 2),
             "probe_seconds": round(server.probe_seconds, 2),
+            "verify": args.verify,
+            "weights": {
+                "files": checked.files,
+                "read": checked.read,
+                "pending": len(checked.pending),
+                "seconds": round(checked.seconds, 2),
+            },
         }
         print(json.dumps(facts), flush=True)
         return
     print(f"ready after {server.start_seconds:.1f} s; the known-answer request took {server.probe_seconds:.2f} s")
     print(f"gRPC {server.url}  HTTP {ports.host}:{ports.http}  metrics {ports.host}:{ports.metrics}")
     print(f"quality: {judged}")
+    later = f", {len(checked.pending)} are read for the first time in the background" if checked.pending else ""
+    print(f"weights: {checked.files} files, {checked.read} read before the start{later}")
     print("press Ctrl-C to stop", flush=True)
