@@ -23,15 +23,15 @@ from quantize.calibration import record
 # Prints a line when weights are being written, and then waits to be killed.
 SLOW = """
 import sys, time
-from quantize import __main__ as command
-from quantize.apply import write
+from quantize import conversions
 
 def convert(jobs, path, progress):
     path.write_bytes(b"half of it")
     print("writing", flush=True)
     time.sleep(300)
 
-write.convert = convert
+conversions.convert = convert
+from quantize import __main__ as command
 command.main(sys.argv[1:])
 """
 

@@ -6,9 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from runtimes.trt.profiles import Sizing
 from runtimes.trt.record import EngineRecord, PlanRecord
 from tests.conftest import ByFamily
 from tests.runtimes.bindings import load
-from tests.runtimes.bindings.builder_world import LAYERS, BuilderWorld, write_graph
+from tests.runtimes.bindings.builder_world import LAYERS, BuilderWorld, run_here, write_graph
 from tests.runtimes.bindings.real import VERSIONS, interface
 from tests.runtimes.bindings.strict import StrictModule
 
@@ -254,18 +253,6 @@ def test_check_prints_what_would_be_built_and_stops(
     assert facts["checked"] is True
     assert facts["plans"][1]["profiles"]["256"]["image_tokens"] == [16, 256, 256]
     assert list(tmp_path.iterdir()) == []
-
-
-def run_here(
-    works: Sequence[apart.Work],
-    workers: int,
-    tick: Callable[[int, float, str], None],
-    done: Callable[[int, Any], None],
-) -> None:
-    """Do in this process what `apart.run` does in children."""
-    assert workers == 1, "TensorRT times kernels: one build at a time"
-    for place, work in enumerate(works):
-        done(place, work.function(*work.arguments, partial(tick, place)))
 
 
 @pytest.fixture(params=VERSIONS)

@@ -17,12 +17,13 @@ from kit.artifact import verify
 from kit.cuda_device import CudaDevice, Machine
 from kit.recipes import find_recipe
 from quantize.apply.apply import apply
+from runtimes.trt.build import apart
 from runtimes.trt.build import artifact as engine_artifact
 from runtimes.trt.external_weights import ExternalWeights
 from runtimes.trt.record import EngineRecord
 from tests.conftest import ByFamily
 from tests.runtimes.bindings import load
-from tests.runtimes.bindings.builder_world import BuilderWorld
+from tests.runtimes.bindings.builder_world import BuilderWorld, run_here
 from tests.runtimes.bindings.real import VERSIONS, interface
 from tests.runtimes.bindings.strict import StrictModule
 
@@ -59,6 +60,7 @@ def test_codes_reach_the_parser_as_they_lie_in_the_artifact(
 ) -> None:
     world = BuilderWorld(trt)
     monkeypatch.setattr(engine_artifact, "this_machine", lambda: Machine(L4, trt.__version__))
+    monkeypatch.setattr(apart, "run", run_here)  # a child process would not have the stand-in
     source, out = quantized(recipe), tmp_path / "engine"
     cache = ["--timing-cache", str(tmp_path / "timings")]
     assert main(["engine", str(source), "--gpu", "l4", "--out", str(out), *cache]) == 0

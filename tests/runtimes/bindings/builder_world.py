@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from kit.ports import Port, Ports
+from runtimes.trt.build import apart
 from tests.runtimes.bindings.strict import StrictModule
 
 PORTS = Ports(
@@ -165,3 +168,15 @@ class BuilderWorld:
 
     def in_memory(self, builder: Any, network: Any, config: Any, **_: Any) -> Any:
         return self.memory(self.plan) if self.run(config) else None
+
+
+def run_here(
+    works: Sequence[apart.Work],
+    workers: int,
+    tick: Callable[[int, float, str], None],
+    done: Callable[[int, Any], None],
+) -> None:
+    """Do in this process what `apart.run` does in children."""
+    assert workers == 1, "TensorRT times kernels: one build at a time"
+    for place, work in enumerate(works):
+        done(place, work.function(*work.arguments, partial(tick, place)))
