@@ -25,7 +25,7 @@ from pipeline.local import LocalPipeline
 from pipeline.request import Limits
 from serve import contents, probe
 from serve.commands.repository import CopyProgress
-from serve.contents import Content, Reader, check, content_digest, read_contents, weight_files
+from serve.contents import Content, Reader, check, content_digest, read_contents, weight_files, write_contents
 from serve.repository import write_repository
 from serve.settings import Tuning
 from tests.conftest import ByFamily
@@ -43,8 +43,11 @@ def negate(folder: Path, tensor: str, count: int = 100) -> None:
 
 @pytest.fixture
 def deployment(deployment_of: ByFamily, tmp_path: Path) -> Path:
-    """Copy the deployment of the tiny klein, as `cp -rp` does."""
-    return Path(shutil.copytree(deployment_of("klein"), tmp_path / "deployment"))
+    """Copy the deployment of the tiny klein, as `cp -rp` does, before its content was first read."""
+    copy = Path(shutil.copytree(deployment_of("klein"), tmp_path / "deployment"))
+    # other tests may have run a server on the original, which then has digests
+    write_contents(copy, {name: replace(entry, digest="") for name, entry in read_contents(copy).items()})
+    return copy
 
 
 def read_all(deployment: Path) -> None:
