@@ -29,7 +29,15 @@ PAGES = generated_docs.pages(ROOT)
 TEXTS = [*PAGES, ROOT / "kit/sample/README.md"]
 MARKS = ("gpu", "long", "download", "usage")
 RUN_WITH_README = {"make demo", "make test"}
-SHELL = ("pip ", ". ", "optimum-cli ", "curl ", "python -c ")  # programs that are not the kit's
+SHELL = (
+    "pip ",
+    ". ",
+    "optimum-cli ",
+    "curl ",
+    "python -c ",
+    "echo ",
+    "perf_analyzer ",
+)  # programs that are not the kit's
 MOST_BYTES = 8192  # of README
 
 
