@@ -18,6 +18,7 @@ from pipeline.scheduling import Policy
 
 SETTINGS = "settings.json"
 KnownAnswer = Literal["generate", "none"]  # whether the known answer is generated when the deployment is written
+TritonRelease = Literal["24.10", "26.11"]  # a Triton between them loads the configuration of 24.10
 
 
 MOST_LIVE = 30  # Triton's python backend runs 32 requests of one model to others at a time
@@ -37,6 +38,9 @@ class Tuning:
         "fair", "which requests the denoiser advances; first-come: the oldest, for comparisons"
     )
     max_seconds: int = option(3600, "seconds after which a request is given up")
+    triton: TritonRelease = option(  # noqa: RUF009 -- a dataclass field, as above
+        "24.10", "oldest Triton release that loads the deployment; 26.11: ensembles have a limit of their own too"
+    )
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def configs(settings: Settings) -> dict[str, str]:
         _denoiser(settings),
         _vae_decoder(settings),
         _image_encoder(),
-        _prompt_stage(settings),
-        _image_stage(settings),
+        _limited(_prompt_stage(settings), settings),
+        _limited(_image_stage(settings), settings),
         _model(FRONT, _REQUEST, _IMAGES, 0),
         _stream(),
     )
@@ -204,6 +204,16 @@ def _ensemble(name: str, inputs: Iterable[Wire], outputs: Iterable[Wire]) -> Any
     config.ClearField("instance_group")
     config.platform = "ensemble"
     return config
+
+
+def _limited(ensemble: Any, settings: Settings) -> Any:
+    """Bound the requests in each step of an ensemble, where Triton can (since 25.11; 24.10 rejects the field).
+
+    `flux2` starts no more than these, so the limit only matters if something else calls the ensemble.
+    """
+    if settings.tuning.triton == "26.11":
+        ensemble.ensemble_scheduling.max_inflight_requests = settings.tuning.live_requests
+    return ensemble
 
 
 def _step(config: Any, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:

@@ -7,12 +7,11 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from kit.certificate import quality
 from kit.errors import UsageError
 from pipeline.request import Limits
-from pipeline.scheduling import Policy
 from serve.settings import MOST_LIVE, KnownAnswer, Tuning
 
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         section = parser.add_argument_group(group)
         for item in fields(defaults):
             value = getattr(defaults, item.name)
-            choices = get_args(Policy) if isinstance(value, str) else None
+            choices = get_args(get_type_hints(type(defaults))[item.name]) or None
             section.add_argument(
                 f"--{item.name.replace('_', '-')}",
                 type=type(value),

@@ -32,6 +32,20 @@ def test_configs_are_the_expected_text(name: str) -> None:
     assert set(made) == {path.stem for path in (EXPECTED / name).iterdir()}
 
 
+def test_a_deployment_for_triton_26_11_differs_in_its_ensembles_only() -> None:
+    base = settings("klein-4b")
+    made, default = configs(replace(base, tuning=Tuning(triton="26.11"))), configs(base)
+    folder = EXPECTED / "klein-4b-triton-26.11"
+    assert {model for model in made if made[model] != default[model]} == {path.stem for path in folder.iterdir()}
+    for path in folder.iterdir():
+        assert made[path.stem] == path.read_text()
+
+
+def test_the_limit_of_an_ensemble_is_that_of_live_requests() -> None:
+    made = configs(replace(settings("dev"), tuning=Tuning(triton="26.11", live_requests=3)))
+    assert all("max_inflight_requests: 3\n" in made[stage] for stage in ("prompt_stage", "image_stage"))
+
+
 @pytest.mark.parametrize("stage", ["prompt_stage", "image_stage"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_tensor_of_an_ensemble_has_one_source_and_equal_shapes(name: str, stage: str) -> None:
