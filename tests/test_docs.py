@@ -37,6 +37,7 @@ SHELL = (
     "python -c ",
     "echo ",
     "perf_analyzer ",
+    "docker ",
 )  # programs that are not the kit's
 MOST_BYTES = 8192  # of README
 
