@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CLIENT = frozenset({"numpy", "PIL", "google", "tritonclient"})
+_CLIENT = frozenset({"grpc", "numpy", "PIL", "google", "tritonclient"})
 _MODELS = frozenset({"torch", "ml_dtypes", "onnx_ir", "safetensors", "transformers", "tokenizers"})
 _EXPORT = _MODELS | {"numpy", "accelerate", "diffusers", "huggingface_hub", "onnx", "onnxscript", "tqdm"}
 _SERVE = _CLIENT | _MODELS | {"onnxruntime"}

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 IMPORTED_AS = {
     "flip-evaluator": {"flip_evaluator"},
+    "grpcio": {"grpc"},
     "onnx-ir": {"onnx_ir"},
     "pillow": {"PIL"},
     "protobuf": {"google"},
