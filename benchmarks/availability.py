@@ -101,6 +101,11 @@ def send(client: Client, fields: Mapping[str, Any], timeout: float = 120.0) -> O
     return Outcome(start, time.perf_counter() - start, images[0])
 
 
+def answered(outcome: Outcome) -> float | str:
+    """Return the seconds of a request that was answered with an image, else its error."""
+    return round(outcome.seconds, 3) if outcome.image is not None else outcome.error
+
+
 def lone_seconds(client: Client, fields: Mapping[str, Any] = SHORT, count: int = 20) -> list[float]:
     """Return the sorted seconds of requests one after the other."""
     return sorted(send(client, {**fields, "seed": n}).seconds for n in range(count))
@@ -172,13 +177,13 @@ def cancels(server: Server, args: argparse.Namespace) -> dict[str, Any]:
                 time.sleep(wait)
                 for call in calls:
                     call.cancel()
-                seconds.append(send(client, {**SHORT, "seed": turn}).seconds)
+                seconds.append(answered(send(client, {**SHORT, "seed": turn})))
                 while server.ledger.occupied:
                     time.sleep(0.01)
-            found[f"seconds_after_cancelling_{name.replace(' ', '_')}"] = [round(s, 3) for s in seconds]
+            found[f"seconds_after_cancelling_{name.replace(' ', '_')}"] = seconds
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: send(client, {**HUGE, "seed": n}, timeout=0.5), range(8)))
-            found["seconds_after_8_deadlines"] = round(send(client, SHORT).seconds, 3)
+            found["seconds_after_8_deadlines"] = answered(send(client, SHORT))
     return found
 
 

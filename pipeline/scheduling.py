@@ -25,6 +25,8 @@ SHORT = 4.0  # other calls take at most so many times the time of the leader alo
 STRETCH = 1.15  # longer requests may join if the call then takes at most so much longer
 RIDE = 0.75  # and where a row takes at most this share of its time alone,
 RIDE_STRETCH = 1.75  # up to so many times the time of the leader alone, and more when many requests are live
+EVEN = 1.08  # a wider call is not worth its length if the rows of a narrower one take so many times as long at most
+WIDER = 50  # but every so many calls one is made that is a request wider: the machine may have changed
 BATCH_WEIGHT = 4  # an interactive request counts as much as so many batch requests
 
 
@@ -73,6 +75,14 @@ class CallCosts:
             return (known[edge] + slope * (rows - edge)) * scale
         return known[edge] * rows / edge * scale
 
+    def best_width(self, tokens: int, most: int) -> int:
+        """Return the fewest rows with which a row takes about as little time as it ever does; at most `most`."""
+        known = {rows: seconds / rows for rows, seconds in self.seen.get(tokens, {}).items() if rows <= most}
+        if len(known) < 2:
+            return most
+        least = min(known.values())
+        return min(rows for rows, seconds in known.items() if seconds <= EVEN * least)
+
 
 @dataclass
 class _Account:
@@ -93,6 +103,7 @@ class Scheduler:
     policy: Policy = "fair"
     costs: CallCosts = field(default_factory=CallCosts)
     _accounts: dict[int, _Account] = field(default_factory=dict)  # by id of the job
+    _calls: int = 0
     _turn: int = 0  # calls since the last one that a debt decided
     _entitled: float = 0.0  # seconds that a job of weight one, live since the start, was entitled to
 
@@ -106,6 +117,9 @@ class Scheduler:
         chosen, rows = [leader], jobs[leader].rows
         lead, lead_work = jobs[leader], self.work(jobs[leader])
         alone = self.costs.seconds(lead.tokens, lead.rows)
+        self._calls += 1
+        again = self._calls % WIDER == 0
+        best = self.costs.best_width(lead.tokens, self.max_rows)
         explored = False
         others = (i for i, job in enumerate(jobs) if i != leader and job.tokens == lead.tokens)
         for i in sorted(others, key=lambda i: (jobs[i].batch, self.work(jobs[i]))):
@@ -113,8 +127,15 @@ class Scheduler:
             known = self.costs.seen.get(job.tokens, {})
             if wider > self.max_rows or (explored and wider not in known):  # one new width a call
                 continue
+            if wider > best and wider in known and not again:
+                continue
             peer = self.work(job) <= PEER * lead_work and job.batch <= lead.batch
-            if len(known) < 2 or self._is_worth_it(job, rows, alone, peer, max(RIDE_STRETCH, len(jobs) / 2)):
+            once_more = again and rows <= best
+            if (
+                len(known) < 2
+                or once_more
+                or self._is_worth_it(job, rows, alone, peer, max(RIDE_STRETCH, len(jobs) / 2))
+            ):
                 chosen.append(i)
                 rows, explored = wider, wider not in known
         return chosen

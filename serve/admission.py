@@ -38,6 +38,7 @@ class Entry:
     payload: Any = None
     arrived: float = 0.0
     alone: bool = False  # whether nothing else was in flight while it was
+    bucket: list[int] = field(default_factory=lambda: [0, 0])  # the arrivals that it was counted with
 
 
 @dataclass
@@ -67,7 +68,8 @@ class Admission:
         Raises UnavailableError, which says when to try again, if the bounds, the load or its own deadline forbid it.
         """
         now = self._tick()
-        self._buckets[-1][0] += 1
+        entry.bucket = self._buckets[-1]
+        entry.bucket[0] += 1
         self._observe_overload()
         entry.arrived = now
         if self.in_flight >= self.limit:
@@ -120,9 +122,13 @@ class Admission:
         self.live.append(entry)
         return entry
 
-    def drop(self, entry: Entry) -> None:
-        """Remove a request that was not completed: cancelled, rejected or failed."""
+    def drop(self, entry: Entry, left: bool = False) -> None:
+        """Remove a request that was not completed: cancelled, rejected or failed.
+
+        One that its client has `left` is no sign of overload: nobody waits for it.
+        """
         self._tick()
+        entry.bucket[0] -= left
         if entry in self.live:
             self.live.remove(entry)
         elif entry in self.waiting:

@@ -100,6 +100,7 @@ class _Call:
     denoisers: int = 0  # the ledger's number when it was started
     denoised: threading.Event = field(default_factory=threading.Event)  # or lost, or answered
     answered: bool = False
+    left: bool = False  # cancelled by its client
     lock: threading.Lock = field(default_factory=threading.Lock)  # Triton frees a request when it is answered
 
     def has_left(self) -> bool:
@@ -242,6 +243,7 @@ class Front:
             self._abandon(entry, UnavailableError("the request's time is over; it was given up"))
 
     def _cancel(self, entry: Entry) -> None:
+        entry.payload.left = True
         if self._abandon(entry, CancelledError("the client has cancelled the request")):
             self.counts.add("flux2_cancellations_total")
 
@@ -333,7 +335,7 @@ class Front:
 
     def _release(self, entry: Entry) -> None:
         with self._wake:
-            self.admission.drop(entry)
+            self.admission.drop(entry, left=entry.payload.left)
             self.ledger.close(entry.payload.ticket)
             self._wake.notify()
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,21 @@ class Stub:
     model: str
     pid: int
     state: str  # as in /proc/PID/stat
+    born: str = ""  # ticks since the boot, as in /proc/PID/stat; a later process may have the same pid
 
 
 def state_of(pid: int) -> str:
     """Return the state letter of a process, X if it does not exist."""
+    return _stat(pid)[0]
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Return the state letter of a process and when it was born."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return words[0], words[19]
     except (OSError, IndexError):
-        return "X"
+        return "X", ""
 
 
 def stubs(server: int) -> dict[str, Stub]:
@@ -42,10 +49,33 @@ def stubs(server: int) -> dict[str, Stub]:
         except OSError:
             continue
         if words and STUB.encode() in words[0] and len(words) > 1:  # STUB .../MODEL/1/model.py ...
-            model, state = Path(os.fsdecode(words[1])).parts[-3], state_of(pid)
+            model, (state, born) = Path(os.fsdecode(words[1])).parts[-3], _stat(pid)
             if state not in DEAD:
-                found[model] = Stub(model, pid, state)
+                found[model] = Stub(model, pid, state, born)
     return found
+
+
+class StubWatch:
+    """Looks at the same stubs again and again; enumerates the threads of the server only when one of them has gone.
+
+    A model that was loaded again has a new process, so its old one is gone and the server is searched.
+    """
+
+    def __init__(self) -> None:
+        self._server = 0
+        self._known: dict[str, Stub] = {}
+
+    def look(self, server: int, models: Collection[str]) -> dict[str, Stub]:
+        """Return what `stubs` returns, at the cost of a file each while all of the models live."""
+        known = {model: Stub(model, stub.pid, *_stat(stub.pid)) for model, stub in self._known.items()}
+        alive = all(
+            model in known and known[model].state not in DEAD and known[model].born == self._known[model].born
+            for model in models
+        )
+        if server != self._server or not alive:
+            self._server, known = server, stubs(server)
+        self._known = known
+        return dict(known)
 
 
 def _children(pid: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from kit.errors import CheckFailed, Flux2Error
 from serve.ledger import Ledger, State
-from serve.processes import STOPPED, state_of, stubs
+from serve.processes import STOPPED, StubWatch, state_of, stubs
 from serve.wire import DENOISER, FRONT, STREAM
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Supervisor:
         self.server = server
         self.on_event = on_event
         self.failed: Flux2Error | None = None
+        self._stubs = StubWatch()
         self._stops: dict[int, deque[float]] = {}
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._suspects: tuple[float, set[int]] = (0.0, set())
@@ -86,12 +87,13 @@ class Supervisor:
 
     def _keep_awake(self) -> None:
         """Continue processes that were stopped, even while the other thread starts a server."""
+        watch = StubWatch()
         while not self._finished.wait(PERIOD):
             try:
                 pid = self.server.pid
                 if state_of(pid) in STOPPED:
                     self._wake("tritonserver", pid)
-                for stub in stubs(pid).values():
+                for stub in watch.look(pid, self.server.python_models).values():
                     if stub.state in STOPPED:
                         self._wake(stub.model, stub.pid)
             except OSError:  # it ended between two looks
@@ -118,7 +120,7 @@ class Supervisor:
         if (code := server.exit_code()) is not None:
             self._restart(f"tritonserver ended with code {code}")
             return
-        found = stubs(server.pid)
+        found = self._stubs.look(server.pid, server.python_models)
         for model in server.python_models:
             if model not in found:
                 self._heal(model)

@@ -194,7 +194,9 @@ class TestTransformer:
         name = "transformer_blocks.1.attn.add_k_proj.weight"
         assert name not in binding.scales
         assert len(binding.scales) == 2 * 12 + 3 * 2 - 3
-        exact = dequantized(quantized)[f"{module}.weight"][64:128] + b[64:128] @ a  # another slice sums in another order
+        exact = (
+            dequantized(quantized)[f"{module}.weight"][64:128] + b[64:128] @ a
+        )  # another slice sums in another order
         assert torch.equal(settled(binding, tmp_path / "settled")[name], exact.to(torch.bfloat16).float())
 
     @pytest.mark.parametrize(

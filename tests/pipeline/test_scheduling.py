@@ -127,3 +127,25 @@ def test_costs_are_learned_and_scaled_from_the_nearest_size() -> None:
     assert costs.seconds(128, 1) == pytest.approx(0.2)
     costs.observe(64, 1, 0.2)
     assert 0.1 < costs.seconds(64, 1) < 0.2
+
+
+def pairs(tokens: int, rows: int) -> float:
+    """An engine that runs two rows side by side."""
+    return 1e-4 * tokens * ((rows + 1) // 2)
+
+
+def test_a_call_is_no_wider_than_makes_its_rows_cheaper() -> None:
+    scheduler = Scheduler(16)
+    jobs = [Fake(1000) for _ in range(12)]
+
+    def widths(cost: Cost, calls: int) -> list[int]:
+        found = []
+        for _ in range(calls):
+            chosen = scheduler.choose(jobs)
+            found.append(len(chosen))
+            scheduler.ran(jobs, chosen, cost(64, len(chosen)))
+        return found
+
+    of_pairs = widths(pairs, 200)
+    assert sum(width == 2 for width in of_pairs[20:]) > 0.95 * len(of_pairs[20:])
+    assert min(widths(gpu, 2000)[-20:]) >= 8, "the engine has become one that rows cost nothing"

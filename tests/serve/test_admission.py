@@ -177,3 +177,15 @@ def test_dropped_requests_leave_room(live: bool) -> None:
     assert service.offer() is None
     service.admission.drop(entry)
     assert service.offer() is not None
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_requests_that_their_clients_left_are_no_overload(left: bool) -> None:
+    service = Service()
+    service.run(2, arrivals=10)
+    for _ in range(20):
+        for entry in [service.offer() for _ in range(20)]:
+            if entry is not None:
+                service.admission.drop(entry, left)
+        service.run(0.2, arrivals=10)
+    assert service.admission.overloaded is not left

@@ -21,7 +21,7 @@ EXPECTED = Path(__file__).parents[1] / "expected"
 def settings(name: str) -> Settings:
     variant = VARIANTS[name]
     parts = {part: ports(part, variant, "fp32") for part in ("text_encoder", "transformer", "vae_decoder")}
-    return Settings(variant, "fp32", Limits(), Tuning(), parts)  # type: ignore[arg-type]
+    return Settings(variant, "fp32", Limits(), Tuning(threads=2), parts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["klein-4b", "klein-base-4b"])
@@ -34,7 +34,7 @@ def test_configs_are_the_expected_text(name: str) -> None:
 
 def test_a_deployment_for_triton_26_11_differs_in_its_ensembles_only() -> None:
     base = settings("klein-4b")
-    made, default = configs(replace(base, tuning=Tuning(triton="26.11"))), configs(base)
+    made, default = configs(replace(base, tuning=replace(base.tuning, triton="26.11"))), configs(base)
     folder = EXPECTED / "klein-4b-triton-26.11"
     assert {model for model in made if made[model] != default[model]} == {path.stem for path in folder.iterdir()}
     for path in folder.iterdir():
