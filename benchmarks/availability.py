@@ -323,7 +323,8 @@ def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
 
         def one(n: int) -> None:
             if n in dead:
-                found = stubs(server.pid)
+                while not (found := stubs(server.pid)):  # it is being started anew
+                    time.sleep(0.1)
                 os.kill(found[chance.choice(sorted(found))].pid, signal.SIGKILL)
             cancelled = n % 10 == 7
             outcome = send(client, wishes[n % 120], timeout=0.05 if cancelled else 120)

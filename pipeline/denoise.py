@@ -44,6 +44,7 @@ class LiveRequest:
     times: Float32  # values of the timestep port, [steps]
     index: int = 0  # steps completed
     error: str | None = None  # the failure that ended the request
+    velocity: Float32 | None = None  # of the latest step, [N, S, 128]
 
     @property
     def done(self) -> bool:
@@ -61,8 +62,17 @@ class LiveRequest:
 
     def image_latents(self) -> Float32:
         """Unpack the latents to [N, 128, h, w], the input of the VAE decoder."""
-        n, _, channels = self.latents.shape
-        return self.latents.transpose(0, 2, 1).reshape(n, channels, self.rows, self.columns)
+        return self._unpacked(self.latents)
+
+    def expected_latents(self) -> Float32:
+        """Estimate the latents without noise from the latest step: x_t - t v, [N, 128, h, w]."""
+        if self.velocity is None:
+            return self.image_latents()
+        return self._unpacked(self.latents - self.levels[self.index] * self.velocity)
+
+    def _unpacked(self, latents: Float32) -> Float32:
+        n, _, channels = latents.shape
+        return latents.transpose(0, 2, 1).reshape(n, channels, self.rows, self.columns)
 
 
 Chunk = tuple[LiveRequest, ...]  # the requests of one engine call
@@ -186,6 +196,7 @@ class Denoiser:
             # Euler step in float32, as in diffusers' scheduler: x + (next sigma - sigma) * v
             step = request.levels[request.index + 1] - request.levels[request.index]
             request.latents = self._round(request.latents + step * mine)
+            request.velocity = mine
             request.index += 1
 
     def _inputs(self, chunk: Chunk) -> dict[str, Array]:

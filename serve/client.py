@@ -6,7 +6,7 @@ import base64
 import queue
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from kit.address import answers_http, grpc_address
 from kit.errors import Flux2Error, RequestError, ServerError, UnavailableError, UsageError
 from pipeline.request import FIELDS, Field, FieldType
-from serve.wire import FRONT, NUMPY
+from serve.wire import FRONT, NUMPY, STREAM
 
 LOST = re.compile("Socket closed|Stream removed|Connection reset|recvmsg")  # gRPC's words for a connection that broke
 CONTROL_SECONDS = 600.0  # engines of 32 B take minutes to load
@@ -73,6 +73,15 @@ def _array(field: Field, value: Any) -> Any:
 def _datatype(kind: FieldType) -> str:
     """Return the name that Triton's protocol uses for a type of config.pbtxt."""
     return "BYTES" if kind == "TYPE_STRING" else kind.removeprefix("TYPE_")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is: completed steps of all, and a small PNG of the image so far if the server has one."""
+
+    step: int
+    steps: int
+    preview: bytes | None = None
 
 
 class Client:
@@ -145,13 +154,61 @@ class Client:
             raise
         if error is not None:
             raise self._translate(error, timeout)
+        return self._response(result, fields, time.perf_counter() - start)
+
+    def stream(
+        self,
+        fields: Mapping[str, Any],
+        timeout: float | None = None,
+        tick: Callable[[float], None] | None = None,
+    ) -> Generator[Progress | ImageResponse, None, None]:
+        """Send one request and yield its progress after steps, then its images; arguments and errors as `generate`.
+
+        A step may be left out if others follow at once. Closing the iterator cancels the request.
+        """
+        answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
+        start = time.perf_counter()
+        inputs = fields_to_inputs(fields)
+        with grpc.InferenceServerClient(self.url) as streaming:  # a client has at most one stream
+            streaming.start_stream(
+                lambda result, error: answers.put((result, error)),
+                stream_timeout=timeout,
+                headers={"triton_grpc_error": "true"},  # errors have their status
+            )
+            ended = False
+            try:
+                limit = None if timeout is None else round(timeout * 1e6)
+                streaming.async_stream_infer(STREAM, inputs, timeout=limit)
+                while not ended:
+                    try:
+                        result, error = answers.get(timeout=0.1)
+                    except queue.Empty:
+                        if tick is not None:
+                            tick(time.perf_counter() - start)
+                        continue
+                    if error is not None:
+                        ended = True
+                        raise self._translate(error, timeout)
+                    if (step := result.as_numpy("step")) is None:
+                        ended = True
+                        yield self._response(result, fields, time.perf_counter() - start)
+                    else:
+                        preview = result.as_numpy("preview")
+                        image = None if preview is None else self._decoded(preview, fields)[0]
+                        yield Progress(int(step[0]), int(result.as_numpy("steps")[0]), image)
+            finally:
+                streaming.stop_stream(cancel_requests=not ended)
+
+    def _response(self, result: Any, fields: Mapping[str, Any], seconds: float) -> ImageResponse:
         images, seed = result.as_numpy("image"), result.as_numpy("seed_used")
         if images is None or seed is None or not len(seed):
             raise ServerError("the server's response has no image or no seed")
+        return ImageResponse(self._decoded(images, fields), int(seed.flat[0]), seconds)
+
+    @staticmethod
+    def _decoded(images: Any, fields: Mapping[str, Any]) -> list[bytes]:
         encoded = [bytes(image) for image in images]
-        if fields.get("response_encoding") == "base64":
-            encoded = [base64.b64decode(image) for image in encoded]
-        return ImageResponse(encoded, int(seed.flat[0]), time.perf_counter() - start)
+        return [base64.b64decode(x) for x in encoded] if fields.get("response_encoding") == "base64" else encoded
 
     def _translate(self, error: InferenceServerException, timeout: float | None = None) -> Flux2Error:
         message = str(error.message())

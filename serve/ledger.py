@@ -8,6 +8,7 @@ no lock is needed.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import secrets
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+logger = logging.getLogger(__name__)
 VARIABLE = "FLUX2_LEDGER"  # the file; set by `serve run`
 SLOTS = 2048
 REFUSED = 64
@@ -199,8 +201,27 @@ class Ledger:
     def wants_preview(self, ticket: int) -> bool:
         return self.is_open(ticket) and bool(self._slots["preview"][ticket % SLOTS])
 
-    def preview_path(self, ticket: int) -> Path:
-        """Where the denoiser puts the latest preview of a request."""
+    def write_preview(self, ticket: int, image: bytes) -> None:
+        """Store the latest preview of a request, an encoded image; one that cannot be stored is left out."""
+        path = self._preview_path(ticket)
+        try:
+            path.with_suffix(".new").write_bytes(image)
+            path.with_suffix(".new").replace(path)
+        except OSError as error:
+            logger.warning("a preview could not be written: %s", error)
+
+    def read_preview(self, ticket: int) -> bytes | None:
+        """Return the latest preview of a request, an encoded image; None if there is none."""
+        try:
+            return self._preview_path(ticket).read_bytes()
+        except OSError:
+            return None
+
+    def drop_preview(self, ticket: int) -> None:
+        for suffix in (".png", ".new"):
+            self._preview_path(ticket).with_suffix(suffix).unlink(missing_ok=True)
+
+    def _preview_path(self, ticket: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{ticket}.png")
 
     @property

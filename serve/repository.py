@@ -25,17 +25,19 @@ from kit.cuda_device import this_machine
 from kit.errors import Flux2Error, UsageError
 from kit.outputs import DEPLOYMENT, check_out
 from kit.ports import PartName
+from pipeline import preview
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
 from pipeline.request import Limits
+from runtimes.open import open_parts
 from runtimes.trt.record import RECORD, EngineRecord, mismatch, write_record
 from serve import contents, tensorrt_deploy
 from serve.probe import ANSWER, question, this_kind
 from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import configs
-from serve.wire import IMAGE_STAGE, PROMPT_STAGE
+from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE
 
-REVISION = 5  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 6  # raise when the same artifact and settings give another deployment, including its models' code
 
 # model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {
@@ -58,10 +60,11 @@ def write_repository(
     """Write a deployment of `artifact` to `out`; its files are hard links, or copies with `copy`.
 
     The known answer that `serve run` requests before it reports ready is generated here, by the same engines in this
-    process. With "none", a deployment can be written on a machine that cannot load the engines; `serve run` then checks
-    only the size of the image and that it has more than one color. A certificate of `quantize gate` is copied; with
-    `require_gate` an artifact without one that passed is rejected by a CheckFailed. Raises UsageError or ArtifactError
-    if the artifact is incomplete or does not verify.
+    process, and the map of previews is fitted to the VAE encoder if the artifact has one. With "none", a deployment can
+    be written on a machine that cannot load the engines; it has no previews, and `serve run` checks only the size of
+    the image and that it has more than one color. A certificate of `quantize gate` is copied; with `require_gate` an
+    artifact without one that passed is rejected by a CheckFailed. Raises UsageError or ArtifactError if the artifact
+    is incomplete or does not verify.
     """
     check_out(out, DEPLOYMENT, [artifact])
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
@@ -138,6 +141,9 @@ def write_repository(
         )
         if known_answer == "generate":
             write_manifest(folder, deployment)
+            if "vae_encoder" in manifest.parts:
+                (encoder,) = open_parts(artifact, manifest, ("vae_encoder",)).values()
+                preview.fit(encoder, manifest.compute).save(folder / DENOISER / "1" / preview.PREVIEW_FILE)
             answer = LocalPipeline(folder if record is None else artifact, limits).generate(question(limits))
             (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
         written = write_manifest(folder, deployment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: wait"
     )
 
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="FILE.png",
+        help="keep a small preview of the image in this file while it is generated; default: none",
+    )
+
 
 def _numbers(text: str) -> list[float]:
     """Parse numbers between commas."""
@@ -51,20 +59,34 @@ def _numbers(text: str) -> list[float]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Send the request, save the images and print the result; returns the files, the seed and the seconds."""
-    from serve.client import Client
+    from serve.client import Client, ImageResponse
 
+    _check_preview(args)
     output_format = _output_format(args)
     wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name == "prompt" or f.name not in CHOSEN}
     wanted["output_format"] = output_format
     show = sys.stderr.isatty()
 
+    done = ""
+
     def tick(seconds: float) -> None:
         if show:
-            print(f"\rgenerating {seconds:5.1f} s", end="", file=sys.stderr, flush=True)
+            print(f"\rgenerating {done}{seconds:5.1f} s", end="", file=sys.stderr, flush=True)
 
     with Client(args.url) as client:
         try:
-            images = client.generate(wanted, timeout=args.timeout, tick=tick)
+            if not show and args.preview is None:
+                images = client.generate(wanted, timeout=args.timeout)
+            else:
+                start = time.perf_counter()
+                for answer in client.stream(wanted, timeout=args.timeout, tick=tick):
+                    if isinstance(answer, ImageResponse):
+                        images = answer
+                        break
+                    done = f"step {answer.step} of {answer.steps} "
+                    tick(time.perf_counter() - start)
+                    if args.preview is not None and answer.preview is not None:
+                        _replace(args.preview, answer.preview)
         finally:
             if show:
                 print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -79,6 +101,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         print(f"{', '.join(str(p) for p in paths)}  seed {images.seed}  {images.seconds:.2f} s")
     return {"images": [str(p) for p in paths], "seed": images.seed, "seconds": round(images.seconds, 3)}
+
+
+def _check_preview(args: argparse.Namespace) -> None:
+    """Raise UsageError if --preview names a file that cannot be written."""
+    if args.preview is None:
+        return
+    if args.preview.suffix.lower() != ".png":
+        raise UsageError(f"--preview {args.preview}: previews are PNG files; the suffix must be .png")
+    check_out_file(args.preview, [args.out], option="--preview")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file at once, so that who watches it never sees a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _output_format(args: argparse.Namespace) -> str:

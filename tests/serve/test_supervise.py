@@ -20,8 +20,9 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import malformed
-from kit.errors import Flux2Error, ServerError, UnavailableError
-from serve.client import Client, fields_to_inputs
+from kit.errors import Flux2Error, RequestError, ServerError, UnavailableError
+from pipeline.images import decode
+from serve.client import Client, ImageResponse, Progress, fields_to_inputs
 from serve.launch import Server
 from serve.processes import stubs
 from tests.conftest import ByFamily
@@ -212,6 +213,36 @@ def test_a_stream_reports_steps_and_then_the_image(supervised: Server) -> None:
     client.stop_stream(cancel_requests=True)
     until(lambda: supervised.ledger.occupied == 0, 20)
     client.close()
+
+
+@pytest.mark.parametrize("encoding", ["bytes", "base64"])
+def test_the_client_streams_progress_previews_and_the_image(encoding: str, supervised: Server) -> None:
+    wanted = SMALL | {"steps": 40, "width": 128, "height": 96, "response_encoding": encoding}
+    with Client(supervised.url) as client:
+        expected = client.generate(wanted, timeout=HEAL_SECONDS)
+        *progress, last = client.stream(wanted, timeout=HEAL_SECONDS)
+    assert isinstance(last, ImageResponse)
+    assert (last.images, last.seed) == (expected.images, expected.seed)
+    assert all(isinstance(step, Progress) and step.steps == 40 for step in progress)
+    previews = [step.preview for step in progress if isinstance(step, Progress) and step.preview is not None]
+    assert previews
+    for preview in previews:
+        assert decode(preview).shape == (12, 16, 3)
+    assert len(set(previews)) > 1
+    until(lambda: not list(supervised.ledger.path.parent.glob("*.png")), 5)
+
+
+def test_errors_of_a_stream_are_those_of_a_request(supervised: Server) -> None:
+    with Client(supervised.url) as client:
+        with pytest.raises(RequestError, match="steps: 0 is not between 1 and 100"):
+            next(client.stream(SMALL | {"steps": 0}, timeout=HEAL_SECONDS))
+        with pytest.raises(ServerError, match="did not answer within 0.5 s; the request was cancelled"):
+            list(client.stream(LONG | {"width": 256, "height": 256}, timeout=0.5))
+        until(lambda: supervised.ledger.occupied == 0, 20)
+        stream = client.stream(LONG | {"width": 256, "height": 256}, timeout=HEAL_SECONDS)
+        next(stream)
+        stream.close()
+        until(lambda: supervised.ledger.occupied == 0, 20)
 
 
 @pytest.mark.parametrize("model", ["denoiser", "prompt_stage"])

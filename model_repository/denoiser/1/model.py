@@ -16,10 +16,12 @@ import triton_python_backend_utils as pb
 from kit.dtypes import numpy_type
 from kit.errors import EngineError, Flux2Error, RequestError
 from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.preview import PREVIEW_FILE, PreviewMap
 from pipeline.scheduling import Scheduler
 from serve import backend
 from serve.ledger import Ledger, ledger_path
 from serve.metrics import Metrics
+from serve.preview_writer import PreviewWriter
 from serve.settings import Settings, version_folder
 from serve.stage import open_model
 from serve.step_loop import Answer, StepJob, StepLoop
@@ -40,6 +42,8 @@ class TritonPythonModel:
         self.metrics = Metrics(pb, "denoiser")
         self.ledger = Ledger(ledger_path())
         self.ledger.count_denoiser()
+        path = folder / PREVIEW_FILE
+        self.previews = PreviewWriter(PreviewMap.load(path), self.ledger) if path.is_file() else None
         self.answers: dict[int, Answer] = {}  # by ticket
         self.loop = StepLoop(self.denoiser, Scheduler(settings.tuning.max_rows, settings.tuning.policy), self._observe)
 
@@ -79,6 +83,8 @@ class TritonPythonModel:
         )
 
         def advanced(live: LiveRequest) -> None:
+            if self.previews is not None:
+                self.previews.submit(ticket, live)
             self.ledger.advance(ticket, live.index, len(live.times))
 
         def answer(answer: Answer) -> None:

@@ -26,6 +26,7 @@ class TritonCaller:
     def __init__(self, request: Any) -> None:
         self.request = request
         self.sender = request.get_response_sender()
+        self.is_streamed = False  # whether the caller is flux2_stream, which needs the name of an error
         self._identity = {"request_id": request.request_id(), "trace": request.trace()}  # gone once it is answered
 
     def is_cancelled(self) -> bool:
@@ -61,7 +62,8 @@ class TritonCaller:
         backend.send(pb, self.sender, pb.InferenceResponse(outputs))
 
     def fail(self, error: Exception) -> None:
-        backend.send(pb, self.sender, backend.refuse(pb, error))
+        make = backend.pass_on if self.is_streamed else backend.refuse
+        backend.send(pb, self.sender, make(pb, error))
 
 
 class TritonPythonModel:
@@ -76,6 +78,7 @@ class TritonPythonModel:
             try:
                 fields = backend.read_fields(pb, request)
                 options = Options.read(request.timeout(), request.parameters())
+                caller.is_streamed = options.tag != 0
             except Flux2Error as error:
                 caller.fail(error)
                 continue

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from kit.errors import EngineError
+from pipeline.images import encode_response
+from pipeline.request import Encoding
 from serve import backend
 from serve.ledger import Ledger, ledger_path
 from serve.wire import FRONT
@@ -35,6 +38,7 @@ class TritonPythonModel:
         found: list[Any] = []
         caller = threading.Thread(target=lambda: found.append(self._call(request, tag)), daemon=True)
         caller.start()
+        encoding = _encoding(request)
         ticket, sent = 0, 0
         while caller.is_alive():
             caller.join(POLL_SECONDS)
@@ -48,11 +52,15 @@ class TritonPythonModel:
             step, steps = self.ledger.progress(ticket)
             if self.ledger.is_open(ticket) and step > sent:
                 sent = step
-                sender.send(pb.InferenceResponse(self._progress(ticket, step, steps)))
+                sender.send(pb.InferenceResponse(self._progress(ticket, step, steps, encoding)))
+        if ticket:
+            self.ledger.drop_preview(ticket)
         response = found[0] if found else None
-        if response is None or response.has_error():
-            error = pb.TritonError("the request was lost") if response is None else response.error()
-            backend.send(pb, sender, pb.InferenceResponse(error=error))
+        if response is None:
+            backend.send(pb, sender, backend.refuse(pb, EngineError("the request was lost")))
+            return
+        if response.has_error():
+            backend.send(pb, sender, backend.refuse(pb, backend.passed_on(str(response.error().message()))))
             return
         outputs = [pb.Tensor(t.name(), t.as_numpy()) for t in response.output_tensors()]
         backend.send(pb, sender, pb.InferenceResponse(outputs))
@@ -68,12 +76,19 @@ class TritonPythonModel:
             trace=request.trace(),
         ).exec()
 
-    def _progress(self, ticket: int, step: int, steps: int) -> list[Any]:
+    def _progress(self, ticket: int, step: int, steps: int, encoding: Encoding) -> list[Any]:
         tensors = [pb.Tensor("step", np.array([step], np.int32)), pb.Tensor("steps", np.array([steps], np.int32))]
-        path = self.ledger.preview_path(ticket)
-        if path.is_file():
-            tensors.append(pb.Tensor("preview", np.array([path.read_bytes()], np.object_)))
+        preview = self.ledger.read_preview(ticket)
+        if preview is not None:
+            tensors.append(pb.Tensor("preview", np.array([encode_response(preview, encoding)], np.object_)))
         return tensors
+
+
+def _encoding(request: Any) -> Encoding:
+    """Return how the client wants images; what is wrong with its wish the front model says."""
+    tensor = pb.get_input_tensor_by_name(request, "response_encoding")
+    values = [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
+    return "base64" if values in ([b"base64"], ["base64"]) else "bytes"
 
 
 def _parameters(request: Any) -> dict[str, Any]:
