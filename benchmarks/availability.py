@@ -3,8 +3,8 @@
 Runs a deployment on the real tritonserver and sends it plain gRPC requests. `kills` ends each process of the server in
 turn while ten requests are in flight; `cancels` abandons requests in four ways and times a request right afterwards;
 `overload` sends ten times the capacity; `mixed` sends short and long requests at 80 % of it; `throughput` compares with
-the same pipeline in one process, without a server; `soak` mixes sizes, steps, cancellations and kills, sends what a kill
-lost again, and compares each image with its serial twin; `malformed` sends requests that no sane client sends beside a
+the same pipeline in one process, without a server; `soak` mixes sizes, steps, cancellations and kills, sends again what
+a kill lost, and compares each image with its serial twin; `malformed` sends requests that no sane client sends beside a
 neighbour that is timed.
 """
 

@@ -21,6 +21,7 @@ _TENSORRT = frozenset({"tensorrt", "torch", "numpy", "ml_dtypes", "onnx", "onnx_
 BRINGS: Mapping[str, frozenset[str]] = {  # names as they are imported; smaller extras first
     "chart": frozenset({"matplotlib"}),
     "client": _CLIENT,
+    "tracing": frozenset({"opentelemetry"}),
     "export": _EXPORT,
     "serve": _SERVE,
     "quality": _QUALITY,
@@ -29,7 +30,7 @@ BRINGS: Mapping[str, frozenset[str]] = {  # names as they are imported; smaller 
     "tensorrt-rtx": _TENSORRT_RTX,
     "train": _EXPORT | {"matplotlib", "peft"},
     "learned": _QUALITY | {"lpips"},
-    "all": _EXPORT | _QUALITY | {"matplotlib", "peft"},
+    "all": _EXPORT | _QUALITY | {"matplotlib", "peft", "opentelemetry"},
 }
 
 NEEDS: Mapping[str, str] = {  # a command, or a room for its other commands; `kit` needs none

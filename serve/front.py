@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +46,10 @@ class Caller(Protocol):
     """One request of a client, as Triton passes it."""
 
     def is_cancelled(self) -> bool: ...
+    def stage(self, name: str, since: float = 0.0) -> AbstractContextManager[None]:
+        """Trace a stage of the request that began `since` seconds ago."""
+        ...
+
     def start(self, fields: Mapping[str, Any], ticket: int) -> None:
         """Encode the prompt and hand the request to the denoiser; raises Flux2Error."""
         ...
@@ -76,6 +81,7 @@ class Options:
     timeout: float | None = None  # seconds
     batch: bool = False
     tag: int = 0
+    trace_context: str = ""  # of the caller's span, as JSON
 
     @classmethod
     def read(cls, microseconds: int, parameters: str) -> Options:
@@ -85,7 +91,9 @@ class Options:
         if priority not in PRIORITIES:
             raise RequestError(f"priority_class: {str(priority)[:40]!r} is not one of {', '.join(PRIORITIES)}")
         timeout = microseconds / 1e6 if microseconds > 0 else None
-        return cls(timeout, priority == "batch", int(values.get("flux2_tag", 0)))
+        return cls(
+            timeout, priority == "batch", int(values.get("flux2_tag", 0)), str(values.get("flux2_trace_context", ""))
+        )
 
 
 @dataclass(eq=False)
@@ -261,11 +269,15 @@ class Front:
     def _work(self, entry: Entry) -> None:
         call: _Call = entry.payload
         try:
-            call.denoisers = self.ledger.denoisers
-            self._twice(lambda: call.caller.start(call.fields, call.ticket))
-            self._wait_for_latents(call)
-            latents = call.caller.fetch(call.ticket)
-            outputs = self._twice(lambda: call.caller.finish(call.request, latents))
+            with call.caller.stage("queue", time.monotonic() - entry.arrived):
+                call.denoisers = self.ledger.denoisers
+            with call.caller.stage("prompt"):
+                self._twice(lambda: call.caller.start(call.fields, call.ticket))
+            with call.caller.stage("denoise"):
+                self._wait_for_latents(call)
+                latents = call.caller.fetch(call.ticket)
+            with call.caller.stage("image"):
+                outputs = self._twice(lambda: call.caller.finish(call.request, latents))
         except Exception as error:
             self._fail(call, error)
             self._release(entry)

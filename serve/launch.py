@@ -20,7 +20,7 @@ from typing import IO
 from kit.artifact import verify
 from kit.errors import CheckFailed, ServerError, UnavailableError, UsageError
 from kit.hardware import shared_free
-from serve import contents, janitor
+from serve import contents, janitor, tracing
 from serve.client import Client
 from serve.find_server import Binary, find_server
 from serve.ledger import VARIABLE, Ledger, State
@@ -32,6 +32,7 @@ from serve.tcp_ports import TcpPorts
 from serve.wire import FRONT, STREAM
 
 logger = logging.getLogger(__name__)
+OWED_SECONDS = 4.0  # after which a server is killed that waits for answers of a process that has died
 PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # paths that Triton's python backend can start a process with
 
 
@@ -40,7 +41,8 @@ class Server:
 
     `log` receives the server's output (None: inherited). Entering waits until the known-answer request succeeds. It
     raises UsageError or ArtifactError before anything is started, and CheckFailed if the server exits or its image is
-    wrong. While it runs, processes that die are restarted (see serve.supervise); `on_event` is told.
+    wrong. While it runs, processes that die are restarted (see serve.supervise); `on_event` is told. `otlp` is the
+    address of an OpenTelemetry collector that gets a trace of each request; "": none.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Server:
         exit_timeout: int = 10,
         on_event: Callable[[str], None] = lambda event: logger.warning("%s", event),
         verify_weights: contents.Verify = "quick",
+        otlp: str = "",
     ) -> None:
         self.deployment = deployment.absolute()
         self.ports = ports or TcpPorts.free()
@@ -65,6 +68,7 @@ class Server:
         self._exit_timeout = exit_timeout
         self._on_event = on_event
         self._verify_weights = verify_weights
+        self._otlp = otlp
         self._reader: contents.Reader | None = None
         self._shm_prefix = f"flux2_{uuid.uuid4().hex[:12]}_"
         self._secret = uuid.uuid4().hex
@@ -74,6 +78,7 @@ class Server:
         self._supervisor: Supervisor | None = None
         self._binary: Binary | None = None
         self._stopping = False
+        self._owes = False  # whether a process of this server died with requests, for which Triton waits when it stops
 
     @property
     def url(self) -> str:
@@ -166,6 +171,7 @@ class Server:
 
     def reload(self, model: str) -> None:
         """Unload and load a model; raises ServerError if Triton refuses."""
+        self._owes = True
         with Client(self.url) as client:
             client.control("unload", model, self._secret)
             client.control("load", model, self._secret)
@@ -213,9 +219,12 @@ class Server:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         try:
-            code = process.wait(self._exit_timeout + 10)
+            code = process.wait(OWED_SECONDS if self._owes else self._exit_timeout + 10)
         except subprocess.TimeoutExpired:
-            logger.warning("tritonserver did not stop within %d s and is killed", self._exit_timeout + 10)
+            if self._owes:
+                code = 0  # everything else has stopped
+            else:
+                logger.warning("tritonserver did not stop within %d s and is killed", self._exit_timeout + 10)
         end_group(process.pid, patience)
         process.wait()
         janitor.remove_shared_memory(self._shm_prefix)
@@ -255,9 +264,12 @@ class Server:
         assert self._binary is not None
         assert self._workspace is not None
         binary, models = self._binary, Path(self._workspace.name) / "models"
-        options = triton_options(self.deployment, self.ports, self._secret, self._exit_timeout, self._shm_prefix)
+        options = triton_options(
+            self.deployment, self.ports, self._secret, self._exit_timeout, self._shm_prefix, self._otlp
+        )
         command = [str(binary.path), f"--model-repository={models}", *options, *binary.arguments]
         environment = {**os.environ, **binary.environment, "HF_HUB_OFFLINE": "1", VARIABLE: str(self.ledger.path)}
+        environment[tracing.VARIABLE] = self._otlp
         environment["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), environment.get("PATH", "")])
         output: IO[bytes] | None = self._log.open("ab" if self._process else "wb") if self._log is not None else None
         try:
@@ -273,6 +285,7 @@ class Server:
         finally:
             if output is not None:
                 output.close()
+        self._owes = False
         self._tell_janitor(f"group {self._process.pid}")
 
     def _wait_until_it_generates(self) -> None:

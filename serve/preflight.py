@@ -6,6 +6,7 @@ from pathlib import Path
 
 from planner.shared_memory import Traffic, problem, shared_bytes
 from runtimes.trt.record import RECORD, read_record
+from serve import tracing
 from serve.client import Client
 from serve.settings import Settings
 from serve.tcp_ports import TcpPorts
@@ -31,7 +32,9 @@ def tensorrt_options(deployment: Path) -> list[str]:
     return []
 
 
-def triton_options(deployment: Path, ports: TcpPorts, secret: str, exit_timeout: int, shm_prefix: str) -> list[str]:
+def triton_options(
+    deployment: Path, ports: TcpPorts, secret: str, exit_timeout: int, shm_prefix: str, otlp: str = ""
+) -> list[str]:
     """Return the options of tritonserver; `secret` restricts the repository API to whoever knows it."""
     return [
         "--model-control-mode=explicit",
@@ -47,4 +50,5 @@ def triton_options(deployment: Path, ports: TcpPorts, secret: str, exit_timeout:
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--backend-config=python,stub-timeout-seconds=600",
         *tensorrt_options(deployment),
+        *(tracing.triton_options(otlp) if otlp else ()),
     ]

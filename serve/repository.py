@@ -37,7 +37,7 @@ from serve.settings import KnownAnswer, Settings, Tuning
 from serve.triton_config import configs
 from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE
 
-REVISION = 6  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 7  # raise when the same artifact and settings give another deployment, including its models' code
 
 # model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {

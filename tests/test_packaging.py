@@ -23,6 +23,8 @@ IMPORTED_AS = {
     "flip-evaluator": {"flip_evaluator"},
     "grpcio": {"grpc"},
     "onnx-ir": {"onnx_ir"},
+    "opentelemetry-exporter-otlp-proto-http": {"opentelemetry"},
+    "opentelemetry-sdk": {"opentelemetry"},
     "pillow": {"PIL"},
     "protobuf": {"google"},
     "scikit-image": {"skimage"},

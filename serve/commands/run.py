@@ -7,12 +7,14 @@ import json
 import signal
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kit.artifact import read_manifest
 from kit.certificate import quality
-from kit.errors import CheckFailed
+from kit.errors import CheckFailed, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("quick", "full"),
         default="quick",
         help="which weights are read before the start: those that changed since they were last read, or all",
+    )
+    parser.add_argument(
+        "--otlp",
+        default="",
+        metavar="URL",
+        help="OTLP/HTTP collector that gets a trace of each request, such as http://HOST:4318/v1/traces; default: none",
     )
     parser.add_argument(
         "--tritonserver",
@@ -70,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
 
     stop = Stop()
     ports = TcpPorts(args.http_port, args.grpc_port, args.metrics_port, args.host)
-    server = Server(args.deployment, ports, args.tritonserver, on_event=_tell, verify_weights=args.verify)
+    server = Server(
+        args.deployment, ports, args.tritonserver, on_event=_tell, verify_weights=args.verify, otlp=_otlp(args.otlp)
+    )
     code, failure = None, None
     try:
         server.__enter__()
@@ -89,6 +99,18 @@ def run(args: argparse.Namespace) -> None:
     if code != 0:
         told = "had to be killed" if code is None else f"ended with code {code}"
         raise CheckFailed(f"the server was stopped, but tritonserver {told}; its messages are above")
+
+
+def _otlp(url: str) -> str:
+    """Return the address of a collector; raises UsageError if it is none or if nothing here can export spans."""
+    if not url:
+        return ""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or len(parts.path) < 2:
+        raise UsageError(f"--otlp {url}: give the whole address of the collector, such as http://HOST:4318/v1/traces")
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
+        raise UsageError('--otlp needs OpenTelemetry: pip install "flux2-deploy[tracing]"')
+    return url
 
 
 def _tell(event: str) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,16 @@ class Client:
     def __init__(self, ledger: Ledger, start: Callable[[], None] = lambda: None, denoise: bool = True) -> None:
         self.ledger, self.on_start, self.denoise = ledger, start, denoise
         self.left = False
+        self.stages: list[str] = []
         self.started = threading.Event()
         self.answer: Any = None
         self.came = threading.Event()
         self.fields: Mapping[str, Any] = {}
         self.ticket = 0
+
+    def stage(self, name: str, since: float = 0.0) -> AbstractContextManager[None]:
+        self.stages.append(name)
+        return nullcontext()
 
     def is_cancelled(self) -> bool:
         assert not self.came.is_set(), "Triton has freed this request"

@@ -300,6 +300,24 @@ def test_a_stop_says_not_ready_and_finishes_what_is_in_flight(deployment_of: ByF
     assert code == [0]
 
 
+def test_a_stop_does_not_wait_for_what_a_dead_process_owed(deployment_of: ByFamily, tmp_path: Path) -> None:
+    server = Server(deployment_of("klein"), log=tmp_path / "log", exit_timeout=30)
+    server.__enter__()
+    heals = server.ledger.heals
+    for model in ("text_encoder", "vae_decoder", "tokenizer"):
+        with ThreadPoolExecutor(6) as pool:
+            flying = send_many(server, 6, pool)
+            time.sleep(0.2)
+            os.kill(stubs(server.pid)[model].pid, signal.SIGKILL)
+            until_healed(server, heals)
+            heals = server.ledger.heals
+            for future in flying:
+                future.result()
+    start = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - start < 15
+
+
 def test_a_second_signal_ends_the_drain(deployment_of: ByFamily, tmp_path: Path) -> None:
     server = Server(deployment_of("klein"), log=tmp_path / "log")
     hurry = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from serve.front import Front, Options
 from serve.ledger import Ledger, ledger_path
 from serve.metrics import Metrics
 from serve.settings import Settings, version_folder
+from serve.tracing import Tracer, context_of
 from serve.wire import DENOISER, IMAGE_ENCODED, IMAGE_STAGE, NUMPY, PROMPT_STAGE, TICKET
 
 OUTPUTS = ["image", "seed_used"]
@@ -23,11 +25,16 @@ OUTPUTS = ["image", "seed_used"]
 class TritonCaller:
     """One request of a client."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, tracer: Tracer) -> None:
         self.request = request
+        self.tracer = tracer
+        self.trace_context = context_of(request)
         self.sender = request.get_response_sender()
         self.is_streamed = False  # whether the caller is flux2_stream, which needs the name of an error
-        self._identity = {"request_id": request.request_id(), "trace": request.trace()}  # gone once it is answered
+        self._request_id = request.request_id()  # gone once it is answered
+
+    def stage(self, name: str, since: float = 0.0) -> AbstractContextManager[None]:
+        return self.tracer.span(self.trace_context, name, since)
 
     def is_cancelled(self) -> bool:
         return bool(self.request.is_cancelled())
@@ -52,7 +59,7 @@ class TritonCaller:
 
     def _call(self, model: str, outputs: list[str], inputs: list[Any]) -> list[Any]:
         response = pb.InferenceRequest(
-            model_name=model, requested_output_names=outputs, inputs=inputs, **self._identity
+            model_name=model, requested_output_names=outputs, inputs=inputs, request_id=self._request_id
         ).exec()
         if response.has_error():
             raise backend.passed_on(str(response.error().message()))
@@ -70,15 +77,17 @@ class TritonPythonModel:
     """Hands requests to a Front."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        self.tracer = Tracer()
         self.front = Front(Settings.read(version_folder(args)), Ledger(ledger_path()), Metrics(pb, "flux2"))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            caller = TritonCaller(request)
+            caller = TritonCaller(request, self.tracer)
             try:
                 fields = backend.read_fields(pb, request)
                 options = Options.read(request.timeout(), request.parameters())
                 caller.is_streamed = options.tag != 0
+                caller.trace_context = options.trace_context or caller.trace_context
             except Flux2Error as error:
                 caller.fail(error)
                 continue
@@ -86,3 +95,4 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.front.close()
+        self.tracer.close()

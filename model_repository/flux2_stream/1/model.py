@@ -18,6 +18,7 @@ from pipeline.images import encode_response
 from pipeline.request import Encoding
 from serve import backend
 from serve.ledger import Ledger, ledger_path
+from serve.tracing import context_of
 from serve.wire import FRONT
 
 POLL_SECONDS = 0.02
@@ -31,12 +32,13 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            threading.Thread(target=self._serve, args=(request, request.get_response_sender()), daemon=True).start()
+            state = (request, request.get_response_sender(), context_of(request))
+            threading.Thread(target=self._serve, args=state, daemon=True).start()
 
-    def _serve(self, request: Any, sender: Any) -> None:
+    def _serve(self, request: Any, sender: Any, context: str) -> None:
         tag = secrets.randbits(62) + 1
         found: list[Any] = []
-        caller = threading.Thread(target=lambda: found.append(self._call(request, tag)), daemon=True)
+        caller = threading.Thread(target=lambda: found.append(self._call(request, tag, context)), daemon=True)
         caller.start()
         encoding = _encoding(request)
         ticket, sent = 0, 0
@@ -65,15 +67,14 @@ class TritonPythonModel:
         outputs = [pb.Tensor(t.name(), t.as_numpy()) for t in response.output_tensors()]
         backend.send(pb, sender, pb.InferenceResponse(outputs))
 
-    def _call(self, request: Any, tag: int) -> Any:
+    def _call(self, request: Any, tag: int, context: str) -> Any:
         return pb.InferenceRequest(
             model_name=FRONT,
             request_id=request.request_id(),
             requested_output_names=["image", "seed_used"],
             inputs=[pb.Tensor(t.name(), t.as_numpy()) for t in request.inputs()],
             timeout=request.timeout(),
-            parameters={**_parameters(request), "flux2_tag": tag},
-            trace=request.trace(),
+            parameters={**_parameters(request), "flux2_tag": tag, "flux2_trace_context": context},
         ).exec()
 
     def _progress(self, ticket: int, step: int, steps: int, encoding: Encoding) -> list[Any]:
