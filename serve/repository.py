@@ -30,7 +30,7 @@ from pipeline.images import encode
 from pipeline.local import LocalPipeline
 from pipeline.request import Limits
 from runtimes.open import open_parts
-from runtimes.trt.record import RECORD, EngineRecord, mismatch, write_record
+from runtimes.trt.record import KERNELS, RECORD, EngineRecord, mismatch, write_record
 from serve import contents, tensorrt_deploy
 from serve.probe import ANSWER, question, this_kind
 from serve.settings import KnownAnswer, Settings, Tuning
@@ -88,7 +88,10 @@ def write_repository(
         tensorrt=tensorrt_deploy.models(record) if record is not None else {},
     )
     linked = {
-        model: sorted((artifact / manifest.part(part).graph).parent.iterdir()) for model, (part, _) in _GRAPHS.items()
+        model: sorted(
+            path for path in (artifact / manifest.part(part).graph).parent.iterdir() if path.suffix != KERNELS
+        )
+        for model, (part, _) in _GRAPHS.items()
     }
     total = contents.check_space(out, [path for files in linked.values() for path in files]) if copy else 0
     weights: dict[str, contents.Content] = {}

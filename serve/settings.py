@@ -47,7 +47,7 @@ class Tuning:
 class TensorRtModel:
     """How Triton runs one part of an engine artifact."""
 
-    backend: Literal["tensorrt_plan", "python"]  # python: the kit's model, where weights are refitted or streamed
+    backend: Literal["tensorrt_plan", "python"]  # python: the kit's model, for plans that Triton cannot load
     profiles: int
     max_batch: int  # the largest batch that every profile accepts
 

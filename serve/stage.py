@@ -13,6 +13,7 @@ import numpy as np
 from kit.engine import Array, Engine
 from kit.errors import EngineError
 from kit.ports import PartName
+from runtimes.open import open_plans
 from runtimes.ort.engine import OrtEngine
 from runtimes.trt.record import RECORD, read_record
 from serve import backend
@@ -50,9 +51,7 @@ class EngineModel:
 def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
     """Open the part of a Triton python model; its files are in the model's version folder."""
     if part in settings.tensorrt:
-        from runtimes.trt.engine import open_engines
-
-        return open_engines(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
+        return open_plans(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
     os.nice(ENGINE_NICENESS)
     below = version / part if part == "transformer" else version
     return OrtEngine(below / "model.onnx", settings.ports[part], settings.tuning.threads)

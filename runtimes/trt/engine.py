@@ -1,8 +1,9 @@
 """A part in TensorRT as an engine: profiles by token count, one CUDA graph per shape, tensors by address.
 
 The first call with a shape runs without a graph, which completes TensorRT's deferred initialization, and is then
-captured. Later calls are an upload, a replay and a download. A batch larger than its profile is split; an image larger
-than every profile is rejected.
+captured. Later calls are an upload, a replay and a download. TensorRT for RTX records graphs by itself, because it
+replaces kernels while it runs; with it every call is enqueued. A batch larger than its profile is split; an image
+larger than every profile is rejected.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class TensorRtEngine:
         except RuntimeError as error:  # torch: out of memory, or a CUDA error
             raise EngineError(f"the GPU failed: {error}") from error
         self._prepared[key] = ready
+        if chosen.rtx is not None:
+            chosen.rtx.count_call()
         return outputs
 
     def _execute(self, ready: Prepared) -> None:
@@ -178,16 +181,18 @@ def open_engines(
 ) -> dict[PartName, TensorRtEngine]:
     """Load the parts named in `ports` from an engine artifact; they share one arena.
 
-    Raises ArtifactError, which says why, if the engine was built for another GPU or TensorRT.
+    The compiler that built the engine must be active (kit.compilers); runtimes.open activates it. Raises ArtifactError,
+    which says why, if the engine was built for another GPU or TensorRT.
     """
     here = machine or this_machine()
-    if why := mismatch(record, Machine(here.device, trt.__version__)):
+    if why := mismatch(record, Machine(here.device, trt.__version__, trt.__version__)):
         raise ArtifactError(why)
     device = device or Cuda()
     arena, lock = Arena(device), threading.Lock()
-    plans = {part: Plans(root, part, record, device, arena) for part in ports}
+    plans = {part: Plans(root, part, record, device, arena, here.device, graphs) for part in ports}
     if record.weights == "stream":
         arena.allocate()  # activations first: streamed weights use the remaining memory
         for loaded in plans.values():
             loaded.share_budget(sum(others.streamable for others in plans.values()))
-    return {part: TensorRtEngine(ports[part], loaded, device, lock, graphs) for part, loaded in plans.items()}
+    captured = graphs and record.compiler == "tensorrt"
+    return {part: TensorRtEngine(ports[part], loaded, device, lock, captured) for part, loaded in plans.items()}

@@ -25,6 +25,7 @@ from kit.variants import VARIANTS
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
 from pipeline.request import Limits
+from runtimes.open import open_plans
 from runtimes.ort.engine import OrtEngine
 from runtimes.trt.build import artifact as engine_artifact
 from runtimes.trt.build.options import EngineOptions, PlannedPlan
@@ -70,7 +71,7 @@ def test_configs_of_engines_are_the_expected_text() -> None:
 def test_triton_loads_plans_that_contain_their_weights_and_python_loads_the_others() -> None:
     backends = {part: model.backend for part, model in tensorrt_deploy.models(record()).items()}
     assert backends == {"text_encoder": "tensorrt_plan", "transformer": "python", "vae_decoder": "tensorrt_plan"}
-    for weights in ("refit", "stream"):
+    for weights in ("refit", "stream", "inputs"):
         made = tensorrt_deploy.models(record(weights=weights))
         assert {model.backend for model in made.values()} == {"python"}
         text = configs(settings(record(weights=weights)))["vae_decoder"]
@@ -80,6 +81,15 @@ def test_triton_loads_plans_that_contain_their_weights_and_python_loads_the_othe
     plans["vae_decoder"] = plans["vae_decoder"] * 2
     assert tensorrt_deploy.models(record())["vae_decoder"].backend == "tensorrt_plan"
     assert tensorrt_deploy.models(replace(record(), plans=plans))["vae_decoder"] == TensorRtModel("python", 10, 1)
+
+
+def test_plans_of_tensorrt_for_rtx_are_python_models_because_the_backend_of_triton_is_the_other_library() -> None:
+    made = tensorrt_deploy.models(record(compiler="tensorrt-rtx", tensorrt="1.7.1.116"))
+    assert {model.backend for model in made.values()} == {"python"}
+    for name in ("text_encoder", "denoiser", "vae_decoder"):
+        text = configs(settings(record(compiler="tensorrt-rtx")))[name]
+        assert 'backend: "python"' in text
+        assert "KIND_GPU" in text
 
 
 def test_triton_never_batches_more_rows_than_every_profile_accepts() -> None:
@@ -155,6 +165,7 @@ def stand_in(artifact_of: ByFamily, monkeypatch: pytest.MonkeyPatch) -> list[Pat
         return {part: OrtEngine(source / part / "model.onnx", manifest.part(part).ports) for part in wanted}  # type: ignore[arg-type]
 
     module.open_engines = open_engines
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     monkeypatch.setitem(sys.modules, "runtimes.trt.engine", module)
     monkeypatch.setattr(repository_module, "this_machine", lambda: Machine(L4, "11.4.0.106"))
     return opened
@@ -196,6 +207,23 @@ def test_parts_that_triton_cannot_load_are_python_models_with_plans_and_weights(
     assert {path.name for path in version.iterdir()} == {"model.py", "settings.json", "engine.json", "vae_decoder"}
     assert {"256.plan", "2048.plan", "model.onnx"} <= {path.name for path in (version / "vae_decoder").iterdir()}
     assert open_model(version, "vae_decoder", Settings.read(version)).ports
+
+
+def test_kernels_that_an_engine_compiled_on_a_machine_are_no_part_of_a_deployment(
+    engine_of: Any, stand_in: list[Path], tmp_path: Path
+) -> None:
+    engine = engine_of(weights="refit", engines="per-profile")
+    (engine / "vae_decoder" / "model.0123.kernels").write_bytes(b"changes while the engine runs")
+    write_repository(engine, tmp_path / "deploy", Limits(), Tuning())
+    assert not list((tmp_path / "deploy").rglob("*.kernels"))
+
+
+def test_an_engine_of_one_compiler_does_not_load_where_the_other_is_active(
+    engine_of: Any, stand_in: list[Path], tmp_path: Path
+) -> None:
+    made = EngineRecord.of(verify(engine_of()))
+    with pytest.raises(UsageError, match="TensorRT for RTX cannot be loaded: this process already runs tensorrt"):
+        open_plans(tmp_path, replace(made, compiler="tensorrt-rtx"), {})
 
 
 def test_on_another_machine_a_deployment_is_written_without_a_known_answer_or_rejected(
