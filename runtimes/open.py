@@ -21,10 +21,9 @@ def open_parts(
     if manifest.kind == "engine":
         return open_plans(folder, EngineRecord.of(manifest), {part: records[part].ports for part in parts})
     if manifest.kind == "aoti":
-        from runtimes.aoti.engine import AotiEngine  # imports torch, which ONNX Runtime does not need
+        from runtimes.aoti.engine import open_engine  # imports torch, which ONNX Runtime does not need
 
-        on_gpu = str(manifest.options["device"]).startswith("cuda")
-        return {part: AotiEngine(folder, part, "graphs" if on_gpu else "calls") for part in parts}
+        return {part: open_engine(folder, part) for part in parts}
     return {part: OrtEngine(folder / record.graph, record.ports, threads) for part, record in records.items()}
 
 

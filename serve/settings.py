@@ -43,6 +43,10 @@ class Tuning:
     )
 
 
+OrtRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-tensorrt-rtx"]  # ONNX Runtime, by its provider
+Runtime = Literal[OrtRuntime, "tensorrt", "aoti"]  # of graphs, of plans, and of packages of AOTInductor
+
+
 @dataclass(frozen=True)
 class TensorRtModel:
     """How Triton runs one part of an engine artifact."""
@@ -61,7 +65,10 @@ class Settings:
     limits: Limits
     tuning: Tuning
     ports: dict[PartName, Ports] = field(default_factory=dict)
-    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # empty if ONNX Runtime runs every part
+    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # only of the runtime tensorrt
+    runtime: Runtime = "ort-cpu"
+    gpu: bool = False  # whether the parts run on the GPU
+    recipe: str = "fp32"
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")

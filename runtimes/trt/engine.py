@@ -20,10 +20,10 @@ import numpy as np
 import tensorrt as trt
 
 from kit.cuda_device import Machine, this_machine
-from kit.dtypes import number_format
 from kit.engine import Array
 from kit.errors import ArtifactError, EngineError, UsageError
-from kit.ports import PartName, Port, Ports, split_axis
+from kit.ports import PartName, Port, Ports
+from runtimes.input_sizes import input_sizes
 from runtimes.trt.cuda import Cuda, Device
 from runtimes.trt.plans import Arena, Context, Plans
 from runtimes.trt.profiles import choose
@@ -57,7 +57,7 @@ class TensorRtEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run in as many calls as the largest batch of the profile requires; raises EngineError for other shapes."""
-        sizes = self._sizes(inputs)
+        sizes = input_sizes(self.ports, inputs)
         try:
             chosen = self._contexts[choose([c.profile for c in self._contexts], sizes)]
         except UsageError as error:
@@ -81,23 +81,6 @@ class TensorRtEngine:
             raise ArtifactError("the weights are in the plans; build the engine with --weights inputs to exchange them")
         with self._lock:
             self._plans.weights.load(graph)
-
-    def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int]:
-        """Return the size of every named axis; raises EngineError if an input does not fit its port."""
-        sizes: dict[str, int] = {}
-        for port in self.ports.inputs:
-            if port.name not in inputs:
-                raise EngineError(f"input {port.name} is missing; given: {', '.join(inputs)}")
-            array = inputs[port.name]
-            if array.dtype.name != number_format(port.dtype).numpy:
-                raise EngineError(f"input {port.name} is {array.dtype.name}, its port is {port.dtype}")
-            for axis, size in zip(port.dims, array.shape, strict=False):
-                if isinstance(axis, str):
-                    factor, name = split_axis(axis)
-                    sizes.setdefault(name, size // factor)
-            if len(array.shape) != len(port.dims) or port.shape(sizes) != array.shape:
-                raise EngineError(f"input {port.name} has shape {list(array.shape)}, its port is {list(port.dims)}")
-        return sizes
 
     def _call(self, chosen: Context, inputs: Mapping[str, Array]) -> dict[str, Array]:
         key = tuple(inputs[port.name].shape for port in self.ports.inputs)

@@ -58,7 +58,7 @@ def record(sizing: Sizing | None = None, **changed: Any) -> EngineRecord:
 def settings(made: EngineRecord) -> Settings:
     variant = VARIANTS["klein-4b"]
     parts: dict[PartName, Ports] = {part: ports(part, variant, "bf16") for part in SERVED_PARTS}
-    return Settings(variant, "bf16", Limits(), Tuning(), parts, tensorrt_deploy.models(made))
+    return Settings(variant, "bf16", Limits(), Tuning(), parts, tensorrt_deploy.models(made), "tensorrt", True)
 
 
 def test_configs_of_engines_are_the_expected_text() -> None:
