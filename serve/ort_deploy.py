@@ -10,9 +10,10 @@ from kit.engine import Engine
 from kit.errors import UsageError
 from kit.image_size import PIXELS_PER_TOKEN as PIXELS
 from kit.ports import PartName
+from kit.providers import provider
 from kit.recipes import recipe
 from planner.memory import Shape, activation_bytes, weight_bytes
-from runtimes.ort.providers import Plan, cache_folder, merged, provider
+from runtimes.ort.providers import Plan, cache_folder, merged
 from runtimes.trt.profiles import Profile, Sizing, derive
 from serve.settings import Runtime, Settings
 

@@ -20,9 +20,10 @@ from kit.dtypes import onnx_type
 from kit.engine import Array
 from kit.errors import ArtifactError, EngineError, UsageError
 from kit.ports import Ports
+from kit.providers import Provider
 from runtimes.input_sizes import input_sizes
 from runtimes.ort.assignment import RECORD, Assignment, assignment
-from runtimes.ort.providers import Plan, Provider, next_options, options, register
+from runtimes.ort.providers import Plan, next_options, options, register
 from runtimes.trt.cuda import Device
 from runtimes.trt.profiles import choose
 
@@ -127,8 +128,11 @@ def _rows(inputs: Mapping[str, Array], start: int, most: int) -> Mapping[str, Ar
     return {name: array[start : start + most] for name, array in inputs.items()}
 
 
-def open_session(graph: Path, ports: Ports, row: Provider, plan: Plan, stream: int) -> Any:
-    """Open a session whose first provider is `row`; raises UsageError if ONNX Runtime would go on without it."""
+def open_session(graph: Path, ports: Ports, row: Provider, plan: Plan, stream: int | None = None) -> Any:
+    """Open a session whose first provider is `row`, with a stream of its own unless one is given.
+
+    Raises UsageError if ONNX Runtime would go on without the provider.
+    """
     import onnxruntime as ort
 
     settings = ort.SessionOptions()

@@ -1,4 +1,4 @@
-"""The execution providers of ONNX Runtime as data: what each is called, and the options a part is opened with.
+"""The options with which a part is opened in an execution provider of ONNX Runtime (kit.providers).
 
 The names of options are held to the real libraries by tests/runtimes/test_ort_providers.py, because ONNX Runtime
 reports a wrong one only on a machine with a GPU.
@@ -12,61 +12,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kit.artifact import digest
 from kit.cuda_device import CudaDevice
 from kit.errors import UsageError
 from kit.ports import Ports
+from kit.providers import Provider
 from runtimes.trt.profiles import AxisRange, Profile
-
-ProviderName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-
-
-@dataclass(frozen=True)
-class Provider:
-    """One execution provider."""
-
-    name: ProviderName
-    title: str  # ONNX Runtime's name
-    install: str  # what to tell a user who does not have it
-    next: tuple[str, ...] = ()  # providers on the GPU for what it leaves over, by ONNX Runtime's names
-    graph_id: str = ""  # option of a run: which CUDA graph it records or replays
-    plugin: str = ""  # module whose library registers the provider; empty: it is in onnxruntime itself
-    targets: tuple[str, ...] = ()  # compute capabilities it runs on, empty: all
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.name != "cpu"
-
-
-PROVIDERS: Mapping[str, Provider] = {
-    row.name: row
-    for row in (
-        Provider("cpu", "CPUExecutionProvider", "pip install onnxruntime"),
-        Provider(
-            "cuda",
-            "CUDAExecutionProvider",
-            "pip install onnxruntime-gpu in place of onnxruntime, with CUDA 13 and cuDNN 9",
-            graph_id="gpu_graph_id",
-        ),
-        Provider(
-            "tensorrt",
-            "TensorrtExecutionProvider",
-            "pip install onnxruntime-gpu in place of onnxruntime, with CUDA 13, cuDNN 9 and TensorRT",
-            next=("CUDAExecutionProvider",),
-            graph_id="gpu_graph_id",
-        ),
-        Provider(
-            "tensorrt-rtx",
-            "NvTensorRTRTXExecutionProvider",
-            "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
-            graph_id="cuda_graph_annotation_id",
-            plugin="onnxruntime_ep_nv_tensorrt_rtx",
-            targets=("8.6", "8.9", "12.0"),
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -80,16 +33,9 @@ class Plan:
     device: int = 0
 
 
-def provider(name: str) -> Provider:
-    """Look a provider up by name; raises UsageError that lists them."""
-    if name not in PROVIDERS:
-        raise UsageError(f"unknown provider {name!r}; there are: {', '.join(PROVIDERS)}")
-    return PROVIDERS[name]
-
-
-def options(row: Provider, ports: Ports, plan: Plan, stream: int) -> dict[str, str]:
-    """Return the options of a provider for a part; all its work runs on `stream`, a handle of CUDA."""
-    shared = {"user_compute_stream": str(stream)}
+def options(row: Provider, ports: Ports, plan: Plan, stream: int | None) -> dict[str, str]:
+    """Return the options of a provider for a part; all its work runs on `stream`, a handle of CUDA, if one is given."""
+    shared = _stream(stream)
     match row.name:
         case "cpu":
             return {}
@@ -110,7 +56,7 @@ def options(row: Provider, ports: Ports, plan: Plan, stream: int) -> dict[str, s
             }
         case "tensorrt-rtx":
             return {
-                "has_user_compute_stream": "1",
+                "has_user_compute_stream": _flag(stream is not None),
                 **shared,
                 "nv_runtime_cache_path": str(plan.cache),
                 "enable_cuda_graph": _flag(plan.graphs),
@@ -118,10 +64,10 @@ def options(row: Provider, ports: Ports, plan: Plan, stream: int) -> dict[str, s
             }
 
 
-def next_options(row: Provider, plan: Plan, stream: int) -> list[tuple[str, dict[str, str]]]:
+def next_options(row: Provider, plan: Plan, stream: int | None) -> list[tuple[str, dict[str, str]]]:
     """Return the providers that run what a provider leaves over, with their options; none is the CPU."""
     without = Plan(plan.profile, plan.cache, plan.memory_limit, graphs=False, device=plan.device)
-    return [(title, _cuda(without, {"user_compute_stream": str(stream)})) for title in row.next]
+    return [(title, _cuda(without, _stream(stream))) for title in row.next]
 
 
 def _cuda(plan: Plan, shared: Mapping[str, str]) -> dict[str, str]:
@@ -135,6 +81,10 @@ def _cuda(plan: Plan, shared: Mapping[str, str]) -> dict[str, str]:
         "enable_cuda_graph": _flag(plan.graphs),
         **limit,
     }
+
+
+def _stream(stream: int | None) -> dict[str, str]:
+    return {} if stream is None else {"user_compute_stream": str(stream)}
 
 
 def _flag(value: bool) -> str:

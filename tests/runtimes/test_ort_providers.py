@@ -19,10 +19,11 @@ from kit.cuda_device import CudaDevice
 from kit.engine import Array
 from kit.errors import ArtifactError, EngineError, UsageError
 from kit.ports import Port, Ports
+from kit.providers import PROVIDERS, provider
 from runtimes.ort import bound
 from runtimes.ort.assignment import Assignment, shape_nodes
 from runtimes.ort.bound import BoundEngine
-from runtimes.ort.providers import PROVIDERS, Plan, cache_folder, merged, next_options, options, provider, register
+from runtimes.ort.providers import Plan, cache_folder, merged, next_options, options, register
 from runtimes.trt.profiles import AxisRange, Profile, Sizing, derive
 from tests.runtimes import ort_gpu, rtx
 from tests.runtimes.bindings.runtime_world import CpuDevice
@@ -230,7 +231,8 @@ OPEN = """
 import sys
 from pathlib import Path
 from runtimes.ort.bound import open_session
-from runtimes.ort.providers import PROVIDERS, Plan
+from kit.providers import PROVIDERS
+from runtimes.ort.providers import Plan
 from tests.runtimes.test_ort_providers import PORTS, SIZES
 open_session(Path({graph!r}), PORTS, PROVIDERS[{name!r}], Plan(SIZES, Path({cache!r})), 77)
 """

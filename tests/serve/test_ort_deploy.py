@@ -14,9 +14,9 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from kit.cuda_device import CudaDevice, Machine
 from kit.errors import UsageError
+from kit.providers import PROVIDERS
 from pipeline.request import Limits
 from runtimes.ort import bound
-from runtimes.ort.providers import PROVIDERS
 from runtimes.trt import cuda
 from runtimes.trt.profiles import AxisRange
 from serve import ort_deploy
