@@ -9,6 +9,8 @@ PIP := -m pip --disable-pip-version-check
 # What tests compare with and nothing imports: NVIDIA's TensorRT bindings of two versions, to whose signatures the engine
 # code is held, and torchao, to whose arithmetic quantization is. Unpacked beside the packages, never installed.
 REFERENCES := $(foreach wheel,tensorrt/10.16.1.11 tensorrt/11.4.0.106 reference/torchao,$(VENV)/$(wheel)/.unpacked)
+# ONNX Runtime for GPUs, to whose options its providers are held; where the package index does not have it, tests skip.
+ORT_GPU := $(VENV)/reference/onnxruntime-gpu
 # The compiler that builds plans without a GPU, for the tests that meet it; where the package index does not have it they
 # skip. It is NVIDIA's, under NVIDIA's licence.
 RTX := $(VENV)/tensorrt/rtx-1.7.1.116
@@ -26,7 +28,7 @@ QUICK_TESTS := $(if $(filter all,$(ROOM)),tests,tests/$(ROOM) tests/test_archite
 demo: $(MARK)
 	@$(BIN)/python -m benchmarks.demo --build $(BUILD) --out demo.png
 
-test: $(MARK) $(REFERENCES) $(RTX)/.unpacked
+test: $(MARK) $(REFERENCES) $(RTX)/.unpacked $(ORT_GPU)/.unpacked
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Without servers, GPUs and heavy exports (tests/quick.py); of one room: make quick ROOM=planner
@@ -51,7 +53,7 @@ types: $(MARK)
 	@MYPYPATH=typings/tensorrt-10.16 $(BIN)/mypy --cache-dir .mypy_cache/tensorrt-10.16 kit planner runtimes
 	@for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
-env: $(MARK) $(REFERENCES) $(RTX)/.unpacked
+env: $(MARK) $(REFERENCES) $(RTX)/.unpacked $(ORT_GPU)/.unpacked
 
 # Installed from the lock file, so that two machines get the same versions.
 $(MARK): requirements.lock pyproject.toml $(wildcard export/optimum_plugin/*.* export/optimum_plugin/register/*.py)
@@ -68,6 +70,10 @@ $(RTX)/.unpacked: $(MARK)
 	@$(BIN)/python $(PIP) install --quiet --no-deps --upgrade --target $(@D) \
 	  tensorrt-rtx-cu13-bindings==1.7.1.116 onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 \
 	  && touch $@ || echo "TensorRT for RTX could not be fetched: the tests that compile with it are skipped"
+
+$(ORT_GPU)/.unpacked: $(MARK)
+	@$(BIN)/python $(PIP) install --quiet --no-deps --upgrade --target $(@D) onnxruntime-gpu==1.31.1 \
+	  && touch $@ || echo "onnxruntime-gpu could not be fetched: the tests of its options are skipped"
 
 $(VENV)/tensorrt/%/.unpacked: $(MARK)
 	@$(BIN)/python $(PIP) install --quiet --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$*

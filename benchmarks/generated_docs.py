@@ -131,6 +131,7 @@ def limits() -> str:
         (f"`--{field.name.replace('_', '-')}`", _number(field.default), str(field.metadata.get("about", "")))
         for owner in (Limits, Tuning)
         for field in fields(owner)
+        if "about" in field.metadata
     ]
     return table(("option", "default", "meaning"), rows)
 

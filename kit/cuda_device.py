@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 
+from kit.compilers import COMPILERS
+from kit.compilers import installed as installed_version
 from kit.gpus import MIB, Gpu, of_device
 from kit.software import TENSORRT, versions
 
@@ -40,10 +42,11 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class Machine:
-    """The GPU and the TensorRT version that engines are built and loaded with; either may be missing."""
+    """The GPU and the versions of TensorRT that engines are built and loaded with; each may be missing."""
 
     device: CudaDevice | None
     tensorrt: str | None
+    rtx: str | None = None  # TensorRT for RTX
 
     @property
     def device_name(self) -> str | None:
@@ -56,7 +59,7 @@ def this_machine(index: int = 0) -> Machine:
     found, _ = devices()
     installed = versions()
     tensorrt = next((installed[name] for name in TENSORRT if name in installed), None)
-    return Machine(found[index] if index < len(found) else None, tensorrt)
+    return Machine(found[index] if index < len(found) else None, tensorrt, installed_version(COMPILERS["tensorrt-rtx"]))
 
 
 def devices(program: str = "nvidia-smi", timeout: float = 5.0) -> tuple[tuple[CudaDevice, ...], str | None]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kit.compilers import COMPILERS
+from kit.providers import PROVIDERS as ROWS
 
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "safetensors")
 TENSORRT = COMPILERS["tensorrt"].packages
@@ -40,7 +41,9 @@ def providers() -> tuple[str, ...]:
     if spec is None or spec.origin is None:
         return ()
     folder = Path(spec.origin).parent / "capi"
-    return (*(name for name, library in PROVIDERS.items() if (folder / library).is_file()), "CPUExecutionProvider")
+    built_in = (name for name, library in PROVIDERS.items() if (folder / library).is_file())
+    plugins = (row.title for row in ROWS.values() if row.plugin and importlib.util.find_spec(row.plugin) is not None)
+    return (*built_in, *plugins, "CPUExecutionProvider")
 
 
 def tritonserver(installed: Mapping[str, str]) -> str | None:

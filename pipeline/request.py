@@ -65,13 +65,20 @@ class Limits:
     max_steps: int = option(100, "denoising steps")
     max_images: int = option(4, "images of one request")
     max_guidance: float = option(20.0, "guidance scale")
+    sizes: tuple[tuple[int, int], ...] = ()  # width and height of all images that the engines run; empty: any
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple((width, height) for width, height in self.sizes))  # lists, from JSON
         for name in ("min_side", "max_side"):
             if getattr(self, name) <= 0 or getattr(self, name) % PIXELS_PER_TOKEN:
                 raise UsageError(f"{name} {getattr(self, name)} is not a positive multiple of {PIXELS_PER_TOKEN}")
         if self.min_side > self.max_side:
             raise UsageError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """Width and height of the smallest image that is accepted."""
+        return min(self.sizes, key=lambda size: size[0] * size[1], default=(self.min_side, self.min_side))
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,13 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
     if not prompt.strip():
         raise RequestError(f"prompt: {_shown(prompt)} is empty; say what to generate")
     side = min(max(variant.image_size, limits.min_side), limits.max_side)
-    width, height = (_side(name, int(given.get(name, side)), limits) for name in ("width", "height"))
+    width, height = _default_size(side, limits)
+    width, height = (
+        _side(name, int(given.get(name, size)), limits) for name, size in (("width", width), ("height", height))
+    )
+    if limits.sizes and (width, height) not in limits.sizes:
+        words = ", ".join(f"{w} x {h}" for w, h in limits.sizes)
+        raise RequestError(f"width x height: {width} x {height} was not compiled; this server generates {words}")
     if width * height > limits.max_pixels:
         raise RequestError(
             f"width x height: {width} x {height} is {width * height} pixels; this server generates at most "
@@ -129,6 +142,13 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
         response_encoding=check_encoding(given.get("response_encoding", "bytes")),
         sigmas=sigmas,
     )
+
+
+def _default_size(side: int, limits: Limits) -> tuple[int, int]:
+    """Return the size of an image that a request does not choose: the largest, where the variant's is not compiled."""
+    if not limits.sizes or (side, side) in limits.sizes:
+        return side, side
+    return max(limits.sizes, key=lambda size: size[0] * size[1])
 
 
 def _sigmas(value: Any, limits: Limits) -> tuple[float, ...]:

@@ -17,12 +17,14 @@ from kit.cuda_device import CudaDevice
 from kit.gpus import GPUS, Gpu
 from kit.hardware import Hardware, look
 from kit.ports import SERVED_PARTS
+from kit.providers import PROVIDERS, Provider
 from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS, Variant
 from planner.feasible import Build, refusal
 from planner.memory import Shape, activation_bytes, gigabytes, weight_bytes
 from planner.shared_memory import Traffic, problem, shared_bytes
 
+GPU_PROVIDERS = tuple(row for row in PROVIDERS.values() if row.on_gpu)
 CPU_RECIPES: tuple[str, ...] = ("fp32", "int8")
 
 
@@ -87,7 +89,8 @@ def verdicts(
         *(_engine(device, hardware, installed) for device in hardware.gpus),
         *(() if hardware.gpus else (Verdict("build and run TensorRT engines", False, str(hardware.gpu_problem)),)),
         *(_compiler(row, hardware) for row in COMPILERS.values()),
-        *(_cuda(device, providers) for device in hardware.gpus),
+        *(_provider(row, device, providers) for row in GPU_PROVIDERS for device in hardware.gpus),
+        *(() if hardware.gpus else (_no_provider(hardware, providers),)),
         _cpu(hardware, providers),
         _serve(installed, server, hardware.shared_free),
     )
@@ -180,11 +183,20 @@ def _compiler(row: Compiler, hardware: Hardware) -> Verdict:
     return Verdict(work, True, f"{found}, {how}: {', '.join(targets)}")
 
 
-def _cuda(device: CudaDevice, providers: Sequence[str]) -> Verdict:
-    work = f"run ONNX Runtime on {device.title}"
-    if "CUDAExecutionProvider" not in providers:
-        return Verdict(work, False, "no CUDA provider: pip install onnxruntime-gpu instead of onnxruntime")
-    return Verdict(work, True, "CUDAExecutionProvider; the planner has no figures for its speed")
+def _provider(row: Provider, device: CudaDevice, providers: Sequence[str]) -> Verdict:
+    work = f"run ONNX Runtime on {device.title} (--runtime ort-{row.name})"
+    if row.targets and device.capability not in row.targets:
+        known = ", ".join(row.targets)
+        return Verdict(work, False, f"{row.title} runs on compute capability {known}, this GPU has {device.capability}")
+    if row.title not in providers:
+        return Verdict(work, False, f"no {row.title}: {row.install}")
+    return Verdict(work, True, f"{row.title} is installed; the planner has no figures for its speed")
+
+
+def _no_provider(hardware: Hardware, providers: Sequence[str]) -> Verdict:
+    there = [row.title for row in GPU_PROVIDERS if row.title in providers]
+    words = f"installed: {', '.join(there)}" if there else f"no provider for one: {GPU_PROVIDERS[0].install}"
+    return Verdict("run ONNX Runtime on a GPU", False, f"{hardware.gpu_problem}; {words}")
 
 
 def _fitting(gpu: Gpu, disk_free: int) -> str:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit.artifact import verify
+from kit.artifact import Manifest, verify
 from kit.errors import UsageError
-from kit.ports import QUANTIZED_PARTS, PartName
+from kit.ports import QUANTIZED_PARTS, SERVED_PARTS, PartName
+from kit.providers import PROVIDERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="image size for which operations are counted; default: the checkpoint's",
     )
+    parser.add_argument(
+        "--provider",
+        choices=tuple(PROVIDERS),
+        help="open the parts with this provider of ONNX Runtime and report the nodes that it leaves to others; "
+        "default: none",
+    )
     parser.add_argument("--height", type=int, metavar="PIXELS", help="height of that image; default: the checkpoint's")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the report and return the same facts."""
     manifest = verify(args.artifact, ("onnx", "quantized"))
+    if args.provider is not None:
+        return _report_provider(args.artifact, manifest, args.provider)
     variant = manifest.variant
     runtime = args.runtime == "onnxruntime"
     if runtime and manifest.compute != "fp32":
@@ -63,4 +72,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"  ONNX Runtime runs {report.running_share:.1%} of them in integer kernels: {kernels}")
             if report.fallbacks:
                 print(f"  {len(report.fallbacks)} products fall back to fp32: {', '.join(report.fallbacks[:4])}, ...")
+    return facts
+
+
+def _report_provider(artifact: Path, manifest: Manifest, name: str) -> dict[str, Any]:
+    """Print who runs the nodes of each part and return the same facts."""
+    from quantize.provider_report import report_assignment
+
+    row = PROVIDERS[name]
+    facts: dict[str, Any] = {"artifact": str(artifact), "recipe": manifest.recipe, "provider": row.title, "parts": {}}
+    for part in SERVED_PARTS:
+        if part not in manifest.parts:
+            continue
+        found = report_assignment(artifact, manifest, part, row)
+        facts["parts"][part] = asdict(found)
+        print(f"{part}: {', '.join(f'{count} nodes on {title}' for title, count in found.nodes.items())}")
+        if row.on_gpu and found.on_cpu:
+            print(f"  {len(found.on_cpu)} nodes would run on the CPU: {', '.join(found.on_cpu[:4])}, ...")
     return facts

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kit.artifact import Manifest
+from kit.compilers import COMPILERS, activate
 from kit.engine import Engine
-from kit.ports import PartName
+from kit.ports import PartName, Ports
 from runtimes.ort.engine import OrtEngine
 from runtimes.trt.record import EngineRecord
 
@@ -18,12 +19,17 @@ def open_parts(
     """Open parts of an artifact or of a deployment; the engines of an engine artifact share activation memory."""
     records = {part: manifest.part(part) for part in parts}
     if manifest.kind == "engine":
-        from runtimes.trt.engine import open_engines
-
-        return open_engines(folder, EngineRecord.of(manifest), {part: records[part].ports for part in parts})
+        return open_plans(folder, EngineRecord.of(manifest), {part: records[part].ports for part in parts})
     if manifest.kind == "aoti":
-        from runtimes.aoti.engine import AotiEngine  # imports torch, which ONNX Runtime does not need
+        from runtimes.aoti.engine import open_engine  # imports torch, which ONNX Runtime does not need
 
-        on_gpu = str(manifest.options["device"]).startswith("cuda")
-        return {part: AotiEngine(folder, part, "graphs" if on_gpu else "calls") for part in parts}
+        return {part: open_engine(folder, part) for part in parts}
     return {part: OrtEngine(folder / record.graph, record.ports, threads) for part, record in records.items()}
+
+
+def open_plans(root: Path, record: EngineRecord, ports: Mapping[PartName, Ports]) -> Mapping[PartName, Engine]:
+    """Open parts of an engine artifact with the TensorRT that built it; a process can load only one of the two."""
+    activate(COMPILERS[record.compiler])
+    from runtimes.trt.engine import open_engines
+
+    return open_engines(root, record, ports)

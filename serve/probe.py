@@ -30,7 +30,8 @@ SHARE = 0.001  # of the values that may differ at all, on a machine like that wh
 
 def question(limits: Limits) -> Mapping[str, Any]:
     """Return the fields of the known-answer request: the smallest image in one step."""
-    return {"prompt": "a red circle", "seed": 7, "width": limits.min_side, "height": limits.min_side, "steps": 1}
+    width, height = limits.smallest
+    return {"prompt": "a red circle", "seed": 7, "width": width, "height": height, "steps": 1}
 
 
 def probe(client: Client, deployment: Path, timeout: float = 60.0) -> float:
@@ -71,14 +72,14 @@ def this_kind() -> Mapping[str, str]:
 
 
 def made_on(manifest: Manifest) -> Mapping[str, str] | None:
-    """Return `this_kind` of the machine that generated the known answer; None for engines of TensorRT."""
+    """Return `this_kind` of the machine that generated the known answer; None for plans and packages."""
     kind: Mapping[str, str] | None = manifest.options.get("known_answer")
     return kind
 
 
 def _look(generated: npt.NDArray[np.uint8], limits: Limits, seconds: float) -> float:
     """Check an image without a known answer: it must have the requested size and more than one color."""
-    wanted = (limits.min_side, limits.min_side, 3)
+    wanted = (*limits.smallest[::-1], 3)
     if generated.shape != wanted:
         raise CheckFailed(f"an image of shape {wanted} was requested, the server returned {generated.shape}")
     if int(generated.max()) == int(generated.min()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,18 @@ from pipeline import preview
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
 from pipeline.request import Limits
+from runtimes.aoti import record as aoti_record
 from runtimes.open import open_parts
-from runtimes.trt.record import RECORD, EngineRecord, mismatch, write_record
-from serve import contents, tensorrt_deploy
+from runtimes.trt.record import KERNELS, RECORD, EngineRecord, mismatch, write_record
+from serve import aoti_deploy, contents, tensorrt_deploy
 from serve.probe import ANSWER, question, this_kind
-from serve.settings import KnownAnswer, Settings, Tuning
+from serve.settings import KnownAnswer, OrtRuntime, Runtime, Settings, Tuning
 from serve.triton_config import configs
 from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE
 
-REVISION = 7  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 8  # raise when the same artifact and settings give another deployment, including its models' code
+
+RUNTIMES: Mapping[str, Runtime] = {"engine": "tensorrt", "aoti": "aoti"}  # by the kind of the artifact
 
 # model -> the part it runs, and the folder of its graph below the version folder
 _GRAPHS: Mapping[str, tuple[PartName, str]] = {
@@ -55,6 +59,7 @@ def write_repository(
     known_answer: KnownAnswer = "generate",
     require_gate: bool = False,
     copy: bool = False,
+    runtime: OrtRuntime = "ort-cpu",
     progress: contents.Progress = lambda done, total: None,
 ) -> Manifest:
     """Write a deployment of `artifact` to `out`; its files are hard links, or copies with `copy`.
@@ -63,21 +68,29 @@ def write_repository(
     process, and the map of previews is fitted to the VAE encoder if the artifact has one. With "none", a deployment can
     be written on a machine that cannot load the engines; it has no previews, and `serve run` checks only the size of
     the image and that it has more than one color. A certificate of `quantize gate` is copied; with `require_gate` an
-    artifact without one that passed is rejected by a CheckFailed. Raises UsageError or ArtifactError if the artifact
-    is incomplete or does not verify.
+    artifact without one that passed is rejected by a CheckFailed. `runtime` is what runs ONNX graphs. Raises UsageError
+    or ArtifactError if the artifact is incomplete or does not verify.
     """
     check_out(out, DEPLOYMENT, [artifact])
-    manifest = verify(artifact, kinds=("onnx", "quantized", "engine"))
+    manifest = verify(artifact, kinds=("onnx", "quantized", "engine", "aoti"))
     if require_gate:
         require(artifact, manifest)
     record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
     if record is not None:
         _check_engine(record, limits, known_answer)
+    elif manifest.kind == "aoti":
+        limits = aoti_deploy.limits_of(artifact, manifest, limits)
+    elif runtime != "ort-cpu":
+        if known_answer == "generate":
+            raise UsageError(f"--runtime {runtime}: known answers are generated on a CPU; pass --known-answer none")
     elif manifest.compute != "fp32":
         raise UsageError(
             f"{artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider does not run; export it "
             "with --dtype fp32, or build engines from it"
         )
+    if manifest.kind in RUNTIMES and runtime != "ort-cpu":
+        raise UsageError(f"--runtime {runtime} is for ONNX graphs; {artifact} is an artifact of kind {manifest.kind!r}")
+    chosen = RUNTIMES.get(manifest.kind, runtime)
     needed = {part for part, _ in _GRAPHS.values()}
     settings = Settings(
         variant=manifest.variant,
@@ -86,9 +99,15 @@ def write_repository(
         tuning=tuning,
         ports={name: manifest.part(name).ports for name in sorted(needed)},
         tensorrt=tensorrt_deploy.models(record) if record is not None else {},
+        runtime=chosen,
+        gpu=aoti_deploy.on_gpu(manifest) if chosen == "aoti" else chosen != "ort-cpu",
+        recipe=manifest.recipe,
     )
     linked = {
-        model: sorted((artifact / manifest.part(part).graph).parent.iterdir()) for model, (part, _) in _GRAPHS.items()
+        model: sorted(
+            path for path in (artifact / manifest.part(part).graph).parent.iterdir() if path.suffix != KERNELS
+        )
+        for model, (part, _) in _GRAPHS.items()
     }
     total = contents.check_space(out, [path for files in linked.values() for path in files]) if copy else 0
     weights: dict[str, contents.Content] = {}
@@ -111,7 +130,7 @@ def write_repository(
             exported = manifest.part(part)
             source = artifact / exported.graph
             target = folder / model / "1" / below
-            if record is not None:
+            if manifest.kind in RUNTIMES:
                 target = target if _is_native(model, settings) else folder / model / "1" / part
             for path in linked[model]:
                 placed = target / path.name
@@ -124,6 +143,8 @@ def write_repository(
                     weights[str(placed.relative_to(folder))] = found
             if record is not None and not _is_native(model, settings):
                 write_record(folder / model / "1" / RECORD, record)
+            if chosen == "aoti":
+                aoti_record.write_record(folder / model / "1" / aoti_record.RECORD, manifest)
             graph = (target / source.name).relative_to(folder)
             parts[part] = PartRecord(str(graph), exported.ports)
         shutil.copytree(artifact / "tokenizer", folder / "tokenizer" / "1" / "tokenizer")
@@ -134,7 +155,7 @@ def write_repository(
             variant=manifest.variant,
             compute=manifest.compute,
             recipe=manifest.recipe,
-            options={"known_answer": this_kind()} if known_answer == "generate" and record is None else {},
+            options={"known_answer": this_kind()} if known_answer == "generate" and chosen == "ort-cpu" else {},
             source=_source(artifact),
             parts=parts,
             versions=_versions(),
@@ -144,7 +165,7 @@ def write_repository(
             if "vae_encoder" in manifest.parts:
                 (encoder,) = open_parts(artifact, manifest, ("vae_encoder",)).values()
                 preview.fit(encoder, manifest.compute).save(folder / DENOISER / "1" / preview.PREVIEW_FILE)
-            answer = LocalPipeline(folder if record is None else artifact, limits).generate(question(limits))
+            answer = LocalPipeline(folder if chosen == "ort-cpu" else artifact, limits).generate(question(limits))
             (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
         written = write_manifest(folder, deployment)
         contents.write_contents(folder, weights)
@@ -174,7 +195,7 @@ def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> boo
         settings = Settings.read(out / "tokenizer" / "1")
     except Flux2Error:
         return False
-    same = (settings.limits, settings.tuning) == (limits, tuning)
+    same = (replace(settings.limits, sizes=()), settings.tuning) == (limits, tuning)
     return same and made.source == _source(artifact) and dict(made.versions) == _versions()
 
 

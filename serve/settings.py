@@ -43,11 +43,15 @@ class Tuning:
     )
 
 
+OrtRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-tensorrt-rtx"]  # ONNX Runtime, by its provider
+Runtime = Literal[OrtRuntime, "tensorrt", "aoti"]  # of graphs, of plans, and of packages of AOTInductor
+
+
 @dataclass(frozen=True)
 class TensorRtModel:
     """How Triton runs one part of an engine artifact."""
 
-    backend: Literal["tensorrt_plan", "python"]  # python: the kit's model, where weights are refitted or streamed
+    backend: Literal["tensorrt_plan", "python"]  # python: the kit's model, for plans that Triton cannot load
     profiles: int
     max_batch: int  # the largest batch that every profile accepts
 
@@ -61,7 +65,10 @@ class Settings:
     limits: Limits
     tuning: Tuning
     ports: dict[PartName, Ports] = field(default_factory=dict)
-    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # empty if ONNX Runtime runs every part
+    tensorrt: dict[PartName, TensorRtModel] = field(default_factory=dict)  # only of the runtime tensorrt
+    runtime: Runtime = "ort-cpu"
+    gpu: bool = False  # whether the parts run on the GPU
+    recipe: str = "fp32"
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")

@@ -13,9 +13,12 @@ import numpy as np
 from kit.engine import Array, Engine
 from kit.errors import EngineError
 from kit.ports import PartName
+from runtimes.aoti import record as aoti_record
+from runtimes.aoti.record import INDEX
+from runtimes.open import open_plans
 from runtimes.ort.engine import OrtEngine
 from runtimes.trt.record import RECORD, read_record
-from serve import backend
+from serve import backend, ort_deploy
 from serve.settings import Settings, version_folder
 
 logger = logging.getLogger(__name__)
@@ -50,11 +53,18 @@ class EngineModel:
 def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
     """Open the part of a Triton python model; its files are in the model's version folder."""
     if part in settings.tensorrt:
-        from runtimes.trt.engine import open_engines
+        return open_plans(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
+    if not settings.gpu:
+        os.nice(ENGINE_NICENESS)
+    if settings.runtime == "aoti":
+        from runtimes.aoti.engine import AotiEngine
 
-        return open_engines(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
-    os.nice(ENGINE_NICENESS)
+        return AotiEngine(
+            version / part / INDEX, settings.ports[part], aoti_record.read_record(version / aoti_record.RECORD)
+        )
     below = version / part if part == "transformer" else version
+    if settings.gpu:
+        return ort_deploy.open_part(below / "model.onnx", part, settings)
     return OrtEngine(below / "model.onnx", settings.ports[part], settings.tuning.threads)
 
 

@@ -16,7 +16,8 @@ def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
     """Choose the backend of each part.
 
     Triton's TensorRT backend loads a single plan that contains its weights. The denoiser is a python model of the kit
-    that holds the engine, and so are parts whose weights are refitted or streamed, or that have a plan per profile.
+    that holds the engine, and so are parts whose weights are refitted, streamed or inputs, or that have a plan per
+    profile, and all parts that TensorRT for RTX compiled: the backend is linked with TensorRT, which rejects them.
     """
     return {part: _model(record, part) for part in SERVED_PARTS}
 
@@ -24,7 +25,8 @@ def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
 def _model(record: EngineRecord, part: PartName) -> TensorRtModel:
     plans = record.plans_of(part)
     profiles = [profile for plan in plans for profile in plan.profiles]
-    native = part != "transformer" and record.weights == "plan" and len(plans) == 1
+    loadable = record.compiler == "tensorrt" and record.weights == "plan" and len(plans) == 1
+    native = part != "transformer" and loadable
     return TensorRtModel(
         backend="tensorrt_plan" if native else "python",
         profiles=len(profiles),

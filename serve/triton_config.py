@@ -129,21 +129,21 @@ def _stream() -> Any:
 def _text_encoder(settings: Settings) -> Any:
     config = _part(settings, "text_encoder", settings.tuning.text_batch)
     config.dynamic_batching.max_queue_delay_microseconds = 500
-    _prefer(config, settings, "text_encoder")
+    _prefer(config, settings)
     return config
 
 
 def _part(settings: Settings, part: PartName, batch: int) -> Any:
-    """Describe the model of a part: ONNX Runtime, Triton's TensorRT backend, or TensorRT from Python."""
+    """Describe the model of a part: Triton's TensorRT backend, or the kit's Python model with any other runtime."""
     ports, engine = settings.ports[part], settings.tensorrt.get(part)
     config = _model(part, wires(ports.inputs), wires(ports.outputs), min(batch, engine.max_batch) if engine else batch)
-    if engine is not None:
+    if settings.gpu:
         _on_gpu(config)
-        if engine.backend == "tensorrt_plan":
-            config.platform, config.backend = "tensorrt_plan", "tensorrt"
-            config.instance_group[0].profile.extend(str(index) for index in range(engine.profiles))
-            # allocate activations for the profile in use, not for the largest
-            config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
+    if engine is not None and engine.backend == "tensorrt_plan":
+        config.platform, config.backend = "tensorrt_plan", "tensorrt"
+        config.instance_group[0].profile.extend(str(index) for index in range(engine.profiles))
+        # allocate activations for the profile in use, not for the largest
+        config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
     return config
 
 
@@ -162,7 +162,7 @@ def _denoiser(settings: Settings) -> Any:
     start = [replace(w, optional=True) for w in (*embeds, *negative, *(_row(tensor) for tensor in DENOISED))]
     outputs = (*latents, Wire("started", "TYPE_INT64", (1,)))
     config = _model(DENOISER, [*start, _row(TICKET)], outputs, settings.limits.max_images)
-    if "transformer" in settings.tensorrt:
+    if settings.gpu:
         _on_gpu(config)
     return config
 
@@ -170,13 +170,13 @@ def _denoiser(settings: Settings) -> Any:
 def _vae_decoder(settings: Settings) -> Any:
     config = _part(settings, "vae_decoder", settings.tuning.vae_batch)
     config.dynamic_batching.SetInParent()
-    _prefer(config, settings, "vae_decoder")
+    _prefer(config, settings)
     return config
 
 
-def _prefer(config: Any, settings: Settings, part: PartName) -> None:
+def _prefer(config: Any, settings: Settings) -> None:
     """Let a CPU engine run as many rows at a time as it has cores: more take as long as calls one after the other."""
-    if part not in settings.tensorrt:
+    if settings.runtime == "ort-cpu":
         rows = min(settings.tuning.threads or cpu().cores, config.max_batch_size)
         config.dynamic_batching.preferred_batch_size.append(rows)
 

@@ -38,6 +38,7 @@ HEAVY_TESTS = (  # files, or tests of them
     "quantize/test_conversions.py::test_a_part_of_one_and_a_half",
     "quantize/test_sources.py",
     "runtimes/test_aoti.py",
+    "serve/test_aoti_deploy.py",
     "runtimes/test_trt_compile_all.py::test_what",
     "runtimes/test_trt_weight_inputs.py",
     "runtimes/test_trt_build_quantized.py",

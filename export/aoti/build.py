@@ -40,8 +40,8 @@ from kit.ports import SERVED_PARTS, PartName, ServedPart, ports
 from kit.recipes import recipe
 from kit.variants import Variant
 from runtimes.aoti.engine import WEIGHTS, this_processor, this_torch
+from runtimes.aoti.record import INDEX
 
-INDEX = "packages.json"
 REVISION = 1  # increment when the same checkpoint and options produce different packages
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kit.artifact import Manifest, verify
+from kit.artifact import verify
 from kit.dtypes import to_array, to_tensor
 from kit.engine import Array
 from kit.errors import ArtifactError, EngineError
-from kit.ports import PartName
+from kit.ports import PartName, Ports
 from runtimes.aoti import buckets
 from runtimes.aoti.package import Package
 from runtimes.cuda_graph import Replay
@@ -40,12 +40,11 @@ def this_processor(device: str) -> str:
     return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def check_machine(manifest: Manifest, where: Path) -> str:
-    """Return the device that an artifact was compiled for.
+def check_machine(options: Mapping[str, Any], where: Path) -> str:
+    """Return the device that packages were compiled for; `options` are those of their artifact.
 
     Raises ArtifactError if this machine has another torch, device or instruction set.
     """
-    options = manifest.options
     device = str(options["device"])
     if options["torch"] != this_torch():
         raise ArtifactError(
@@ -63,21 +62,22 @@ def check_machine(manifest: Manifest, where: Path) -> str:
 class AotiEngine:
     """The packages of one part as an engine."""
 
-    def __init__(self, folder: Path, part: PartName, launch: Launch = "calls") -> None:
-        """Load; raises ArtifactError or UsageError if the artifact does not verify or is for another machine."""
-        manifest = verify(folder, kinds=("aoti",))
-        self.device = check_machine(manifest, folder)
+    def __init__(self, index: Path, ports: Ports, options: Mapping[str, Any], launch: Launch | None = None) -> None:
+        """Load the packages listed in `index`; raises ArtifactError if they are for another machine.
+
+        By default kernels are launched one by one on a CPU, and by CUDA graphs on a GPU.
+        """
+        self.ports = ports
+        home = index.parent
+        self.device = check_machine(options, home)
         if launch == "graphs" and not self.device.startswith("cuda"):
-            raise ArtifactError(f"{folder} was compiled for a CPU, which has no CUDA graphs; use launch 'calls'")
-        record = manifest.part(part)
-        self.ports = record.ports
-        home = (folder / record.graph).parent
-        packages = json.loads((folder / record.graph).read_text())["packages"]
+            raise ArtifactError(f"{home} was compiled for a CPU, which has no CUDA graphs; use launch 'calls'")
+        packages = json.loads(index.read_text())["packages"]
         self.buckets: list[buckets.Sizes] = [package["sizes"] for package in packages]
         self._weights = _read_weights(home / WEIGHTS, self.device)
         self._packages = [Package(home / package["file"], self._weights) for package in packages]
         self._replays: dict[int, Replay] = {}  # by bucket
-        self._launch = launch
+        self._launch = launch or ("graphs" if self.device.startswith("cuda") else "calls")
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -104,6 +104,13 @@ class AotiEngine:
             output = self._replays[call.bucket](padded)
         result: Tensor = output[: call.stop - call.start].cpu()
         return result
+
+
+def open_engine(folder: Path, part: PartName, launch: Launch | None = None) -> AotiEngine:
+    """Open a part of an artifact; raises ArtifactError or UsageError unless it verifies and is for this machine."""
+    manifest = verify(folder, kinds=("aoti",))
+    record = manifest.part(part)
+    return AotiEngine(folder / record.graph, record.ports, manifest.options, launch)
 
 
 def _read_weights(path: Path, device: str) -> dict[str, Tensor]:

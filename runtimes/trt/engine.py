@@ -1,8 +1,9 @@
 """A part in TensorRT as an engine: profiles by token count, one CUDA graph per shape, tensors by address.
 
 The first call with a shape runs without a graph, which completes TensorRT's deferred initialization, and is then
-captured. Later calls are an upload, a replay and a download. A batch larger than its profile is split; an image larger
-than every profile is rejected.
+captured. Later calls are an upload, a replay and a download. TensorRT for RTX records graphs by itself, because it
+replaces kernels while it runs; with it every call is enqueued. A batch larger than its profile is split; an image
+larger than every profile is rejected.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import numpy as np
 import tensorrt as trt
 
 from kit.cuda_device import Machine, this_machine
-from kit.dtypes import number_format
 from kit.engine import Array
 from kit.errors import ArtifactError, EngineError, UsageError
-from kit.ports import PartName, Port, Ports, split_axis
+from kit.ports import PartName, Port, Ports
+from runtimes.input_sizes import input_sizes
 from runtimes.trt.cuda import Cuda, Device
 from runtimes.trt.plans import Arena, Context, Plans
 from runtimes.trt.profiles import choose
@@ -56,7 +57,7 @@ class TensorRtEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run in as many calls as the largest batch of the profile requires; raises EngineError for other shapes."""
-        sizes = self._sizes(inputs)
+        sizes = input_sizes(self.ports, inputs)
         try:
             chosen = self._contexts[choose([c.profile for c in self._contexts], sizes)]
         except UsageError as error:
@@ -81,23 +82,6 @@ class TensorRtEngine:
         with self._lock:
             self._plans.weights.load(graph)
 
-    def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int]:
-        """Return the size of every named axis; raises EngineError if an input does not fit its port."""
-        sizes: dict[str, int] = {}
-        for port in self.ports.inputs:
-            if port.name not in inputs:
-                raise EngineError(f"input {port.name} is missing; given: {', '.join(inputs)}")
-            array = inputs[port.name]
-            if array.dtype.name != number_format(port.dtype).numpy:
-                raise EngineError(f"input {port.name} is {array.dtype.name}, its port is {port.dtype}")
-            for axis, size in zip(port.dims, array.shape, strict=False):
-                if isinstance(axis, str):
-                    factor, name = split_axis(axis)
-                    sizes.setdefault(name, size // factor)
-            if len(array.shape) != len(port.dims) or port.shape(sizes) != array.shape:
-                raise EngineError(f"input {port.name} has shape {list(array.shape)}, its port is {list(port.dims)}")
-        return sizes
-
     def _call(self, chosen: Context, inputs: Mapping[str, Array]) -> dict[str, Array]:
         key = tuple(inputs[port.name].shape for port in self.ports.inputs)
         ready = self._prepared.pop(key, None)  # reinserted as the newest if the call succeeds
@@ -110,6 +94,8 @@ class TensorRtEngine:
         except RuntimeError as error:  # torch: out of memory, or a CUDA error
             raise EngineError(f"the GPU failed: {error}") from error
         self._prepared[key] = ready
+        if chosen.rtx is not None:
+            chosen.rtx.count_call()
         return outputs
 
     def _execute(self, ready: Prepared) -> None:
@@ -178,16 +164,18 @@ def open_engines(
 ) -> dict[PartName, TensorRtEngine]:
     """Load the parts named in `ports` from an engine artifact; they share one arena.
 
-    Raises ArtifactError, which says why, if the engine was built for another GPU or TensorRT.
+    The compiler that built the engine must be active (kit.compilers); runtimes.open activates it. Raises ArtifactError,
+    which says why, if the engine was built for another GPU or TensorRT.
     """
     here = machine or this_machine()
-    if why := mismatch(record, Machine(here.device, trt.__version__)):
+    if why := mismatch(record, Machine(here.device, trt.__version__, trt.__version__)):
         raise ArtifactError(why)
     device = device or Cuda()
     arena, lock = Arena(device), threading.Lock()
-    plans = {part: Plans(root, part, record, device, arena) for part in ports}
+    plans = {part: Plans(root, part, record, device, arena, here.device, graphs) for part in ports}
     if record.weights == "stream":
         arena.allocate()  # activations first: streamed weights use the remaining memory
         for loaded in plans.values():
             loaded.share_budget(sum(others.streamable for others in plans.values()))
-    return {part: TensorRtEngine(ports[part], loaded, device, lock, graphs) for part, loaded in plans.items()}
+    captured = graphs and record.compiler == "tensorrt"
+    return {part: TensorRtEngine(ports[part], loaded, device, lock, captured) for part, loaded in plans.items()}

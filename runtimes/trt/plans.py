@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorrt as trt
 
+from kit.cuda_device import CudaDevice
 from kit.errors import ArtifactError
 from kit.ports import PartName
 from runtimes.trt.bound_weights import BoundWeights
@@ -22,6 +23,7 @@ from runtimes.trt.external_weights import ExternalWeights, complaints
 from runtimes.trt.log import Log
 from runtimes.trt.profiles import Profile
 from runtimes.trt.record import EngineRecord, PlanRecord
+from runtimes.trt.rtx import RtxConfig, cache_file, require_valid
 
 ALIGNMENT = 256  # bytes; TensorRT requires it for activation memory
 
@@ -60,6 +62,7 @@ class Context:
     profile: Profile
     context: trt.IExecutionContext
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the input shapes that were set last
+    rtx: RtxConfig | None = None  # of its plan, if TensorRT for RTX built it
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,29 @@ class Loaded:
 
     record: PlanRecord
     engine: trt.ICudaEngine
+    rtx: RtxConfig | None = None
 
 
 class Plans:
     """All plans of one part on one device."""
 
-    def __init__(self, root: Path, part: PartName, record: EngineRecord, device: Device, arena: Arena) -> None:
+    def __init__(
+        self,
+        root: Path,
+        part: PartName,
+        record: EngineRecord,
+        device: Device,
+        arena: Arena,
+        here: CudaDevice | None = None,
+        graphs: bool = True,
+    ) -> None:
         """Load every plan and reserve its activation memory.
 
-        Raises ArtifactError if TensorRT rejects a plan or its weights.
+        `here` is the GPU as its driver describes it; `graphs` is whether TensorRT for RTX records CUDA graphs. Raises
+        ArtifactError if TensorRT rejects a plan or its weights.
         """
         self.log = Log()
+        self._compiler = record.compiler
         self._runtime = trt.Runtime(self.log)
         if record.version == "compatible":
             self._runtime.engine_host_code_allowed = True  # such a plan contains its own runtime
@@ -93,7 +108,10 @@ class Plans:
             engine = self._deserialize(root / plan.file)
             if record.weights == "refit":
                 refit(engine, root / part / "model.onnx", self.log)
-            self._loaded.append(Loaded(plan, engine))
+            config = None
+            if record.compiler == "tensorrt-rtx":
+                config = RtxConfig(engine, cache_file(root / plan.file, here or record.device), graphs)
+            self._loaded.append(Loaded(plan, engine, config))
             for index in range(engine.num_optimization_profiles):
                 arena.reserve(engine.get_device_memory_size_for_profile_v2(index))
 
@@ -123,7 +141,7 @@ class Plans:
                     f"the manifest has {len(plan.profiles)}"
                 )
             for index, profile in enumerate(plan.profiles):
-                context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+                context = _create(loaded)
                 if context is None:
                     raise ArtifactError(f"{plan.file}: cannot create an execution context: {self.log}")
                 if not context.set_optimization_profile_async(index, self._device.stream):
@@ -132,7 +150,7 @@ class Plans:
                 for name, address in self.weights.addresses() if self.weights is not None else ():
                     if not context.set_tensor_address(name, address):
                         raise ArtifactError(f"{plan.file}: TensorRT rejects the weight {name}: {self.log}")
-                made.append(Context(profile, context))
+                made.append(Context(profile, context, rtx=loaded.rtx))
         return made
 
     def _deserialize(self, path: Path) -> trt.ICudaEngine:
@@ -141,10 +159,21 @@ class Plans:
         with path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps.append(mapped)
+        log = self.log
+        if self._compiler == "tensorrt-rtx":
+            require_valid(self._runtime, mapped, path, log)
         engine = self._runtime.deserialize_cuda_engine(mapped)
         if engine is None:
-            raise ArtifactError(f"{path}: TensorRT cannot load the plan: {self.log}")
+            raise ArtifactError(f"{path}: TensorRT cannot load the plan: {log}")
         return engine
+
+
+def _create(loaded: Loaded) -> Any:
+    """Create a context without memory of its own; None if TensorRT cannot."""
+    engine = loaded.engine
+    if loaded.rtx is not None:
+        return loaded.rtx.create_context(engine)
+    return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
 def refit(engine: trt.ICudaEngine, graph: Path, log: Log) -> None:

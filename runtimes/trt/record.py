@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from kit.artifact import Manifest
-from kit.compilers import COMPILERS, CompilerName, Hardware, Version, WeightMode, installed
+from kit.compilers import COMPILERS, CompilerName, Hardware, Version, WeightMode
 from kit.cuda_device import CudaDevice, Machine
 from kit.errors import ArtifactError
 from kit.ports import PartName
 from runtimes.trt.profiles import AxisRange, Profile
 
 RECORD = "engine.json"  # the record's file name next to plans without a manifest
+KERNELS = ".kernels"  # files beside plans that TensorRT for RTX fills while it runs; they are no part of an artifact
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _profile(raw: Mapping[str, Any]) -> Profile:
 def mismatch(record: EngineRecord, machine: Machine) -> str | None:
     """Return why an engine does not load on a machine and what to do, in one sentence; None if it does."""
     if record.compiler == "tensorrt-rtx":
-        return _wrong_capability(record, machine.device) or _wrong_rtx(record)
+        return _wrong_capability(record, machine.device) or _wrong_rtx(record, machine.rtx)
     return _wrong_gpu(record, machine.device) or _wrong_tensorrt(record, machine.tensorrt)
 
 
@@ -102,15 +103,16 @@ def _wrong_capability(record: EngineRecord, device: CudaDevice | None) -> str | 
     return None
 
 
-def _wrong_rtx(record: EngineRecord) -> str | None:
+def _wrong_rtx(record: EngineRecord, version: str | None) -> str | None:
+    """Engines are not compatible between releases, neither older nor newer; the fourth number is a build of one."""
     row = COMPILERS["tensorrt-rtx"]
-    here = installed(row)
-    if here is None:
-        return f"the engine was built with {row.title} {record.tensorrt}, this machine has none: {row.install}"
-    if _numbers(here)[:2] < _numbers(record.tensorrt)[:2]:
+    built = f"the engine was built with {row.title} {record.tensorrt}"
+    if version is None:
+        return f"{built}, this machine has none: {row.install}"
+    if _numbers(version)[:3] != _numbers(record.tensorrt)[:3]:
         return (
-            f"the engine was built with {row.title} {record.tensorrt}, this machine has the older {here}: "
-            "install that version or a newer one"
+            f"{built}, this machine has {version}: pip install {row.packages[0]}=={record.tensorrt} and the package of "
+            "its libraries, or build it again with this version"
         )
     return None
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from kit.certificate import quality
 from kit.errors import UsageError
 from pipeline.request import Limits
-from serve.settings import MOST_LIVE, KnownAnswer, Tuning
+from serve.settings import MOST_LIVE, KnownAnswer, OrtRuntime, Tuning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; limits and tuning follow their dataclasses."""
     parser.add_argument(
-        "artifact", type=Path, metavar="DIR", help="what `export onnx`, `quantize apply` or `export engine` wrote"
+        "artifact",
+        type=Path,
+        metavar="DIR",
+        help="what `export onnx`, `quantize apply`, `export engine` or `export aoti` wrote",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the deployment to write")
     for group, defaults in (("limits of a request", Limits()), ("use of the machine", Tuning())):
         section = parser.add_argument_group(group)
-        for item in fields(defaults):
+        for item in _options(type(defaults)):
             value = getattr(defaults, item.name)
             choices = get_args(get_type_hints(type(defaults))[item.name]) or None
             section.add_argument(
@@ -34,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar=None if choices else "N",
                 help=item.metadata["about"],
             )
+    parser.add_argument(
+        "--runtime",
+        choices=get_args(OrtRuntime),
+        default="ort-cpu",
+        help="what runs ONNX graphs: a provider of ONNX Runtime; engines and packages bring their own",
+    )
     parser.add_argument(
         "--known-answer",
         choices=get_args(KnownAnswer),
@@ -50,8 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _options(cls: type[Any]) -> list[Field[Any]]:
+    """List the fields that are options; others follow from the artifact."""
+    return [item for item in fields(cls) if "about" in item.metadata]
+
+
 def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
-    values = {item.name: getattr(args, item.name) for item in fields(cls)}
+    values = {item.name: getattr(args, item.name) for item in _options(cls)}
     for name, value in values.items():
         if isinstance(value, str):
             continue
@@ -87,7 +101,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
     manifest = write_repository(
-        args.artifact, args.out, limits, tuning, args.known_answer, args.require_gate, args.copy, CopyProgress().report
+        args.artifact,
+        args.out,
+        limits,
+        tuning,
+        args.known_answer,
+        args.require_gate,
+        args.copy,
+        args.runtime,
+        CopyProgress().report,
     )
     if not args.json:
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")

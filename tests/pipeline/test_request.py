@@ -103,6 +103,18 @@ def test_a_base_variant_takes_a_negative_prompt() -> None:
         ({"min_side": 4096}, "larger than max_side"),
     ],
 )
-def test_contradictory_limits_are_rejected(limits: dict[str, int], message: str) -> None:
+def test_contradictory_limits_are_rejected(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Limits(**limits)
+
+
+def test_where_sizes_are_compiled_no_other_is_accepted_and_the_largest_is_the_default() -> None:
+    limits = Limits(sizes=((512, 512), (768, 512), (128, 64)))
+    made = check({"prompt": "x"}, VARIANTS["klein-4b"], limits)
+    assert (made.width, made.height) == (768, 512), "1024 x 1024 was not compiled"
+    assert limits.smallest == (128, 64)
+    with pytest.raises(RequestError, match="width x height: 512 x 768 was not compiled; .* generates 512 x 512, 768 x"):
+        check({"prompt": "x", "width": 512, "height": 768}, VARIANTS["klein-4b"], limits)
+    made = check({"prompt": "x"}, VARIANTS["klein-4b"], Limits(sizes=((1024, 1024), (2048, 1024))))
+    assert (made.width, made.height) == (1024, 1024)
+    assert Limits().smallest == (Limits().min_side, Limits().min_side)

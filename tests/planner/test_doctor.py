@@ -117,11 +117,28 @@ def test_a_gpu_says_its_recipe_and_what_does_not_fit() -> None:
 
 def test_onnx_runtime_on_a_gpu_needs_its_provider() -> None:
     hardware = replace(BARE, gpus=(L4,), gpu_problem=None)
-    work = "run ONNX Runtime on NVIDIA L4"
+    work = "run ONNX Runtime on NVIDIA L4 (--runtime ort-cuda)"
     assert words(hardware, FULL, providers=("CUDAExecutionProvider", "CPUExecutionProvider"))[work][0]
     can, said = words(hardware, FULL)[work]
     assert not can
-    assert "no CUDA provider: pip install onnxruntime-gpu instead of onnxruntime" in said
+    assert said.startswith("no CUDAExecutionProvider: pip install onnxruntime-gpu in place of onnxruntime")
+    rtx = "run ONNX Runtime on NVIDIA L4 (--runtime ort-tensorrt-rtx)"
+    assert words(hardware, FULL, providers=("NvTensorRTRTXExecutionProvider",))[rtx][0]
+    old = replace(L4, compute_capability=(8, 0))
+    can, said = words(replace(hardware, gpus=(old,)), FULL, providers=("NvTensorRTRTXExecutionProvider",))[rtx]
+    assert (can, said) == (
+        False,
+        "NvTensorRTRTXExecutionProvider runs on compute capability 8.6, 8.9, 12.0, this GPU has 8.0",
+    )
+
+
+def test_without_a_gpu_the_installed_providers_are_named() -> None:
+    can, said = words(BARE, FULL, providers=("TensorrtExecutionProvider", "CUDAExecutionProvider"))[
+        "run ONNX Runtime on a GPU"
+    ]
+    assert not can
+    assert said.endswith("installed: CUDAExecutionProvider, TensorrtExecutionProvider")
+    assert "no provider for one: pip install onnxruntime-gpu" in words(BARE, FULL)["run ONNX Runtime on a GPU"][1]
 
 
 def test_a_gpu_that_is_not_in_the_table_is_said() -> None:

@@ -24,7 +24,7 @@ from kit.engine import Array, Engine
 from kit.errors import ArtifactError, EngineError, UsageError
 from pipeline.denoise import Denoiser, LiveRequest
 from pipeline.request import Limits, check
-from runtimes.aoti.engine import AotiEngine
+from runtimes.aoti.engine import open_engine
 from runtimes.ort.engine import OrtEngine
 from tests.runtimes.conformance import assert_conforms
 
@@ -68,7 +68,7 @@ def test_packages_give_the_same_latents_as_onnx_runtime(artifact: Path, checkpoi
     export(checkpoint, tmp_path / "onnx", ExportConfig(parts=("transformer",)))
     record = read_manifest(tmp_path / "onnx").part("transformer")
     wanted = generate(OrtEngine(tmp_path / "onnx" / record.graph, record.ports), artifact)
-    found = generate(AotiEngine(artifact, "transformer"), artifact)
+    found = generate(open_engine(artifact, "transformer"), artifact)
     for job, reference in zip(found, wanted, strict=True):
         difference = np.abs(job.latents - reference.latents)
         scale = np.abs(reference.latents).max()
@@ -76,7 +76,7 @@ def test_packages_give_the_same_latents_as_onnx_runtime(artifact: Path, checkpoi
 
 
 def test_packages_keep_the_engine_protocol(artifact: Path) -> None:
-    engine = AotiEngine(artifact, "transformer")
+    engine = open_engine(artifact, "transformer")
 
     def make(seed: int) -> dict[str, Array]:
         rng = np.random.default_rng(seed)
@@ -110,7 +110,7 @@ print(type(engine).__name__, len(engine.buckets))
 
 
 def test_an_image_of_another_size_is_rejected_with_the_compiled_sizes(artifact: Path) -> None:
-    engine = AotiEngine(artifact, "transformer")
+    engine = open_engine(artifact, "transformer")
     types: dict[str, Any] = {"fp32": np.float32, "i64": np.int64}
     sizes = {"batch": 1, "image_tokens": 24}
     inputs = {port.name: np.zeros(port.shape(sizes), types[port.dtype]) for port in engine.ports.inputs}
@@ -149,22 +149,22 @@ def test_an_artifact_for_another_machine_is_rejected(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder = changed(artifact, tmp_path / "other", lambda options: options | change)
     with pytest.raises(ArtifactError, match=message):
-        AotiEngine(folder, "transformer")
+        open_engine(folder, "transformer")
 
 
 def test_cuda_graphs_on_a_cpu_are_rejected(artifact: Path) -> None:
     with pytest.raises(ArtifactError, match="compiled for a CPU, which has no CUDA graphs; use launch 'calls'"):
-        AotiEngine(artifact, "transformer", "graphs")
+        open_engine(artifact, "transformer", "graphs")
 
 
 def test_a_damaged_package_and_a_missing_part_are_rejected(artifact: Path, tmp_path: Path) -> None:
     folder = changed(artifact, tmp_path / "damaged", lambda options: options)
     with pytest.raises(ArtifactError, match="the artifact has no vae_decoder; it has: transformer"):
-        AotiEngine(folder, "vae_decoder")
+        open_engine(folder, "vae_decoder")
     (package,) = folder.rglob("*.pt2")
     package.write_bytes(package.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match=r"\.pt2: its digest differs from the manifest"):
-        AotiEngine(folder, "transformer")
+        open_engine(folder, "transformer")
 
 
 def test_a_weight_missing_from_the_file_is_named(artifact: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_weight_missing_from_the_file_is_named(artifact: Path, tmp_path: Path)
     with pytest.raises(
         ArtifactError, match="needs the weight 'model.proj_out.weight', which the weight file does not contain"
     ):
-        AotiEngine(folder, "transformer")
+        open_engine(folder, "transformer")
 
 
 def test_a_manifest_records_what_was_compiled_for_which_machine(artifact: Path) -> None:

@@ -14,10 +14,11 @@ from kit.errors import ArtifactError, EngineError
 from kit.ports import Port, Ports
 from runtimes.ort.engine import OrtEngine
 from tests.runtimes.bindings import load
-from tests.runtimes.bindings.real import VERSIONS, interface
+from tests.runtimes.bindings.real import RTX, VERSIONS, interface
 from tests.runtimes.bindings.runtime_world import inputs
 from tests.runtimes.bindings.strict import StrictModule
 from tests.runtimes.conformance import assert_conforms
+from tests.runtimes.rtx import needs_rtx
 from tests.runtimes.test_trt_engine import open_engine
 
 PORTS = Ports(
@@ -26,7 +27,7 @@ PORTS = Ports(
 )
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=[*VERSIONS, pytest.param(RTX, marks=needs_rtx)])
 def trt(request: pytest.FixtureRequest) -> Iterator[StrictModule]:
     made = StrictModule(interface(request.param))
     with load.using(made):

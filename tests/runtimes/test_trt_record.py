@@ -101,6 +101,27 @@ def test_another_machine_is_rejected_with_the_reason(
     assert why is None if words is None else re.search(words, why or ""), why
 
 
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        ("1.7.1.116", None),
+        ("1.7.1.120", None),
+        (
+            "1.7.0.9",
+            "with TensorRT for RTX 1.7.1.116, this machine has 1.7.0.9: pip install tensorrt-rtx-cu13-bindings==",
+        ),
+        ("1.8.0.1", "this machine has 1.8.0.1: .* or build it again with this version"),
+        ("2.0.0.1", "this machine has 2.0.0.1"),
+        (None, "this machine has none: pip install 'flux2-deploy.tensorrt-rtx.'"),
+    ],
+)
+def test_engines_of_tensorrt_for_rtx_load_with_the_same_release(here: str | None, words: str | None) -> None:
+    import re
+
+    why = mismatch(replace(RECORD, compiler="tensorrt-rtx", tensorrt="1.7.1.116"), Machine(L4, None, here))
+    assert why is None if words is None else re.search(words, why or ""), why
+
+
 def test_a_part_that_was_not_built_is_named() -> None:
     with pytest.raises(ArtifactError, match="the engine has no vae_decoder; it has: transformer"):
         RECORD.plans_of("vae_decoder")

@@ -8,6 +8,7 @@ import re
 import sys
 from typing import Any
 
+from kit.compilers import COMPILERS, activate
 from tests.runtimes.bindings.signatures import plain_type, signatures
 
 OVERRIDE = re.compile(
@@ -62,4 +63,7 @@ def _add(found: dict[str, Any], name: str, cls: type) -> None:
 
 
 if __name__ == "__main__":
-    json.dump(describe(importlib.import_module("tensorrt_bindings")), sys.stdout)
+    if sys.argv[1] == "tensorrt-rtx":
+        json.dump(describe(activate(COMPILERS["tensorrt-rtx"])), sys.stdout)
+    else:
+        json.dump(describe(importlib.import_module("tensorrt_bindings")), sys.stdout)

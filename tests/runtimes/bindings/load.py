@@ -26,7 +26,7 @@ BUILDER = (
     "runtimes.trt.build.build",
 )
 ORDINARY = {"__init__", "append", "file", "path"}  # names of the bindings that the kit has for things of its own
-RUNTIME = ("runtimes.trt.plans", "runtimes.trt.engine")
+RUNTIME = ("runtimes.trt.rtx", "runtimes.trt.plans", "runtimes.trt.engine")
 
 
 @contextmanager

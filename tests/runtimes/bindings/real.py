@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
+RTX = "1.7.1.116"  # TensorRT for RTX, which needs no stubs: its libraries are on the package index
 ROOT = Path(__file__).parents[3]
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 FACTORIES = (
@@ -55,16 +56,18 @@ def make_stubs(major: str, out: Path) -> None:
 @cache
 def interface(version: str) -> dict[str, Any]:
     """Return what `describe.py` says of the bindings of a version."""
+    if version == RTX:
+        return _described(version, Path(sys.prefix) / "tensorrt" / f"rtx-{version}", "tensorrt-rtx")
     bindings = folder(version)
     with tempfile.TemporaryDirectory() as stubs:
         make_stubs(version.partition(".")[0], Path(stubs))
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": stubs,
-            "PYTHONPATH": os.pathsep.join([str(bindings), str(ROOT)]),
-        }
-        command = [sys.executable, "-W", "ignore", "-m", "tests.runtimes.bindings.describe"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+        return _described(version, bindings, "tensorrt", LD_LIBRARY_PATH=stubs)
+
+
+def _described(version: str, bindings: Path, compiler: str, **variables: str) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(bindings), str(ROOT)]), **variables}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.runtimes.bindings.describe", compiler]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"the bindings {version} did not import:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)

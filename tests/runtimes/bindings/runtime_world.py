@@ -17,6 +17,7 @@ from kit.engine import Array
 from kit.ports import Port, Ports
 from runtimes.trt.profiles import AxisRange, Profile
 from runtimes.trt.record import EngineRecord, PlanRecord
+from tests.runtimes.bindings.real import RTX
 from tests.runtimes.bindings.strict import StrictModule
 
 PORTS = Ports(
@@ -91,7 +92,7 @@ class RuntimeWorld:
             "get_device_memory_size_for_profile_v2",
             lambda e, profile_index: NEEDS[self.engine_of[id(e)][profile_index].name],
         )
-        trt.behave(engine, "create_execution_context", lambda e, strategy: self.context(strategy))
+        trt.behave(engine, "create_execution_context", self.create_context)
         trt.behave(engine, "get_weight_streaming_automatic_budget", lambda e: 12000)
         trt.behave(engine, "streamable_weights_size", lambda e: STREAMABLE[self.engine_of[id(e)][0].name])
         context = "IExecutionContext"
@@ -109,6 +110,32 @@ class RuntimeWorld:
             )
         trt.behave(context, "get_tensor_shape", lambda c, name: self.state[id(c)]["shapes"]["x"])
         trt.behave(context, "execute_async_v3", self.execute)
+        self.kernels: set[str] = set()  # compiled or loaded, one for each shape
+        if "IRuntimeCache" in trt.interface["classes"]:
+            self.add_rtx()
+
+    def add_rtx(self) -> None:
+        """Give TensorRT for RTX valid plans, and a cache that holds the shapes that have run."""
+        trt: Any = self.trt
+        trt.behave("Runtime", "get_engine_validity", lambda runtime, buffer: (trt.EngineValidity.VALID, 0))
+        trt.behave("IRuntimeCache", "serialize", lambda cache: self.memory(";".join(sorted(self.kernels))))
+        trt.behave("IRuntimeCache", "deserialize", self.load_kernels)
+
+    def memory(self, text: str) -> Any:
+        made: Any = self.trt.types["IHostMemory"]
+        return made.__new__(made, text.encode())
+
+    def load_kernels(self, cache: Any, blob: bytes) -> bool:
+        if not blob.startswith(b"("):
+            return False
+        self.kernels |= set(blob.decode().split(";"))
+        return True
+
+    def create_context(self, engine: Any, strategy: Any = None, runtime_config: Any = None) -> Any:
+        if runtime_config is not None:
+            (call,) = self.trt.called("IRuntimeConfig", "set_execution_context_allocation_strategy")[-1:]
+            strategy = call["strategy"]
+        return self.context(strategy)
 
     def load(self, mapped: Any) -> Any:
         content = bytes(mapped)
@@ -129,6 +156,7 @@ class RuntimeWorld:
         assert stream_handle == self.device.stream
         state = self.state[id(context)]
         assert state["arena"][0] % 256 == 0
+        self.kernels.add(str(state["shapes"]["x"]))
         shape, ids_shape, addresses = state["shapes"]["x"], state["shapes"]["ids"], dict(state["addresses"])
 
         def compute() -> None:
@@ -182,9 +210,10 @@ def record(tensorrt: str, root: Path, **changed: Any) -> EngineRecord:
         "version": "exact",
         "build": {},
         "plans": {"transformer": tuple(plans)},
+        "compiler": "tensorrt-rtx" if tensorrt == RTX else "tensorrt",
     }
     return EngineRecord(**{**values, **changed})
 
 
 def machine(version: str) -> Machine:
-    return Machine(DEVICE, version)
+    return Machine(DEVICE, version, version)

@@ -13,7 +13,7 @@ from typing import Any
 OVERLOAD = re.compile(r"^\d+\. (?=\w+\()", re.MULTILINE)
 REPR = re.compile(r"= <[^>]*>")  # a default that is no Python expression: <BuilderFlag.REFIT: 2>
 CPP_NAME = re.compile(r"\b(?:\w+::)+(\w+)")  # a class that was not yet registered when the function was
-MODULE = re.compile(r"\b(?:tensorrt_bindings\.)?tensorrt\.(?=\w)")
+MODULE = re.compile(r"\b(?:tensorrt_bindings\.tensorrt|tensorrt_rtx_bindings\.tensorrt_rtx|tensorrt)\.(?=\w)")
 CPP_ONLY = {"IParserError": "ParserError", "IBuilder": "Builder"}  # whose Python name differs
 FUNCTION = re.compile(r"(\w+)\((.*)\)$")
 
