@@ -29,6 +29,7 @@ BRINGS: Mapping[str, frozenset[str]] = {  # names as they are imported; smaller 
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT_RTX,
     "train": _EXPORT | {"matplotlib", "peft"},
+    "openvino": frozenset({"openvino"}),
     "learned": _QUALITY | {"lpips"},
     "all": _EXPORT | _QUALITY | {"matplotlib", "peft", "opentelemetry"},
 }

@@ -14,6 +14,7 @@ from kit.artifact import read_manifest
 from kit.dtypes import numpy_type
 from kit.engine import Array
 from kit.errors import EngineError
+from kit.graph_runtimes import DEFAULT_RUNTIME, GraphRuntime
 from kit.ports import SERVED_PARTS
 from pipeline.denoise import Denoiser, LiveRequest
 from pipeline.prompts import PromptEncoder
@@ -34,7 +35,14 @@ class GeneratedImages:
 class LocalPipeline:
     """Runs an artifact for any runtime, or a deployment of ONNX graphs, in this process."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits | None = None,
+        threads: int = 0,
+        runtime: GraphRuntime = DEFAULT_RUNTIME,
+    ) -> None:
+        """Open the parts; raises UsageError if `runtime` is not installed or cannot run artifacts of this kind."""
         self.manifest = read_manifest(folder)
         self.variant = self.manifest.variant
         self.limits = limits or Limits()
@@ -42,7 +50,7 @@ class LocalPipeline:
         if self.manifest.kind == "deployment":
             tokenizer = tokenizer / "1" / "tokenizer"
         self.prompts = PromptEncoder(tokenizer, self.variant.text_encoder.kind, self.variant.text_tokens)
-        engines = open_parts(folder, self.manifest, SERVED_PARTS, threads)
+        engines = open_parts(folder, self.manifest, SERVED_PARTS, threads, runtime)
         self.text_encoder = engines["text_encoder"]
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
         self.vae_decoder = engines["vae_decoder"]

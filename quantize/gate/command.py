@@ -17,6 +17,7 @@ from kit.artifact import Manifest, tool_versions
 from kit.atomic_folder import building
 from kit.certificate import Certificate, certify
 from kit.errors import CheckFailed, UsageError
+from kit.graph_runtimes import DEFAULT_RUNTIME, GRAPH_RUNTIMES
 from kit.hardware import look
 from kit.outputs import GATE, file_of
 from quantize import prompt_set
@@ -31,6 +32,7 @@ KIT_PROMPTS = "kit"
 SHOWN = 24
 PACKAGES = (
     "onnxruntime",
+    "openvino",
     "numpy",
     "scipy",
     "scikit-image",
@@ -81,7 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score; default: none"
     )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime; 0: one per core")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the runtime; 0: one per core")
+    parser.add_argument(
+        "--runtime",
+        choices=GRAPH_RUNTIMES,
+        default=DEFAULT_RUNTIME,
+        help="what runs the candidate's graphs; the reference runs in ONNX Runtime. A verdict on OpenVINO is no "
+        "certificate of the artifact, because deployments run in ONNX Runtime",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -98,6 +107,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--{name} {getattr(args, name)} is less than {least}")
     if args.artifact is None and args.url is None:
         raise UsageError("the candidate is missing: give the folder of an artifact, --url HOST:PORT, or both")
+    if args.url is not None and args.runtime != DEFAULT_RUNTIME:
+        raise UsageError(
+            f"--runtime {args.runtime} is for a candidate in this process; the server at --url has its own"
+        )
     if args.artifact is None and args.contract is None:
         raise UsageError("--url alone does not tell the recipe; give --contract NAME, or the folder that is deployed")
     inputs = [args.artifact, args.reference, args.clip, file_of(args.prompts), file_of(args.contract)]
@@ -142,7 +155,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         opened = open_server(args.url, canvas)  # before the reference is drawn, which takes time
 
     def candidate() -> Generate:
-        return opened if served else open_generator(args.artifact, canvas, args.threads)
+        return opened if served else open_generator(args.artifact, canvas, args.threads, args.runtime)
 
     measures, unmeasured = available(Scope(prompts.prompts, drawn.width, drawn.height, args.clip))
     measurable = METRICS.keys() - unmeasured.keys()
@@ -168,6 +181,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "candidate": _identity(args.artifact, admitted.candidate, args.url),
         "reference": _identity(args.reference, admitted.reference),
         "prompts": {"spec": Path(prompts.spec).name, "digest": prompts.digest, "count": len(prompts.prompts)},
+        "runtime": None if served else args.runtime,
         "seeds": args.seeds,
         "canvas": {"width": drawn.width, "height": drawn.height, "steps": drawn.steps, "guidance": drawn.guidance},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -176,7 +190,7 @@ def gate(args: argparse.Namespace, folder: Path) -> Report:
         "versions": tool_versions(*PACKAGES),
     }
     report = summarize(pairs, unmeasured, contract, setting, admitted.warnings + more)
-    if args.artifact is not None:
+    if args.artifact is not None and args.runtime == DEFAULT_RUNTIME:
         _certify(args, report)
     shown = chosen(report, args.images)
     keep_images(images, pairs, shown)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from kit.errors import CheckFailed
+from kit.graph_runtimes import DEFAULT_RUNTIME, GraphRuntime
 from quantize.gate.metrics import Score
 from quantize.gate.similarity import Pixels, cosines
 from quantize.prompt_set import Prompt
@@ -59,11 +60,13 @@ Generate = Callable[[str, int], Drawing]
 Measure = Callable[[Prompt, Drawing, Drawing], Mapping[str, Score]]  # takes the reference's and the candidate's drawing
 
 
-def open_generator(artifact: Path, canvas: Canvas, threads: int = 0) -> Generate:
+def open_generator(
+    artifact: Path, canvas: Canvas, threads: int = 0, runtime: GraphRuntime = DEFAULT_RUNTIME
+) -> Generate:
     """Load an artifact and return a function that generates a prompt from a seed; the function owns the weights."""
     from pipeline.local import LocalPipeline
 
-    pipeline = LocalPipeline(artifact, threads=threads)
+    pipeline = LocalPipeline(artifact, threads=threads, runtime=runtime)
 
     def generate(prompt: str, seed: int) -> Drawing:
         trail: list[npt.NDArray[np.float32]] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kit.graph_runtimes import DEFAULT_RUNTIME
 from quantize.gate.contract import Contract
 from quantize.gate.drawing import Pair
 from quantize.gate.intervals import Interval, interval
@@ -151,10 +152,12 @@ def summary(report: Report) -> str:
     setting = report.setting
     drawn, prompts, candidate = setting["canvas"], setting["prompts"], setting["candidate"]
     seeds = f"{setting['seeds']} seed{'' if setting['seeds'] == 1 else 's'} each"
+    runtime = setting.get("runtime", DEFAULT_RUNTIME)
+    run_by = "" if runtime in (None, DEFAULT_RUNTIME) else f", run by {runtime}"
     return (
         f"{prompts['count']} prompts ({prompts['spec']}, digest {prompts['digest'][:12]}), {seeds}, "
         f"{drawn['width']} x {drawn['height']} pixels, {drawn['steps']} steps, guidance {drawn['guidance']:g}; "
-        f"candidate {candidate['recipe']} in {candidate['compute']}"
+        f"candidate {candidate['recipe']} in {candidate['compute']}{run_by}"
         f"{', drawn by ' + candidate['url'] if 'url' in candidate else ''}, "
         f"reference {setting['reference']['recipe']} in {setting['reference']['compute']}; "
         f"contract {report.contract.name}; {setting['date']}"

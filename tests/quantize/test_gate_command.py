@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kit.artifact import CERTIFICATE
 from kit.errors import CheckFailed, RequestError, UsageError
 from kit.safetensors_file import header_digest
 from quantize import prompt_set
@@ -195,6 +196,28 @@ def test_an_interrupted_gate_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         gate(sample_artifact, "--reference", sample_artifact, "--prompts", "sample:2", "--out", tmp_path / "report")
     assert not list(tmp_path.iterdir())
+
+
+def test_openvino_is_gated_against_onnx_runtime_and_certifies_nothing(
+    sample_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    candidate = tmp_path / "candidate"
+    shutil.copytree(sample_artifact, candidate)
+    (candidate / CERTIFICATE).unlink(missing_ok=True)  # of another test
+    words = (candidate, "--reference", sample_artifact, "--contract", loose(tmp_path))
+    facts = gate(*words, "--prompts", "sample:2", "--steps", 2, "--runtime", "openvino-fp32")
+    assert facts["runtime"] == "openvino-fp32"
+    assert facts["versions"]["openvino"]
+    assert facts["metrics"]["psnr"]["low"] > 50  # other kernels, the same numbers but for the order of sums
+    assert "run by openvino-fp32" in capsys.readouterr().out
+    assert not (candidate / CERTIFICATE).exists()
+
+
+def test_the_runtime_of_a_server_is_not_chosen_by_the_gate(sample_artifact: Path) -> None:
+    words = ("--url", "127.0.0.1:1", "--reference", sample_artifact, "--runtime", "openvino-bf16")
+    with pytest.raises(UsageError, match="--runtime openvino-bf16 is for a candidate in this process"):
+        gate(sample_artifact, *words)
 
 
 def test_an_occupied_folder_is_rejected_before_anything_is_generated(sample_artifact: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Run parts in OpenVINO."""
