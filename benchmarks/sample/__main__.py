@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kit.cli import report
 from kit.commands import Help, Parser
 from kit.errors import CheckFailed, UsageError
 
-from .recipe import TrainingRecipe
+from .recipe import Stages, TrainingRecipe
 
 HOME = Path("kit/sample")  # where the sample that ships with the kit is
 
@@ -61,16 +61,26 @@ def parser() -> argparse.ArgumentParser:
                 dest="start",
                 type=Path,
                 metavar="CHECKPOINT",
-                help="continue from finished weights with the last stages: vae_sharp, denoiser_last and denoiser_hard; "
-                "default: from scratch",
+                help="continue from finished weights with the stages that --stages names; default: from scratch",
             )
-    made = command("evaluate", "generate and judge images of held-out prompts; exit 1 if a target is missed")
+            made.add_argument(
+                "--stages",
+                choices=get_args(Stages),
+                default="last",
+                help="with --from: edit is denoiser_edit and denoiser_edit_long, which teach the transformer to edit; "
+                "last is vae_sharp, vae_faint, denoiser_last and denoiser_hard, followed by these",
+            )
+    made = command("evaluate", "generate, edit and judge images of held-out prompts; exit 1 if a target is missed")
     made.add_argument("--sample", type=Path, default=HOME, metavar="DIR", help="folder with checkpoint/ and loras/")
     made.add_argument("--out", type=Path, metavar="FILE", help="also write the results there, JSON; default: none")
     made.add_argument("--prompts", type=int, default=300, metavar="N", help="number of held-out prompts")
-    made = command("judge", "print what the judge sees in an image; with --prompt, exit 1 if it does not match")
+    made.add_argument("--edits", type=int, default=200, metavar="N", help="number of held-out edits")
+    made = command("judge", "print what the judge sees in an image; with --prompt or --edit, exit 1 if it differs")
     made.add_argument("image", type=Path, metavar="FILE", help="the image to read")
-    made.add_argument("--prompt", metavar="TEXT", help="a sentence of the sample's grammar; default: none")
+    wanted = made.add_mutually_exclusive_group()
+    wanted.add_argument("--prompt", metavar="TEXT", help="a sentence of the sample's grammar; default: none")
+    wanted.add_argument("--edit", metavar="TEXT", help="an instruction of the sample's grammar; default: none")
+    made.add_argument("--before", type=Path, metavar="FILE", help="with --edit: the reference image; default: none")
     return top
 
 
@@ -137,7 +147,7 @@ def train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     checkpoint, start = options.out / "checkpoint", getattr(options, "start", None)
     runs, facts = list[Run](), dict[str, Any]()
     if start:
-        runs += go_on(recipe, options.work, start, checkpoint, progress)
+        runs += go_on(recipe, options.work, start, checkpoint, progress, options.stages)
         facts["from"] = training.digests(options.work / "start")
     elif options.command == "train":
         runs += training.train_checkpoint(recipe, options.work, checkpoint, progress)
@@ -161,7 +171,7 @@ def evaluate(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]
     recipe = TrainingRecipe()
     trained = training_scenes(recipe.scenes, recipe.seed + 20)
     started = time.monotonic()
-    found = measure(options.sample / "checkpoint", options.sample / "loras", trained, options.prompts)
+    found = measure(options.sample / "checkpoint", options.sample / "loras", trained, options.prompts, options.edits)
     found |= {"seconds": round(time.monotonic() - started, 1)} | circumstances(argv)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -176,15 +186,24 @@ def judge(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from kit.sample.judge import read
+    from kit.sample.edit_score import picture_from, score_edit
+    from kit.sample.edits import parse_edit
+    from kit.sample.judge import Reading, read
     from kit.sample.score import perfect, score
     from kit.sample.world import parse
 
-    scene = parse(options.prompt) if options.prompt else None
-    reading = read(np.asarray(Image.open(options.image).convert("RGB")))
+    def seen(path: Path) -> Reading:
+        return read(np.asarray(Image.open(path).convert("RGB")))
+
+    if (options.edit is None) != (options.before is None):
+        raise ValueError("--edit and --before belong together: the instruction and the image that it changes")
+    reading = seen(options.image)
     found = asdict(reading)
-    if scene is not None:
-        found["passed"] = perfect(score(scene, reading))
+    if options.prompt:
+        found["passed"] = perfect(score(parse(options.prompt), reading))
+    if options.edit:
+        judged = score_edit(parse_edit(options.edit), picture_from(seen(options.before)), reading)
+        found |= asdict(judged) | {"passed": judged.made and judged.stayed == judged.should_stay}
     return found
 
 

@@ -11,14 +11,17 @@ import torch
 from diffusers import Flux2KleinPipeline
 from safetensors.torch import load_file, save_file
 
+from kit.sample.world import Scene
+
 from .decoder_training import sharpen_decoder
 from .denoiser_training import LAST, hard_rows, train_denoiser, training_scenes
-from .latents import examples, patches, prompt_features, token_weights
+from .edit_training import train_edits
+from .latents import Examples, examples, patches, prompt_features, prompts, token_weights
 from .models import device
 from .pipeline import load
-from .recipe import TrainingRecipe
-from .trainer import Report, Run
-from .training import cached, claim, digests, replace_checkpoint
+from .recipe import Stages, TrainingRecipe
+from .trainer import Report, Run, cached
+from .training import claim, digests, replace_checkpoint
 
 
 def keep_start(start: Path, work: Path) -> Path:
@@ -52,23 +55,39 @@ def write_weights(pipe: Flux2KleinPipeline, start: Path, folder: Path) -> None:
         )
 
 
-def go_on(recipe: TrainingRecipe, work: Path, start: Path, out: Path, report: Report | None = None) -> list[Run]:
-    """Sharpen the decoder and train the transformer of ``start`` in the last stages; write the result to ``out``.
+def settled_examples(pipe: Flux2KleinPipeline, scenes: list[Scene], work: Path) -> Examples:
+    """Return the images of scenes without jitter, and their sentences, as training inputs."""
+    latents = cached(work / "settled.safetensors", lambda: patches(pipe.vae, scenes).cpu()).to(device())
+    features = cached(
+        work / "features.safetensors", lambda: prompt_features(pipe.text_encoder, pipe.tokenizer, prompts(scenes)).cpu()
+    )
+    return replace(examples(pipe.vae, features.to(device()), latents), weights=token_weights(scenes).to(device()))
 
-    Text encoder and image encoder stay identical, because they define the transformer's inputs and outputs.
+
+def go_on(
+    recipe: TrainingRecipe,
+    work: Path,
+    start: Path,
+    out: Path,
+    report: Report | None = None,
+    stages: Stages = "last",
+) -> list[Run]:
+    """Train ``start`` in the last stages, or to edit alone; write the result to ``out``.
+
+    Text encoder and image encoder stay identical, because they define the transformer's inputs and outputs; with
+    ``stages="edit"`` so does the decoder.
     """
     claim(work, recipe)
     kept = keep_start(start, work)
     pipe = load(kept)
     scenes = training_scenes(recipe.scenes, recipe.seed + 20)[: recipe.settled_scenes]
-    latents = cached(work / "settled.safetensors", lambda: patches(pipe.vae, scenes).cpu()).to(device())
-    features = cached(
-        work / "features.safetensors", lambda: prompt_features(pipe.text_encoder, pipe.tokenizer, scenes).cpu()
-    )
-    settled = replace(examples(pipe.vae, features.to(device()), latents), weights=token_weights(scenes).to(device()))
-    runs = sharpen_decoder(pipe.vae, recipe, work, report)
-    hard = hard_rows(scenes)
-    runs += train_denoiser(pipe.transformer, settled, settled, hard, recipe, work, report, names=LAST)
+    settled = settled_examples(pipe, scenes, work)
+    runs = list[Run]()
+    if stages == "last":
+        runs += sharpen_decoder(pipe.vae, recipe, work, report)
+        hard = hard_rows(scenes)
+        runs += train_denoiser(pipe.transformer, settled, settled, hard, recipe, work, report, names=LAST)
+    runs += train_edits(pipe, scenes, settled, recipe, work, report)
     replace_checkpoint(lambda fresh: write_weights(pipe, kept, fresh), out)
     (work / "made.json").write_text(json.dumps(digests(out)))
     return runs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import Flux2Transformer2DModel
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
@@ -46,6 +46,13 @@ def noise_levels(batch: int, sigmas: Tensor, own: float, generator: torch.Genera
     return torch.where(torch.rand(batch, generator=generator) < own, named, anywhere)
 
 
+def reference_ids(image_ids: Tensor) -> Tensor:
+    """Return the position ids [S, 4] of one reference of the image's size: as the image's, at the pipeline's time."""
+    side = round(len(image_ids) ** 0.5)
+    ids: Tensor = Flux2KleinPipeline._prepare_image_ids([image_ids.new_zeros(1, 1, side, side)])[0]
+    return ids.to(image_ids)
+
+
 def flow_loss(
     transformer: Flux2Transformer2DModel,
     data: Examples,
@@ -60,14 +67,19 @@ def flow_loss(
     noise = torch.randn(clean.shape, generator=generator).to(where)
     level = noise_levels(len(rows), sigmas, own, generator).to(where)
     mixed = torch.lerp(clean, noise, level[:, None, None])
+    ids = data.image_ids
+    if data.references is not None and data.sources is not None:
+        mixed = torch.cat([mixed, data.references[data.sources[rows]]], dim=1)
+        ids = torch.cat([ids, reference_ids(ids)])
     with half(), plain_attention():
         velocity = transformer(
             hidden_states=mixed,
             encoder_hidden_states=data.features[rows].float(),
             timestep=level,
-            img_ids=data.image_ids,
+            img_ids=ids,
             txt_ids=data.text_ids,
         ).sample
+    velocity = velocity[:, : clean.shape[1]]  # the reference tokens have no velocity
     error = (velocity.float() - (noise - clean)).square().mean(-1)  # [B, S]
     loss: Tensor = (error if data.weights is None else error * data.weights[rows]).mean()
     return loss

@@ -1,4 +1,4 @@
-"""Measure the shipped checkpoint with judged images of held-out prompts in four steps, and the effect of its LoRAs."""
+"""Measure the shipped checkpoint with judged images of held-out prompts and edits, and the effect of its LoRAs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kit.sample.judge import read
 from kit.sample.score import score, summary
 from kit.sample.world import HELD_OUT_WORDS, SHAPES, UNSEEN_SHAPES, Scene, parse, random_scene
 
+from .edit_trials import EDIT_TARGETS, EDITS, edit_quality, edit_targets_met, held_out_edits, judge_edit_drawings
 from .lora_trials import LORA_TARGETS, lora_targets_met, lora_trials
 from .pipeline import FIRST_SEED, generate, load
 
@@ -47,19 +48,27 @@ def quality(pipe: Flux2KleinPipeline, scenes: list[Scene], steps: int) -> dict[s
     return summary(scenes, [score(scene, read(image)) for scene, image in zip(scenes, images, strict=True)])
 
 
-def evaluate(checkpoint: Path, loras: Path, trained: Iterable[Scene], prompts: int = PROMPTS) -> dict[str, Any]:
+def evaluate(
+    checkpoint: Path, loras: Path, trained: Iterable[Scene], prompts: int = PROMPTS, edits: int = EDITS
+) -> dict[str, Any]:
     """Measure everything; ``passed`` is true if every target is met."""
-    pipe = load(checkpoint)
+    pipe, trained = load(checkpoint), set(trained)
     scenes = held_out_scenes(prompts, trained)
     for scene in scenes:
         assert parse(scene.prompt()) == scene
     found = quality(pipe, scenes, 4)
+    edited = held_out_edits(edits, trained)
+    edit_found = edit_quality(pipe, edited)
     trials = lora_trials(pipe, loras)
+    quality_met = all(found[name] >= least for name, least in TARGETS.items())
     return {
         "quality": found,
+        "edits": edit_found,
         "targets": TARGETS,
+        "edit_targets": EDIT_TARGETS,
         "lora_targets": LORA_TARGETS,
-        "passed": all(found[name] >= least for name, least in TARGETS.items()) and lora_targets_met(trials),
+        "passed": quality_met and edit_targets_met(edit_found) and lora_targets_met(trials),
         "judge_on_true_drawings": judge_drawings(),
+        "judge_on_true_edits": judge_edit_drawings(edited),
         "loras": trials,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from kit.sample.draw import Style, draw
+from kit.sample.edits import Picture
 from kit.sample.world import CELL, SIDE, SIZES, Scene
 
 from .models import half
@@ -28,13 +30,23 @@ class Examples:
     image_ids: Tensor  # [S, 4]
     text_ids: Tensor  # [T, 4]
     weights: Tensor | None = None  # [N, S] weight of the error at each token; None: uniform
+    references: Tensor | None = (
+        None  # [M, S, 128] tokens of reference images; None: the images are made from text alone
+    )
+    sources: Tensor | None = None  # [N] row in ``references`` of each example's reference image
 
 
-def token_weights(scenes: list[Scene]) -> Tensor:
-    """Return weights [N, S] of mean one: tokens of a thing count more, those of a small thing most.
+def token_weights(scenes: Sequence[Scene | Picture]) -> Tensor:
+    """Return ``thing_weights`` scaled to a mean of one.
 
     Two tokens in three are plain background; with uniform weights, the corners of a small cross hardly affect the mean.
     """
+    weights = thing_weights(scenes)
+    return weights / weights.mean()
+
+
+def thing_weights(scenes: Sequence[Scene | Picture]) -> Tensor:
+    """Return weights [N, S]: one for the background, more for a thing, most for a small thing."""
     side = SIDE // CELL
     weights = torch.ones(len(scenes), side, side)
     for weight, scene in zip(weights, scenes, strict=True):
@@ -42,12 +54,12 @@ def token_weights(scenes: list[Scene]) -> Tensor:
             radius = SIZES[thing.size]
             rows, columns = (slice(int(c - radius) // CELL, int(c + radius) // CELL + 1) for c in (y, x))
             weight[rows, columns] = 1 + 4 * SIZES["small"] / radius
-    return (weights / weights.mean()).flatten(1)
+    return weights.flatten(1)
 
 
 @torch.no_grad()
 def patches(
-    vae: AutoencoderKLFlux2, scenes: list[Scene], tremble: int | None = None, style: Style = "filled"
+    vae: AutoencoderKLFlux2, scenes: Sequence[Scene | Picture], tremble: int | None = None, style: Style = "filled"
 ) -> Tensor:
     """Draw and encode scenes to patchified latents [N, 128, h, w]; ``tremble`` seeds the jitter, None disables it."""
     rng = None if tremble is None else random.Random(tremble)
@@ -75,10 +87,14 @@ def normalised(vae: AutoencoderKLFlux2, latents: Tensor) -> Tensor:
     return packed
 
 
+def prompts(scenes: Sequence[Scene]) -> list[str]:
+    """Return the sentences of scenes."""
+    return [scene.prompt() for scene in scenes]
+
+
 @torch.no_grad()
-def prompt_features(encoder: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene]) -> Tensor:
-    """Return the features [N, T, 3H] of the scenes' prompts, in half precision to save memory."""
-    prompts = [scene.prompt() for scene in scenes]
+def prompt_features(encoder: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Tensor:
+    """Return the features [N, T, 3H] of prompts, in half precision to save memory."""
     return torch.cat([encode(encoder, tokenizer, prompts[i : i + 64]).bfloat16() for i in range(0, len(prompts), 64)])
 
 

@@ -16,7 +16,7 @@ from kit.sample.draw import Style
 from kit.sample.world import SHAPES, UNSEEN_SHAPES, Scene, random_scene
 
 from .denoiser_training import flow_loss, pipeline_sigmas
-from .latents import examples, patches, prompt_features, token_weights
+from .latents import examples, patches, prompt_features, prompts, token_weights
 from .models import device
 from .pipeline import load
 from .recipe import TrainingRecipe
@@ -51,7 +51,7 @@ def train_lora(
     pipe = load(checkpoint)
     scenes = lora_scenes(name, recipe.lora_scenes, recipe.seed + 40)
     latents = patches(pipe.vae, scenes, style=STYLES[name])
-    data = examples(pipe.vae, prompt_features(pipe.text_encoder, pipe.tokenizer, scenes), latents)
+    data = examples(pipe.vae, prompt_features(pipe.text_encoder, pipe.tokenizer, prompts(scenes)), latents)
     data = replace(data, weights=token_weights(scenes).to(device()))
     transformer = pipe.transformer
     transformer.requires_grad_(False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -18,8 +21,17 @@ def device() -> torch.device:
 
 
 def half() -> torch.autocast:
-    """Compute matrix products in bfloat16: twice as fast on a CPU with AVX512-BF16, and usual on a GPU."""
-    return torch.autocast(device().type, torch.bfloat16)
+    """Compute matrix products in bfloat16 where the hardware has it: a GPU or a CPU with AVX512-BF16 or AMX.
+
+    A CPU without it emulates it: measured three times slower than float32 on an Intel Xeon with AVX512 and VNNI.
+    """
+    fast = torch.cuda.is_available() or has_bfloat16(torch.cpu.get_capabilities())
+    return torch.autocast(device().type, torch.bfloat16, enabled=fast)
+
+
+def has_bfloat16(capabilities: Mapping[str, Any]) -> bool:
+    """Return whether a CPU computes bfloat16 products in hardware."""
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def build_text_encoder(recipe: TrainingRecipe, vocabulary: int, pad: int) -> Qwen3ForCausalLM:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Stages = Literal["last", "edit"]  # the decoder's and the transformer's last stages; the transformer's last stage
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class TrainingRecipe:
     denoiser_hard: Stage = field(default=Stage(240, 32, 2e-3, warmup=15))
     hard_share: float = 0.4  # share of this stage's examples with a small cross, which is learned last
     own_levels: tuple[float, ...] = (0.5, 0.8, 0.8, 0.9, 0.9, 0.9)  # share of the pipeline's own levels, by stage
+    edits: int = 1  # edits of each settled scene, for the last stage
+    edit: Stage = field(default=Stage(592, 20, 2.5e-3, warmup=30, horizon=1000))
+    edit_long: Stage = field(default=Stage(1600, 20, 2.5e-3, warmup=15))
+    changed_weight: tuple[float, ...] = (2.0, 8.0)  # of the tokens that an edit changes, by stage
+    edit_share: float = 0.7  # of a batch: edits of a reference image; the rest are images from text alone
     lora: Stage = field(default=Stage(400, 32, 8e-3, warmup=10))
     lora_rank: int = 8
     lora_scenes: int = 700

@@ -36,6 +36,16 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> Non
     os.replace(fresh, path)
 
 
+def cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Return a tensor from its file, or compute it and save it there."""
+    if not path.exists():
+        fresh = path.with_suffix(".part")
+        save_file({"made": make().contiguous()}, fresh)
+        os.replace(fresh, path)
+    kept: Tensor = next(iter(load_file(path).values()))
+    return kept
+
+
 class Run:
     """The state of one stage: weights, their moving average, the optimizer's moments, losses and elapsed time."""
 

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from .decoder_training import polish_decoder, sharpen_decoder
 from .denoiser_training import hard_rows, train_denoiser, training_scenes
-from .latents import examples, normalised, patches, prompt_features, set_statistics, token_weights
+from .edit_training import train_edits
+from .latents import examples, normalised, patches, prompt_features, prompts, set_statistics, token_weights
 from .loras import STYLES, train_lora
 from .models import build_text_encoder, build_transformer, build_vae, device
 from .pipeline import assemble, write
 from .recipe import TrainingRecipe
 from .text_training import train_text
 from .tokenizer import build_tokenizer
-from .trainer import Report, Run
+from .trainer import Report, Run, cached
 from .vae_training import train_vae
 
 LIMIT = 16_000_000  # maximum size of the shipped checkpoint and LoRAs in bytes
@@ -62,16 +60,6 @@ def claim(folder: Path, recipe: TrainingRecipe) -> None:
     note.write_text(wanted)
 
 
-def cached(path: Path, make: Callable[[], Tensor]) -> Tensor:
-    """Return a tensor from its file, or compute it and save it there."""
-    if not path.exists():
-        fresh = path.with_suffix(".part")
-        save_file({"made": make().contiguous()}, fresh)
-        os.replace(fresh, path)
-    kept: Tensor = next(iter(load_file(path).values()))
-    return kept
-
-
 def train_checkpoint(recipe: TrainingRecipe, work: Path, out: Path, report: Report | None = None) -> list[Run]:
     """Train text encoder, image codec and transformer, and write the finished pipeline to ``out``."""
     claim(work, recipe)
@@ -85,7 +73,7 @@ def train_checkpoint(recipe: TrainingRecipe, work: Path, out: Path, report: Repo
     scenes = training_scenes(recipe.scenes, recipe.seed + 20)
     latents = cached(work / "latents.safetensors", lambda: patches(vae, scenes, recipe.seed + 21).cpu()).to(device())
     set_statistics(vae, latents)
-    features = cached(work / "features.safetensors", lambda: prompt_features(encoder, tokenizer, scenes).cpu())
+    features = cached(work / "features.safetensors", lambda: prompt_features(encoder, tokenizer, prompts(scenes)).cpu())
     trembling = examples(vae, features.to(device()), latents)
     still = scenes[: recipe.settled_scenes]
     latents = cached(work / "settled.safetensors", lambda: patches(vae, still).cpu()).to(device())
@@ -95,6 +83,7 @@ def train_checkpoint(recipe: TrainingRecipe, work: Path, out: Path, report: Repo
     transformer = build_transformer(recipe).to(device())
     runs += train_denoiser(transformer, trembling, settled, hard_rows(still), recipe, work, report)
     pipe = assemble(vae, encoder, tokenizer, transformer)
+    runs += train_edits(pipe, still, settled, recipe, work, report)
     replace_checkpoint(lambda fresh: write(pipe, fresh), out)
     return runs
 

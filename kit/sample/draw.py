@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .edits import Picture
 from .font import COLUMNS, ROWS, glyph
 from .world import BACKGROUNDS, CELL, COLOURS, JITTER, SIDE, SIZES, WORD_ROW, Scene
 
@@ -85,7 +86,7 @@ def letters(word: str) -> NDArray[np.bool_]:
     return page
 
 
-def draw(scene: Scene, rng: random.Random | None = None, style: Style = "filled") -> NDArray[np.uint8]:
+def draw(scene: Scene | Picture, rng: random.Random | None = None, style: Style = "filled") -> NDArray[np.uint8]:
     """Draw a scene as [SIDE, SIDE, 3]; with ``rng`` positions vary by up to JITTER pixels."""
     image = np.empty((SIDE, SIDE, 3))
     image[:] = BACKGROUNDS[scene.background]

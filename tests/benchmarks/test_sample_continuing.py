@@ -36,7 +36,8 @@ def start(tmp_path: Path) -> Path:
 def test_a_finished_checkpoint_goes_on_through_the_last_stages_in_its_own_place(start: Path, tmp_path: Path) -> None:
     before = digests(start)
     runs = go_on(MICRO, tmp_path / "work", start, start)
-    assert [run.name for run in runs] == ["vae_sharp", "vae_faint", "denoiser_last", "denoiser_hard"]
+    last = ["vae_sharp", "vae_faint", "denoiser_last", "denoiser_hard", "denoiser_edit", "denoiser_edit_long"]
+    assert [run.name for run in runs] == last
     after = digests(start)
     changed = {path for path in before if before[path] != after[path]}
     assert changed == {"transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"}
@@ -48,6 +49,16 @@ def test_a_finished_checkpoint_goes_on_through_the_last_stages_in_its_own_place(
     again = go_on(MICRO, tmp_path / "work", start, start)
     assert [run.losses for run in again] == [run.losses for run in runs]
     assert digests(start) == after
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_the_edit_stages_alone_change_only_the_transformer(start: Path, tmp_path: Path) -> None:
+    before = digests(start)
+    runs = go_on(MICRO, tmp_path / "work", start, start, stages="edit")
+    assert [run.name for run in runs] == ["denoiser_edit", "denoiser_edit_long"]
+    after = digests(start)
+    changed = {path for path in before if before[path] != after[path]}
+    assert changed == {"transformer/diffusion_pytorch_model.safetensors"}
 
 
 def test_a_work_folder_that_goes_on_from_another_checkpoint_is_refused(start: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.sample.curve import smoothed, write_curve
 from benchmarks.sample.denoiser_training import noise_levels, pipeline_sigmas
 from benchmarks.sample.loras import train_lora
-from benchmarks.sample.models import TAPS, build_text_encoder, build_vae
+from benchmarks.sample.models import TAPS, build_text_encoder, build_vae, has_bfloat16
 from benchmarks.sample.optimizer import orthogonal
 from benchmarks.sample.pipeline import generate, load
 from benchmarks.sample.recipe import Stage, TrainingRecipe
@@ -48,6 +48,8 @@ MICRO = replace(
     denoiser_last=SHORT,
     denoiser_hard=SHORT,
     settled_scenes=4,
+    edit=Stage(2, 3, 1e-3, warmup=1),
+    edit_long=Stage(2, 3, 1e-3, warmup=1),
     lora=SHORT,
     lora_scenes=4,
 )
@@ -165,6 +167,12 @@ def test_every_scene_has_facts() -> None:
     assert all(len(facts(random_scene(rng, SHAPES + UNSEEN_SHAPES))) == SLOTS for _ in range(200))
 
 
+def test_a_cpu_without_bfloat16_products_trains_in_float32() -> None:
+    assert has_bfloat16({"avx512_bf16": True})
+    assert has_bfloat16({"amx_bf16": True, "avx512_bf16": False})
+    assert not has_bfloat16({"avx512_f": True, "avx512_vnni": True, "avx512_bf16": False})
+
+
 def test_prompt_features_are_the_three_taps() -> None:
     tokenizer = build_tokenizer(48)
     encoder = build_text_encoder(MICRO, len(tokenizer), tokenizer.pad_token_id).eval()
@@ -189,6 +197,8 @@ def test_a_micro_training_writes_a_pipeline_that_generates_and_learns_a_lora(tmp
         "denoiser_finish",
         "denoiser_last",
         "denoiser_hard",
+        "denoiser_edit",
+        "denoiser_edit_long",
     ]
     assert [(run.name, len(run.losses)) for run in runs] == [(name, 2) for name in names]
     pipe = load(out / "checkpoint")
