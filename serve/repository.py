@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kit.artifact import (
     CERTIFICATE,
@@ -24,6 +24,7 @@ from kit.atomic_folder import building
 from kit.certificate import certificate_of, require
 from kit.cuda_device import this_machine
 from kit.errors import Flux2Error, UsageError
+from kit.graph_runtimes import GRAPH_RUNTIMES
 from kit.outputs import DEPLOYMENT, check_out
 from kit.ports import PartName
 from pipeline import preview
@@ -33,9 +34,9 @@ from pipeline.request import Limits
 from runtimes.aoti import record as aoti_record
 from runtimes.open import open_parts
 from runtimes.trt.record import KERNELS, RECORD, EngineRecord, mismatch, write_record
-from serve import aoti_deploy, contents, tensorrt_deploy
+from serve import aoti_deploy, contents, fastest_runtime, tensorrt_deploy
 from serve.probe import ANSWER, question, this_kind
-from serve.settings import KnownAnswer, OrtRuntime, Runtime, Settings, Tuning
+from serve.settings import GraphChoice, KnownAnswer, Runtime, Settings, Tuning
 from serve.triton_config import configs
 from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE
 
@@ -59,7 +60,7 @@ def write_repository(
     known_answer: KnownAnswer = "generate",
     require_gate: bool = False,
     copy: bool = False,
-    runtime: OrtRuntime = "ort-cpu",
+    runtime: GraphChoice | Literal["auto"] = "ort-cpu",
     progress: contents.Progress = lambda done, total: None,
 ) -> Manifest:
     """Write a deployment of `artifact` to `out`; its files are hard links, or copies with `copy`.
@@ -68,11 +69,14 @@ def write_repository(
     process, and the map of previews is fitted to the VAE encoder if the artifact has one. With "none", a deployment can
     be written on a machine that cannot load the engines; it has no previews, and `serve run` checks only the size of
     the image and that it has more than one color. A certificate of `quantize gate` is copied; with `require_gate` an
-    artifact without one that passed is rejected by a CheckFailed. `runtime` is what runs ONNX graphs. Raises UsageError
-    or ArtifactError if the artifact is incomplete or does not verify.
+    artifact without one that passed is rejected by a CheckFailed. `runtime` is what runs ONNX graphs; "auto" is
+    the fastest of this CPU, by steps that are timed here and kept in the manifest. Raises UsageError or ArtifactError
+    if the artifact is incomplete or does not verify.
     """
     check_out(out, DEPLOYMENT, [artifact])
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine", "aoti"))
+    if require_gate and runtime == "openvino-bf16":
+        raise UsageError("--require-gate: the certificate of an artifact is not of images that openvino-bf16 rounds")
     if require_gate:
         require(artifact, manifest)
     record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
@@ -80,17 +84,21 @@ def write_repository(
         _check_engine(record, limits, known_answer)
     elif manifest.kind == "aoti":
         limits = aoti_deploy.limits_of(artifact, manifest, limits)
-    elif runtime != "ort-cpu":
+    elif runtime not in (*GRAPH_RUNTIMES, "auto"):
         if known_answer == "generate":
             raise UsageError(f"--runtime {runtime}: known answers are generated on a CPU; pass --known-answer none")
     elif manifest.compute != "fp32":
         raise UsageError(
-            f"{artifact} computes in {manifest.compute}, which ONNX Runtime's CPU provider does not run; export it "
+            f"{artifact} computes in {manifest.compute}, which no runtime of graphs on a CPU runs; export it "
             "with --dtype fp32, or build engines from it"
         )
     if manifest.kind in RUNTIMES and runtime != "ort-cpu":
         raise UsageError(f"--runtime {runtime} is for ONNX graphs; {artifact} is an artifact of kind {manifest.kind!r}")
-    chosen = RUNTIMES.get(manifest.kind, runtime)
+    measured: fastest_runtime.Seconds = {}
+    if runtime == "auto":
+        measured = fastest_runtime.measure(artifact, manifest, limits, tuning.threads)
+        runtime = fastest_runtime.fastest(measured)
+    chosen: Runtime = RUNTIMES.get(manifest.kind, runtime)
     needed = {part for part, _ in _GRAPHS.values()}
     settings = Settings(
         variant=manifest.variant,
@@ -100,7 +108,7 @@ def write_repository(
         ports={name: manifest.part(name).ports for name in sorted(needed)},
         tensorrt=tensorrt_deploy.models(record) if record is not None else {},
         runtime=chosen,
-        gpu=aoti_deploy.on_gpu(manifest) if chosen == "aoti" else chosen != "ort-cpu",
+        gpu=aoti_deploy.on_gpu(manifest) if chosen == "aoti" else chosen not in GRAPH_RUNTIMES,
         recipe=manifest.recipe,
     )
     linked = {
@@ -148,14 +156,17 @@ def write_repository(
             graph = (target / source.name).relative_to(folder)
             parts[part] = PartRecord(str(graph), exported.ports)
         shutil.copytree(artifact / "tokenizer", folder / "tokenizer" / "1" / "tokenizer")
-        if certificate_of(artifact, manifest) is not None:
+        if chosen != "openvino-bf16" and certificate_of(artifact, manifest) is not None:
             shutil.copyfile(artifact / CERTIFICATE, folder / CERTIFICATE)
         deployment = Manifest(
             kind="deployment",
             variant=manifest.variant,
             compute=manifest.compute,
             recipe=manifest.recipe,
-            options={"known_answer": this_kind()} if known_answer == "generate" and chosen == "ort-cpu" else {},
+            options={
+                **({"known_answer": this_kind()} if known_answer == "generate" and chosen == "ort-cpu" else {}),
+                **({"step_seconds": dict(measured)} if measured else {}),
+            },
             source=_source(artifact),
             parts=parts,
             versions=_versions(),
@@ -165,7 +176,12 @@ def write_repository(
             if "vae_encoder" in manifest.parts:
                 (encoder,) = open_parts(artifact, manifest, ("vae_encoder",)).values()
                 preview.fit(encoder, manifest.compute).save(folder / DENOISER / "1" / preview.PREVIEW_FILE)
-            answer = LocalPipeline(folder if chosen == "ort-cpu" else artifact, limits).generate(question(limits))
+            local = (
+                LocalPipeline(folder, limits, runtime=chosen)
+                if chosen in GRAPH_RUNTIMES
+                else LocalPipeline(artifact, limits)
+            )
+            answer = local.generate(question(limits))
             (folder / ANSWER).write_bytes(encode(answer.pixels[0], "png"))
         written = write_manifest(folder, deployment)
         contents.write_contents(folder, weights)
@@ -194,6 +210,8 @@ def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> boo
     try:
         settings = Settings.read(out / "tokenizer" / "1")
     except Flux2Error:
+        return False
+    if settings.runtime not in ("ort-cpu", *RUNTIMES.values()):
         return False
     same = (replace(settings.limits, sizes=()), settings.tuning) == (limits, tuning)
     return same and made.source == _source(artifact) and dict(made.versions) == _versions()

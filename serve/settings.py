@@ -44,7 +44,8 @@ class Tuning:
 
 
 OrtRuntime = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-tensorrt-rtx"]  # ONNX Runtime, by its provider
-Runtime = Literal[OrtRuntime, "tensorrt", "aoti"]  # of graphs, of plans, and of packages of AOTInductor
+GraphChoice = Literal[OrtRuntime, "openvino-fp32", "openvino-bf16"]  # OpenVINO with the type in which it multiplies
+Runtime = Literal[GraphChoice, "tensorrt", "aoti"]  # of graphs, of plans, and of packages of AOTInductor
 
 
 @dataclass(frozen=True)

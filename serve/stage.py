@@ -15,8 +15,7 @@ from kit.errors import EngineError
 from kit.ports import PartName
 from runtimes.aoti import record as aoti_record
 from runtimes.aoti.record import INDEX
-from runtimes.open import open_plans
-from runtimes.ort.engine import OrtEngine
+from runtimes.open import OPEN_GRAPH, open_plans
 from runtimes.trt.record import RECORD, read_record
 from serve import backend, ort_deploy
 from serve.settings import Settings, version_folder
@@ -65,7 +64,8 @@ def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
     below = version / part if part == "transformer" else version
     if settings.gpu:
         return ort_deploy.open_part(below / "model.onnx", part, settings)
-    return OrtEngine(below / "model.onnx", settings.ports[part], settings.tuning.threads)
+    open_graph = next(engine for runtime, engine in OPEN_GRAPH.items() if runtime == settings.runtime)
+    return open_graph(below / "model.onnx", settings.ports[part], settings.tuning.threads)
 
 
 def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[Result]:

@@ -7,9 +7,10 @@ faster. Images are therefore not those of fp32, and `quantize gate --runtime ope
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -23,7 +24,8 @@ PRECISIONS: Mapping[ComputeType, str] = {"fp32": "f32", "bf16": "bf16"}  # by Op
 
 
 def load() -> Any:
-    """Import OpenVINO; raises UsageError, which says what to install."""
+    """Import OpenVINO without its telemetry; raises UsageError, which says what to install."""
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # its import fails, and a stub takes its place
     try:
         import openvino
     except ImportError as error:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from kit.certificate import quality
 from kit.errors import UsageError
 from pipeline.request import Limits
-from serve.settings import MOST_LIVE, KnownAnswer, OrtRuntime, Tuning
+from serve.settings import MOST_LIVE, GraphChoice, KnownAnswer, Tuning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
     parser.add_argument(
         "--runtime",
-        choices=get_args(OrtRuntime),
+        choices=(*get_args(GraphChoice), "auto"),
         default="ort-cpu",
-        help="what runs ONNX graphs: a provider of ONNX Runtime; engines and packages bring their own",
+        help="what runs ONNX graphs: a provider of ONNX Runtime, OpenVINO with the type in which it multiplies, or the "
+        "fastest of this CPU by a few timed steps; engines and packages bring their own",
     )
     parser.add_argument(
         "--known-answer",
@@ -97,6 +98,7 @@ class CopyProgress:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the deployment; returns its folder, variant and recipe."""
+    from serve.fastest_runtime import describe
     from serve.repository import write_repository
 
     limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
@@ -112,7 +114,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         CopyProgress().report,
     )
     if not args.json:
+        if seconds := manifest.options.get("step_seconds"):
+            print(f"runtime: {describe(seconds)}")
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
         print(f"quality: {quality(args.out, manifest)}")
         print(f"next: python -m serve run {shlex.quote(str(args.out))}")
-    return {"out": str(args.out), "variant": manifest.variant.name, "recipe": manifest.recipe}
+    measured = manifest.options.get("step_seconds", {})
+    return {
+        "out": str(args.out),
+        "variant": manifest.variant.name,
+        "recipe": manifest.recipe,
+        **({"step_seconds": measured} if measured else {}),
+    }

@@ -45,7 +45,7 @@ def test_openvino_reports_inputs_that_do_not_fit(tmp_path: Path) -> None:
         engine.run({"x": values(1)["x"]})
     with pytest.raises(EngineError, match="input x is float64, its port is fp32"):
         engine.run(values(1) | {"x": np.zeros((2, 3))})
-    with pytest.raises(EngineError, match="input x has 1 axes, its port has 2"):
+    with pytest.raises(EngineError, match=r"input x has shape \[3\], its port is"):
         engine.run(values(1) | {"x": np.zeros(3, np.float32)})
     with pytest.raises(EngineError):
         engine.run(values(1) | {"x": np.zeros((2, 5), np.float32)})  # ids has 3 columns
