@@ -187,7 +187,7 @@ def _step_worker(work: Path, kind: str) -> None:
 def _arrays(joint_dim: int) -> dict[str, Any]:
     import numpy as np
 
-    from pipeline.denoise import image_ids, text_ids
+    from pipeline.position_ids import image_ids, text_ids
 
     rng = np.random.default_rng(0)
     side = SIDE // Variant.pixels_per_token

@@ -107,7 +107,7 @@ def _recipe_file(work: Path, name: str, base: str, scheme: str) -> Path:
 
 
 def _inputs(variant: Variant, seed: int) -> dict[str, Any]:
-    from pipeline.denoise import image_ids, text_ids
+    from pipeline.position_ids import image_ids, text_ids
 
     rng = np.random.default_rng(seed)
     side = SIDE // variant.pixels_per_token

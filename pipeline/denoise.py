@@ -3,12 +3,15 @@
 This module does not depend on Triton. A `LiveRequest` is a request that has been admitted and is not finished;
 `Denoiser.step` advances any number of them by one step. Requests with different step counts, seeds, guidance and
 arrival times share an engine call if they have the same number of image tokens; timesteps and position ids are per row.
+
+Reference images are more tokens of the same row, behind those of the image, so a row with references shares calls with
+any row of as many tokens. klein-kv reads its references once, into keys and values that every step attends to.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -21,58 +24,15 @@ from kit.engine import Array, Engine
 from kit.errors import EngineError, RequestError
 from kit.variants import Variant
 from pipeline import schedule
+from pipeline.inpainting import Inpainting, steps_skipped
+from pipeline.live_request import LiveRequest
 from pipeline.noise import initial_latents
+from pipeline.position_ids import image_ids, text_ids
+from pipeline.references import References
 from pipeline.request import Request
 
 Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class LiveRequest:
-    """The state of one request while it is denoised; compared and hashed by identity."""
-
-    latents: Float32  # [N, S, 128], packed
-    prompt_embeds: Array  # [T, 3H]
-    negative_embeds: Array | None  # [T, 3H] with classifier-free guidance
-    img_ids: Int64  # [S, 4]
-    rows: int  # latent height: image height / 16
-    columns: int  # latent width: image width / 16
-    guidance: float
-    levels: Float32  # sigmas, [steps + 1]
-    times: Float32  # values of the timestep port, [steps]
-    index: int = 0  # steps completed
-    error: str | None = None  # the failure that ended the request
-    velocity: Float32 | None = None  # of the latest step, [N, S, 128]
-
-    @property
-    def done(self) -> bool:
-        return self.index == len(self.times)
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens of a row; requests of one engine call have equally many."""
-        return int(self.latents.shape[1])
-
-    @property
-    def batch_rows(self) -> int:
-        """Rows of an engine call that the request needs: one per image, two when guidance needs two passes."""
-        return len(self.latents) * (1 if self.negative_embeds is None else 2)
-
-    def image_latents(self) -> Float32:
-        """Unpack the latents to [N, 128, h, w], the input of the VAE decoder."""
-        return self._unpacked(self.latents)
-
-    def expected_latents(self) -> Float32:
-        """Estimate the latents without noise from the latest step: x_t - t v, [N, 128, h, w]."""
-        if self.velocity is None:
-            return self.image_latents()
-        return self._unpacked(self.latents - self.levels[self.index] * self.velocity)
-
-    def _unpacked(self, latents: Float32) -> Float32:
-        n, _, channels = latents.shape
-        return latents.transpose(0, 2, 1).reshape(n, channels, self.rows, self.columns)
 
 
 Chunk = tuple[LiveRequest, ...]  # the requests of one engine call
@@ -94,21 +54,30 @@ class Denoiser:
     """Advances requests through one transformer engine.
 
     `max_rows` limits the rows of one engine call (the largest batch of the engine's profile). Larger groups are split
-    into chunks.
+    into chunks. `extract` and `cached` are klein-kv's engines for requests with references.
     """
 
     variant: Variant
     compute: Compute
     engine: Engine
     max_rows: int = 16
+    extract: Engine | None = None
+    cached: Engine | None = None
     occupancy: Occupancy = field(default_factory=Occupancy)
     _constants: dict[Chunk, dict[str, Array]] = field(default_factory=dict)
 
-    def admit(self, request: Request, prompt_embeds: Array, negative_embeds: Array | None = None) -> LiveRequest:
+    def admit(
+        self,
+        request: Request,
+        prompt_embeds: Array,
+        negative_embeds: Array | None = None,
+        references: References | None = None,
+        inpainting: Inpainting | None = None,
+    ) -> LiveRequest:
         """Start a checked request; embeddings are [T, 3H].
 
-        Raises RequestError if the embeddings do not have the variant's shape, or if the negative ones are missing and
-        guidance needs them.
+        klein-kv's references run through its extracting engine here. Raises RequestError if the embeddings do not have
+        the variant's shape, or if the negative ones are missing and guidance needs them.
         """
         text = (self.variant.text_tokens, self.variant.transformer.joint_dim)
         for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_embeds", negative_embeds)):
@@ -120,10 +89,18 @@ class Denoiser:
         pixels = self.variant.pixels_per_token
         rows, columns = request.height // pixels, request.width // pixels
         levels = schedule.sigmas(rows * columns, request.steps, request.sigmas)
+        noise = initial_latents(
+            self.variant, request.seed, request.num_images, request.width, request.height, self.compute
+        )
+        latents = noise
+        if inpainting is not None:
+            levels = levels[steps_skipped(request.steps, request.strength) :]
+            latents = inpainting.noised(noise, levels[0])
+        memory = None
+        if references is not None and self.extract is not None:
+            memory, references = self._read(references, self.extract), None
         return LiveRequest(
-            latents=initial_latents(
-                self.variant, request.seed, request.num_images, request.width, request.height, self.compute
-            ),
+            latents=latents,
             prompt_embeds=prompt_embeds,
             negative_embeds=negative_embeds if two_passes else None,
             img_ids=image_ids(rows, columns),
@@ -132,23 +109,32 @@ class Denoiser:
             guidance=request.guidance,
             levels=levels,
             times=schedule.timesteps(levels, self.compute),
+            references=references,
+            memory=memory,
+            inpainting=inpainting,
+            noise=None if inpainting is None else noise,
         )
 
+    def _read(self, references: References, extract: Engine) -> Mapping[str, Array]:
+        """Run references through klein-kv's extracting engine once: keys and values by block, each [1, H, R, D]."""
+        latents = references.latents[None].astype(numpy_type(self.compute), copy=False)
+        return extract.run({"ref_hidden_states": latents, "ref_ids": references.ids[None]})
+
     def step(self, live: Sequence[LiveRequest]) -> None:
-        """Advance every request by one step; requests with the same number of image tokens share engine calls.
+        """Advance every request by one step; requests with rows of the same shape share engine calls.
 
         Only a request that fails in a call of its own gets an `error`; the others advance.
         """
-        tokens = attrgetter("tokens")
+        shape = attrgetter("shape")
         chunks = [
-            chunk for _, group in groupby(sorted(live, key=tokens), key=tokens) for chunk in self._chunks(list(group))
+            chunk for _, group in groupby(sorted(live, key=shape), key=shape) for chunk in self._chunks(list(group))
         ]
         self._constants = {chunk: stacked for chunk, stacked in self._constants.items() if chunk in chunks}
         for chunk in chunks:
             self.call(chunk)
 
     def call(self, chunk: Chunk) -> None:
-        """Advance requests with equally many image tokens by one step, in one engine call.
+        """Advance requests of one shape by one step, in one engine call.
 
         A call that fails, for want of memory perhaps, is tried again with each half of its requests; a request whose
         own call fails gets an `error`, and the others advance.
@@ -180,14 +166,17 @@ class Denoiser:
         return [tuple(chunk) for chunk in chunks]
 
     def _advance(self, chunk: Chunk) -> None:
-        velocity = self.engine.run(self._inputs(chunk))["velocity"]  # [B, S, 128]
+        engine = self.engine if chunk[0].memory is None else self.cached
+        assert engine is not None  # memory comes from `extract`, which is given together with `cached`
+        velocity = engine.run(self._inputs(chunk))["velocity"]  # [B, S + R, 128]
         self.occupancy.calls += 1
         self.occupancy.rows += len(velocity)
         self.occupancy.steps += len(chunk)
         self.occupancy.fullest = max(self.occupancy.fullest, len(chunk))
         start = 0
         for request in chunk:
-            mine = np.asarray(velocity[start : start + request.batch_rows], dtype=np.float32)
+            own = velocity[start : start + request.batch_rows, : request.latents.shape[1]]
+            mine = np.asarray(own, dtype=np.float32)
             start += request.batch_rows
             if request.negative_embeds is not None:
                 negative, positive = mine[: len(request.latents)], mine[len(request.latents) :]
@@ -198,10 +187,13 @@ class Denoiser:
             request.latents = self._round(request.latents + step * mine)
             request.velocity = mine
             request.index += 1
+            if request.inpainting is not None and request.noise is not None:
+                level = request.levels[request.index]
+                request.latents = request.inpainting.blend(request.latents, request.noise, level)
 
     def _inputs(self, chunk: Chunk) -> dict[str, Array]:
         """Stack the rows of a chunk; a request with guidance has its negative passes first."""
-        hidden = [request.latents for request in chunk for _ in _passes(request)]
+        hidden = [request.row_tokens() for request in chunk for _ in request.passes()]
         times = [request.times[request.index] for request in chunk for _ in range(request.batch_rows)]
         if chunk not in self._constants:
             while len(self._constants) >= KEPT_CHUNKS:
@@ -219,9 +211,9 @@ class Denoiser:
         The arrays are read-only, so an engine may keep them on its device and skip the upload (see kit.engine).
         """
         embeds = [
-            np.broadcast_to(text, (len(request.latents), *text.shape)) for request in chunk for text in _passes(request)
+            np.broadcast_to(text, (len(request.latents), *text.shape)) for request in chunk for text in request.passes()
         ]
-        ids = [np.broadcast_to(request.img_ids, (request.batch_rows, *request.img_ids.shape)) for request in chunk]
+        ids = [np.broadcast_to(request.row_ids(), (request.batch_rows, request.tokens, 4)) for request in chunk]
         tokens, rows = self.variant.text_tokens, sum(request.batch_rows for request in chunk)
         stacked: dict[str, Array] = {
             "encoder_hidden_states": np.concatenate(embeds),
@@ -231,6 +223,9 @@ class Denoiser:
         if self.variant.guidance == "embedded":
             scales = [request.guidance for request in chunk for _ in range(request.batch_rows)]
             stacked["guidance"] = np.array(scales, np.float32)
+        for name in chunk[0].memory or ():
+            memories = [(request.memory[name], request.batch_rows) for request in chunk if request.memory]
+            stacked[name] = np.concatenate([np.repeat(values, count, axis=0) for values, count in memories])
         for array in stacked.values():
             array.flags.writeable = False
         return stacked
@@ -240,24 +235,3 @@ class Denoiser:
         if self.compute == "fp32":
             return values.astype(np.float32, copy=False)
         return values.astype(numpy_type(self.compute)).astype(np.float32)
-
-
-def _passes(request: LiveRequest) -> list[Array]:
-    """Return the text embeddings of each pass: the negative prompt, if any, then the prompt."""
-    texts = [request.prompt_embeds]
-    return texts if request.negative_embeds is None else [request.negative_embeds, *texts]
-
-
-def image_ids(rows: int, columns: int) -> Int64:
-    """Position ids (t, h, w, l) of an image's tokens, [rows * columns, 4]."""
-    ids = np.zeros((rows, columns, 4), np.int64)
-    ids[..., 1] = np.arange(rows)[:, None]
-    ids[..., 2] = np.arange(columns)
-    return ids.reshape(-1, 4)
-
-
-def text_ids(tokens: int) -> Int64:
-    """Position ids of text tokens, [tokens, 4]: only the last axis is used."""
-    ids = np.zeros((tokens, 4), np.int64)
-    ids[:, 3] = np.arange(tokens)
-    return ids

@@ -12,12 +12,16 @@ import numpy.typing as npt
 
 from kit.artifact import read_manifest
 from kit.dtypes import numpy_type
-from kit.engine import Array
-from kit.errors import EngineError
+from kit.engine import Array, Engine
+from kit.errors import EngineError, RequestError
 from kit.graph_runtimes import DEFAULT_RUNTIME, GraphRuntime
-from kit.ports import SERVED_PARTS
-from pipeline.denoise import Denoiser, LiveRequest
+from kit.ports import KV_PARTS, SERVED_PARTS, PartName
+from pipeline.denoise import Denoiser
+from pipeline.inpainting import Inpainting, prepare_image, prepare_mask
+from pipeline.live_request import LiveRequest
+from pipeline.pictures import decode_rgb
 from pipeline.prompts import PromptEncoder
+from pipeline.references import References, encode, pack, prepare
 from pipeline.request import Limits, Request, check
 from runtimes.open import open_parts
 
@@ -43,6 +47,7 @@ class LocalPipeline:
         runtime: GraphRuntime = DEFAULT_RUNTIME,
     ) -> None:
         """Open the parts; raises UsageError if `runtime` is not installed or cannot run artifacts of this kind."""
+        self.folder, self.threads, self.runtime = folder, threads, runtime
         self.manifest = read_manifest(folder)
         self.variant = self.manifest.variant
         self.limits = limits or Limits()
@@ -54,6 +59,7 @@ class LocalPipeline:
         self.text_encoder = engines["text_encoder"]
         self.denoiser = Denoiser(self.variant, self.manifest.compute, engines["transformer"])
         self.vae_decoder = engines["vae_decoder"]
+        self._vae_encoder: Engine | None = None  # opened, like klein-kv's graphs, by the first request that edits
 
     def generate(self, fields: Mapping[str, Any], after_step: StepObserver | None = None) -> GeneratedImages:
         """Generate the images of one request from raw fields; raises RequestError like the server."""
@@ -89,6 +95,32 @@ class LocalPipeline:
 
     def _start(self, request: Request) -> LiveRequest:
         negative = None
+        references, inpainting = self._edit(request) if request.images else (None, None)
         if self.variant.guidance == "cfg":
             negative = self.embed(request.negative_prompt, "negative_prompt")
-        return self.denoiser.admit(request, self.embed(request.prompt), negative)
+        return self.denoiser.admit(request, self.embed(request.prompt), negative, references, inpainting)
+
+    def _edit(self, request: Request) -> tuple[References, Inpainting | None]:
+        """Decode and encode the images of a request."""
+        encoder, compute = self._open_edit(), self.manifest.compute
+        images = [decode_rgb(image, f"images[{i}]") for i, image in enumerate(request.images)]
+        if request.mask is None:
+            return pack([encode(prepare(image), encoder, compute) for image in images]), None
+        mask = prepare_mask(decode_rgb(request.mask, "mask"), request.width, request.height)
+        base = encode(prepare_image(images[0]), encoder, compute)
+        references = pack([base, *(encode(prepare(image), encoder, compute) for image in images[1:])])
+        return references, Inpainting(pack([base]).latents, mask, compute)
+
+    def _open_edit(self) -> Engine:
+        """Open the parts that only edits need; raises RequestError if the artifact lacks one."""
+        if self._vae_encoder is None:
+            wanted: tuple[PartName, ...] = ("vae_encoder",)
+            if self.variant.family == "klein-kv":
+                wanted += KV_PARTS
+            for part in wanted:
+                if part not in self.manifest.parts:
+                    raise RequestError(f"images: this artifact has no {part}, so it takes no references; export it")
+            engines = open_parts(self.folder, self.manifest, wanted, self.threads, self.runtime)
+            self.denoiser.extract, self.denoiser.cached = (engines.get(part) for part in KV_PARTS)
+            self._vae_encoder = engines["vae_encoder"]
+        return self._vae_encoder

@@ -12,6 +12,7 @@ from kit.cli import option
 from kit.errors import RequestError, UsageError
 from kit.image_size import MAX_PIXELS, MAX_SIDE, MIN_SIDE, PIXELS_PER_TOKEN, side_problem
 from kit.variants import Variant
+from pipeline.edit_fields import EDIT_FIELDS, STRENGTH, check_edit
 
 FieldType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"]
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -96,24 +97,30 @@ class Request:
     output_format: ImageFormat
     response_encoding: Encoding = "bytes"
     sigmas: tuple[float, ...] = ()  # empty: evenly spaced
+    images: tuple[bytes, ...] = ()  # encoded references; with a mask the first one is repainted
+    mask: bytes | None = None  # encoded; white is repainted
+    strength: float = STRENGTH  # of inpainting: the share of the steps that runs
 
 
 def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Request:
     """Check raw fields and return a Request; None or a missing field means the default.
 
+    Beside FIELDS it takes those of edits: `images` (encoded, in the order of the prompt), `mask` and `strength`.
+
     Raises RequestError, which names the field, its value and the rule.
     """
-    known = {field.name for field in FIELDS}
+    known = (*(field.name for field in FIELDS), *EDIT_FIELDS)
     unknown = [name for name in fields if name not in known]
     if unknown:
-        raise RequestError(f"unknown field {unknown[0]!r}; there are: {', '.join(f.name for f in FIELDS)}")
+        raise RequestError(f"unknown field {unknown[0]!r}; there are: {', '.join(known)}")
     given = {name: value for name, value in fields.items() if value is not None}
     _check_lengths(given, variant)
     prompt = _text(given, "prompt")
     if not prompt.strip():
         raise RequestError(f"prompt: {_shown(prompt)} is empty; say what to generate")
+    edit = check_edit(given, variant)
     side = min(max(variant.image_size, limits.min_side), limits.max_side)
-    width, height = _default_size(side, limits)
+    width, height = edit.size or _default_size(side, limits)
     width, height = (
         _side(name, int(given.get(name, size)), limits) for name, size in (("width", width), ("height", height))
     )
@@ -141,6 +148,9 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
         output_format=check_format(given.get("output_format", "png")),
         response_encoding=check_encoding(given.get("response_encoding", "bytes")),
         sigmas=sigmas,
+        images=edit.images,
+        mask=edit.mask,
+        strength=edit.strength,
     )
 
 

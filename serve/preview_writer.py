@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from pipeline.denoise import LiveRequest
 from pipeline.images import encode
+from pipeline.live_request import LiveRequest
 from pipeline.preview import Float32, PreviewMap
 from serve.ledger import Ledger
 

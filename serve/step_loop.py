@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from kit.engine import Array
 from kit.errors import CancelledError, EngineError
-from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.denoise import Denoiser
+from pipeline.live_request import LiveRequest
 from pipeline.scheduling import Scheduler
 
 logger = logging.getLogger(__name__)

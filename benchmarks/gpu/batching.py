@@ -23,7 +23,8 @@ from kit.dtypes import numpy_type, to_array, to_tensor
 from kit.engine import Array
 from kit.ports import Ports, ports
 from kit.variants import Variant
-from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.denoise import Denoiser
+from pipeline.live_request import LiveRequest
 from pipeline.request import Limits, check
 from runtimes.aoti import buckets
 from runtimes.aoti.engine import pad

@@ -21,8 +21,8 @@ from benchmarks.gpu.modes import MODES, Call
 from benchmarks.gpu.parts import Measure, build, operations, recipe_of, relative_error
 from kit.variants import Variant
 from pipeline import schedule
-from pipeline.denoise import image_ids, text_ids
 from pipeline.noise import initial_latents
+from pipeline.position_ids import image_ids, text_ids
 
 PROMPT = "a red fox in fresh snow at dawn, the low sun behind it, photograph number"
 Tokens = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # prompts to ids and masks, each [B, T]

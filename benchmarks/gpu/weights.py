@@ -78,7 +78,7 @@ def inputs(part: PartName, variant: Variant, side: int, batch: int, compute: Com
 
     match part:
         case "transformer":
-            from pipeline.denoise import image_ids, text_ids
+            from pipeline.position_ids import image_ids, text_ids
 
             text = variant.text_tokens
             made = {

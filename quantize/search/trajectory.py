@@ -20,7 +20,8 @@ from kit.engine import Array
 from kit.errors import CheckFailed
 from kit.ports import Ports
 from kit.variants import Variant
-from pipeline.denoise import Denoiser, Float32, LiveRequest
+from pipeline.denoise import Denoiser, Float32
+from pipeline.live_request import LiveRequest
 from pipeline.request import Request
 from quantize.search.probe import pull_back
 

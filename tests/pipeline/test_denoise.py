@@ -15,8 +15,10 @@ from kit.engine import Array
 from kit.errors import EngineError, RequestError
 from kit.ports import ports
 from kit.variants import VARIANTS, Variant
-from pipeline.denoise import Denoiser, LiveRequest, image_ids, text_ids
+from pipeline.denoise import Denoiser
+from pipeline.live_request import LiveRequest
 from pipeline.noise import initial_latents
+from pipeline.position_ids import image_ids, text_ids
 from pipeline.request import Limits, check
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.denoise import Denoiser
+from pipeline.live_request import LiveRequest
 from tests.pipeline.test_denoise import Recorder, small, start
 
 CONSTANT = ("encoder_hidden_states", "img_ids", "txt_ids")

@@ -22,7 +22,8 @@ from kit.artifact import read_manifest, verify, write_manifest
 from kit.dtypes import to_array, to_tensor
 from kit.engine import Array, Engine
 from kit.errors import ArtifactError, EngineError, UsageError
-from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.denoise import Denoiser
+from pipeline.live_request import LiveRequest
 from pipeline.request import Limits, check
 from runtimes.aoti.engine import open_engine
 from runtimes.ort.engine import OrtEngine

@@ -15,7 +15,8 @@ import triton_python_backend_utils as pb
 
 from kit.dtypes import numpy_type
 from kit.errors import EngineError, Flux2Error, RequestError
-from pipeline.denoise import Denoiser, LiveRequest
+from pipeline.denoise import Denoiser
+from pipeline.live_request import LiveRequest
 from pipeline.preview import PREVIEW_FILE, PreviewMap
 from pipeline.scheduling import Scheduler
 from serve import backend
