@@ -43,8 +43,8 @@ def probe(client: Client, deployment: Path, timeout: float = 60.0) -> float:
     images = client.generate(question(limits), timeout=timeout)
     if len(images.images) != 1 or not images.images[0]:
         raise CheckFailed(
-            "the known-answer request returned no image; the numpy of its models may not fit its Python backend: that of "
-            "the package index needs numpy < 2"
+            "the known-answer request returned no image; the numpy of its models may not fit its Python backend: "
+            "that of the package index needs numpy < 2"
         )
     generated = decode(images.images[0])
     if not (deployment / ANSWER).is_file():  # written with --known-answer none
