@@ -147,7 +147,7 @@ def _ratio(args: argparse.Namespace) -> dict[str, Any]:
             worker.wait(60)
     return {
         "blocks": f"{args.double_blocks} double and {args.single_blocks} single blocks of klein-4b's width",
-        "rounds": rounds,
+        "round_seconds": rounds,
         "seconds": {name: _median([turn[kind] for turn in rounds]) for kind, name in STEPS_OF.items()},
         "of_fp32": _median([turn["fp32"] / turn["int8"] for turn in rounds]),
         "of_bf16": _median([turn["bf16"] / turn["int8"] for turn in rounds]),
