@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=GRAPH_RUNTIMES,
         default=DEFAULT_RUNTIME,
         help="what runs the candidate's graphs; the reference runs in ONNX Runtime. A verdict on OpenVINO is no "
-        "certificate of the artifact, because deployments run in ONNX Runtime",
+        "certificate: that is of images which ONNX Runtime computes",
     )
     parser.add_argument(
         "--out",
