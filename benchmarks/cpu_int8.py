@@ -73,7 +73,7 @@ def table(facts: dict[str, Any]) -> str:
     lines = []
     if "ratio" in facts:
         ratio = facts["ratio"]
-        lines.append(f"one step at {SIDE}x{SIDE}, {ratio['blocks']}, median of {len(ratio['rounds'])} rounds:")
+        lines.append(f"one step at {SIDE}x{SIDE}, {ratio['blocks']}, median of {len(ratio['round_seconds'])} rounds:")
         lines += [f"  {name:<34} {seconds:7.2f} s" for name, seconds in ratio["seconds"].items()]
         lines.append(
             f"  int8 is {ratio['of_fp32']:.2f} times as fast as fp32, {ratio['of_bf16']:.2f} times as bf16, "
