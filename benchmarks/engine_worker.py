@@ -160,7 +160,3 @@ def _forget_peak() -> None:
 def _peak_memory() -> int:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
-
-
-if __name__ == "__main__":
-    main()
