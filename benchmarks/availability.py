@@ -326,7 +326,7 @@ def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
 
         def one(n: int) -> None:
             if n in dead:
-                while not (found := stubs(server.pid)):  # it is being started anew
+                while not (found := stubs(server.pid)):  # it is being restarted
                     time.sleep(0.1)
                 os.kill(found[chance.choice(sorted(found))].pid, signal.SIGKILL)
             cancelled = n % 10 == 7

@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def _forget_peak() -> None:
-    """Start the count of the peak memory anew: Linux counts that of the process which started this one."""
+    """Reset the count of the peak memory: Linux counts that of the process which started this one."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import ReferenceType, ref
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from runtimes.ort.assignment import RECORD, Assignment, assignment
 from runtimes.ort.providers import Plan, next_options, options, register
 from runtimes.trt.cuda import Device
 from runtimes.trt.profiles import choose
+from runtimes.uploads import Uploads
 
 KEPT_SHAPES = 16  # prepared shapes; each keeps inputs, outputs and a graph on the GPU
 
@@ -38,7 +38,7 @@ class Prepared:
     options: Any  # of a run
     graph_id: int
     tensors: Mapping[str, Any]
-    uploaded: dict[str, ReferenceType[Array]] = field(default_factory=dict)
+    uploaded: Uploads = field(default_factory=Uploads)
 
 
 class BoundEngine:
@@ -80,7 +80,7 @@ class BoundEngine:
         try:
             if ready is None:
                 ready = self._prepare(inputs)
-            self._upload(ready, inputs)
+            ready.uploaded.send(self._device, (port.name for port in self.ports.inputs), ready.tensors, inputs)
             self.session.run_with_iobinding(ready.binding, ready.options)
             outputs = {port.name: self._device.download(ready.tensors[port.name]) for port in self.ports.outputs}
         except Exception as error:  # the error types of onnxruntime and of torch have no common base but Exception
@@ -109,16 +109,6 @@ class BoundEngine:
             run_options.add_run_config_entry(self._row.graph_id, str(self._next_id))
         self._next_id += 1
         return Prepared(binding, run_options, self._next_id - 1, tensors)
-
-    def _upload(self, ready: Prepared, inputs: Mapping[str, Array]) -> None:
-        """Copy inputs to the GPU, except a read-only array that was uploaded last: it has not changed (kit.engine)."""
-        for port in self.ports.inputs:
-            array = inputs[port.name]
-            kept = ready.uploaded.pop(port.name, None)
-            if array.flags.writeable or kept is None or kept() is not array:
-                self._device.upload(ready.tensors[port.name], array)
-            if not array.flags.writeable:
-                ready.uploaded[port.name] = ref(array)
 
 
 def _rows(inputs: Mapping[str, Array], start: int, most: int) -> Mapping[str, Array]:

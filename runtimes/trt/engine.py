@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import ReferenceType, ref
 
 import numpy as np
 import tensorrt as trt
@@ -28,6 +27,7 @@ from runtimes.trt.cuda import Cuda, Device
 from runtimes.trt.plans import Arena, Context, Plans
 from runtimes.trt.profiles import choose
 from runtimes.trt.record import EngineRecord, mismatch
+from runtimes.uploads import Uploads
 
 KEPT_SHAPES = 16  # prepared shapes per part; each keeps inputs, outputs and a graph on the GPU
 
@@ -40,7 +40,7 @@ class Prepared:
     tensors: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]  # shapes of the inputs
     replay: Callable[[], None] | None = None
-    uploaded: dict[str, ReferenceType[Array]] = field(default_factory=dict)  # read-only arrays whose values are there
+    uploaded: Uploads = field(default_factory=Uploads)
 
 
 class TensorRtEngine:
@@ -88,7 +88,7 @@ class TensorRtEngine:
         try:
             if ready is None:
                 ready = self._prepare(chosen, key)
-            self._upload(ready, inputs)
+            ready.uploaded.send(self._device, (port.name for port in self.ports.inputs), ready.tensors, inputs)
             self._execute(ready)
             outputs = {port.name: self._device.download(ready.tensors[port.name]) for port in self.ports.outputs}
         except RuntimeError as error:  # torch: out of memory, or a CUDA error
@@ -132,16 +132,6 @@ class TensorRtEngine:
         if missing := chosen.context.infer_shapes():
             raise EngineError(f"TensorRT needs the shapes or values of {', '.join(missing)}")
         chosen.shapes = dict(shapes)
-
-    def _upload(self, ready: Prepared, inputs: Mapping[str, Array]) -> None:
-        """Copy inputs to the GPU, except a read-only array that was uploaded last: it has not changed (kit.engine)."""
-        for port in self.ports.inputs:
-            array = inputs[port.name]
-            kept = ready.uploaded.pop(port.name, None)
-            if array.flags.writeable or kept is None or kept() is not array:
-                self._device.upload(ready.tensors[port.name], array)
-            if not array.flags.writeable:
-                ready.uploaded[port.name] = ref(array)  # weak: the caller decides how long the array lives
 
     def _enqueue(self, ready: Prepared) -> None:
         chosen = ready.context

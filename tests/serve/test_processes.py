@@ -62,7 +62,7 @@ def test_another_process_with_the_pid_of_a_dead_model_is_not_taken_for_it(world:
     assert "denoiser" not in watch.look(SERVER, models)
 
 
-def test_another_server_is_searched_anew(world: World) -> None:
+def test_another_server_is_searched_again(world: World) -> None:
     watch = StubWatch()
     watch.look(SERVER, ["flux2"])
     world.found = {31: ("flux2", "S", "3")}
