@@ -21,6 +21,12 @@ from serve.wire import FRONT, NUMPY, STREAM
 
 LOST = re.compile("Socket closed|Stream removed|Connection reset|recvmsg")  # gRPC's words for a connection that broke
 CONTROL_SECONDS = 600.0  # engines of 32 B take minutes to load
+CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 50),  # gRPC's own pauses, 1 to 120 s, outlast a restart of the server
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.url = grpc_address(url)
-        self._grpc = grpc.InferenceServerClient(self.url)
+        self._grpc = grpc.InferenceServerClient(self.url, channel_args=CHANNEL)
 
     def __enter__(self) -> Client:
         return self
@@ -169,7 +175,7 @@ class Client:
         answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
         start = time.perf_counter()
         inputs = fields_to_inputs(fields)
-        with grpc.InferenceServerClient(self.url) as streaming:  # a client has at most one stream
+        with grpc.InferenceServerClient(self.url, channel_args=CHANNEL) as streaming:  # a client has at most one stream
             streaming.start_stream(
                 lambda result, error: answers.put((result, error)),
                 stream_timeout=timeout,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -139,3 +143,19 @@ def test_a_server_that_ends_during_a_request_is_told_apart_from_one_that_never_w
     error = InferenceServerException(words, status="StatusCode.UNAVAILABLE")
     with pytest.raises(ServerError, match="ended during the request; send it again when it is back"):
         ask(Transport(error=error, ready=False))
+
+
+def test_a_client_looks_often_whether_a_server_has_come_back() -> None:
+    attempts = 0
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Client(f"127.0.0.1:{listener.getsockname()[1]}") as client,
+    ):
+        listener.settimeout(0.1)
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline and attempts < 6:  # gRPC's own pauses leave time for three
+            threading.Thread(target=client.responds, daemon=True).start()
+            with contextlib.suppress(TimeoutError):
+                listener.accept()[0].close()
+                attempts += 1
+    assert attempts == 6
