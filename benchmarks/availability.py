@@ -3,9 +3,9 @@
 Runs a deployment on the real tritonserver and sends it plain gRPC requests. `kills` ends each process of the server in
 turn while ten requests are in flight; `cancels` abandons requests in four ways and times a request right afterwards;
 `overload` sends ten times the capacity; `mixed` sends short and long requests at 80 % of it; `throughput` compares with
-the same pipeline in one process, without a server; `soak` mixes sizes, steps, cancellations and kills, sends again what
-a kill lost, and compares each image with its serial twin; `malformed` sends requests that no sane client sends beside a
-neighbour that is timed.
+the same pipeline in one process, without a server, and with diffusers; `soak` mixes sizes, steps, cancellations and
+kills, sends again what a kill lost, and compares each image with its serial twin; `malformed` sends requests that no
+sane client sends beside a neighbour that is timed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import malformed
+from benchmarks.diffusers_rate import DiffusersRate
 from benchmarks.machine import describe
 from kit.errors import Flux2Error, UsageError
 from serve.client import Client, fields_to_inputs
@@ -62,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--only", default="", metavar="NAMES", help=f"some of: {', '.join(PARTS)}; separated by commas; default: all"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="for `throughput`: the deployed klein checkpoint, run in diffusers; default: not compared",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="kills of each process and signal")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="length of overload and mixed load")
@@ -256,7 +264,10 @@ def open_loop(
 
 
 def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
-    """Send three short requests to one long one at 80 % of what that mix can be served at."""
+    """Send three short requests to one long one at 80 % of what that mix can be served at, and the short ones alone.
+
+    Arriving at random, short requests wait for each other: alone they show what no order of work can be faster than.
+    """
     mix = [SHORT, SHORT, SHORT, LONG]
     with Client(server.url) as client:
         lone_seconds(client)
@@ -266,12 +277,15 @@ def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
             list(pool.map(lambda n: send(client, {**mix[n % 4], "seed": n}), range(80)))
             capacity = 80 / (time.perf_counter() - start)
         rate = args.rate or 0.8 * capacity
+        only, _ = open_loop(client, [(rate * 3 / 4, SHORT)], args.seconds, lambda: 0)
         done, _ = open_loop(client, [(rate * 3 / 4, SHORT), (rate / 4, LONG)], args.seconds, lambda: 0)
+    unmixed = [outcome.seconds for _, outcome in only if outcome.image is not None]
     short, long = ([o.seconds for i, o in done if i == kind and o.image is not None] for kind in (0, 1))
     return {
         "capacity_per_second": round(capacity, 2),
         "offered_per_second": round(rate, 2),
         "lone_p95": {name: percentile(values, 95) for name, values in lone.items()},
+        "short_p50_p95_without_long_ones": [percentile(unmixed, 50), percentile(unmixed, 95)],
         "short_p50_p95": [percentile(short, 50), percentile(short, 95)],
         "long_p50_p95": [percentile(long, 50), percentile(long, 95)],
         "short_p95_over_lone_p95": round((percentile(short, 95) or 0) / (percentile(lone["short"], 95) or 1), 2),
@@ -280,27 +294,38 @@ def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def throughput(server: Server, args: argparse.Namespace) -> dict[str, Any]:
-    """Compare images per second with the same pipeline in this process, one request after the other."""
+    """Compare images per second with the same pipeline in this process, and with diffusers, one after the other."""
     from pipeline.local import LocalPipeline
 
     local = LocalPipeline(args.deployment)
     found: dict[str, Any] = {}
-    rates: dict[str, list[float]] = {"local": [], "8 in flight": [], "16 in flight": []}
-    with Client(server.url) as client:
+    rates: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(server.url))
+        peer = None
+        if args.checkpoint is not None:
+            peer = stack.enter_context(DiffusersRate(args.checkpoint, SHORT))
+            peer.images_per_second(2)
+            found["diffusers_threads"] = peer.threads
         lone_seconds(client)
         for _ in range(4):
             start = time.perf_counter()
             for n in range(24):
                 local.generate({**SHORT, "seed": n})
-            rates["local"].append(24 / (time.perf_counter() - start))
+            rates.setdefault("local", []).append(24 / (time.perf_counter() - start))
+            if peer is not None:
+                rates.setdefault("diffusers", []).append(peer.images_per_second(24))
             for width in (8, 16):
                 with ThreadPoolExecutor(width) as pool:
                     start = time.perf_counter()
                     list(pool.map(lambda n: send(client, {**SHORT, "seed": n}), range(64)))
-                    rates[f"{width} in flight"].append(64 / (time.perf_counter() - start))
+                    rates.setdefault(f"{width} in flight", []).append(64 / (time.perf_counter() - start))
     medians = {name: float(np.median(values)) for name, values in rates.items()}
     found["images_per_second"] = {name: round(value, 2) for name, value in medians.items()}
-    found["ratio_to_local"] = {n: round(v / medians["local"], 2) for n, v in medians.items() if n != "local"}
+    for base in ("local", "diffusers"):
+        if base in medians:
+            served = {name: value for name, value in medians.items() if name.endswith("in flight")}
+            found[f"ratio_to_{base}"] = {name: round(value / medians[base], 2) for name, value in served.items()}
     return found
 
 
@@ -319,6 +344,8 @@ def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     ]
     with Client(server.url) as client:
         twins = [send(client, wish).image for wish in wishes]
+        with ThreadPoolExecutor(12) as pool:  # wider engine calls than those of the twins take their memory now
+            list(pool.map(lambda n: send(client, wishes[n % 120]), range(360)))
         memory = _memory(server)
         answers: Counter[str] = Counter()
         lock = threading.Lock()
