@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -31,6 +33,7 @@ from tests.serve.test_server import metrics
 pytestmark = pytest.mark.server
 SMALL: dict[str, Any] = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
 LONG = SMALL | {"steps": 100}
+ROOT = Path(__file__).parents[2]
 HEAL_SECONDS = 60.0  # far above what is measured (docs/serving): this machine may be busy
 
 
@@ -243,6 +246,38 @@ def test_errors_of_a_stream_are_those_of_a_request(supervised: Server) -> None:
         next(stream)
         stream.close()
         until(lambda: supervised.ledger.occupied == 0, 20)
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+def test_the_work_of_a_killed_client_ends(call: str, supervised: Server) -> None:
+    fields = LONG | {"width": 256, "height": 256}
+    sends = f"""
+import sys
+from serve.client import Client
+with Client("{supervised.url}") as client:
+    list(client.{call}({fields!r}, timeout=600))
+"""
+    process = subprocess.Popen([sys.executable, "-c", sends], cwd=ROOT)
+    try:
+        until(lambda: supervised.ledger.in_flight(), 60)
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: supervised.ledger.occupied == 0, 20)
+    with Client(supervised.url) as client:
+        assert client.generate(SMALL, timeout=HEAL_SECONDS).images
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt", "output_format", "response_encoding"])
+def test_a_huge_text_is_refused_in_a_short_sentence(name: str, supervised: Server) -> None:
+    fields = SMALL | {name: "x" * 20_000_000}
+    with Client(supervised.url) as client:
+        for send in (lambda: client.generate(fields, timeout=60), lambda: list(client.stream(fields, timeout=60))):
+            with pytest.raises(RequestError, match=name) as caught:
+                send()
+            assert len(str(caught.value)) < 250
+        assert supervised.ledger.occupied == 0
+        assert client.generate(SMALL, timeout=HEAL_SECONDS).images
 
 
 @pytest.mark.parametrize("model", ["denoiser", "prompt_stage"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +104,19 @@ def test_the_stages_of_a_request_are_spans_of_its_clients_trace(
     assert parent == CALLER
     streamed = [trace for trace, _, _, name in collector.spans if name == "denoise" and trace != TRACE]
     assert streamed
+
+
+@pytest.mark.server
+def test_a_collector_that_does_not_answer_delays_nothing(deployment_of: ByFamily, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:  # takes connections and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
+        with Server(deployment_of("klein"), log=tmp_path / "log", otlp=url) as server:
+            with Client(server.url) as client:
+                seconds = [client.generate(FIELDS | {"seed": seed}, timeout=60).seconds for seed in range(15)]
+            assert max(seconds) < 9, "an export gives up after ten seconds; no request waits for it"
+            assert server.ledger.heals == 0
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 30
 
 
 def test_without_a_collector_or_a_trace_nothing_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
