@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from kit.artifact import CONTENTS, MANIFEST, Manifest, digest
+from kit.atomic_file import write_file
 from kit.errors import ArtifactError, Flux2Error, UsageError
 
 logger = logging.getLogger(__name__)
@@ -186,20 +187,14 @@ def read_contents(deployment: Path) -> dict[str, Content]:
 
 def write_contents(deployment: Path, contents: Mapping[str, Content]) -> bool:
     """Replace contents.json atomically; returns False, with a warning, where it cannot be written."""
-    path, new = deployment / CONTENTS, deployment / f".{CONTENTS}.new"
+    path = deployment / CONTENTS
     raw = {
         "manifest": digest(deployment / MANIFEST),
         "files": {name: asdict(contents[name]) for name in sorted(contents)},
     }
     try:
-        with new.open("w") as stream:
-            stream.write(json.dumps(raw, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(new, path)
+        write_file(path, json.dumps(raw, indent=1) + "\n", sync=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
         logger.warning("%s: cannot be written (%s); the weights are read again at the next start", path, error.strerror)
         return False
     return True

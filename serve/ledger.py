@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from kit.atomic_file import write_file
+
 logger = logging.getLogger(__name__)
 VARIABLE = "FLUX2_LEDGER"  # the file; set by `serve run`
 SLOTS = 2048
@@ -205,8 +207,7 @@ class Ledger:
         """Store the latest preview of a request, an encoded image; one that cannot be stored is left out."""
         path = self._preview_path(ticket)
         try:
-            path.with_suffix(".new").write_bytes(image)
-            path.with_suffix(".new").replace(path)
+            write_file(path, image)
         except OSError as error:
             logger.warning("a preview could not be written: %s", error)
 
@@ -218,8 +219,7 @@ class Ledger:
             return None
 
     def drop_preview(self, ticket: int) -> None:
-        for suffix in (".png", ".new"):
-            self._preview_path(ticket).with_suffix(suffix).unlink(missing_ok=True)
+        self._preview_path(ticket).unlink(missing_ok=True)
 
     def _preview_path(self, ticket: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{ticket}.png")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from kit.atomic_file import write_file
 from kit.errors import UsageError
 
 Row = dict[str, Any]
@@ -29,9 +29,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, facts: dict[str, Any]) -> None:
     """Write results atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_file(path, json.dumps(facts, indent=1) + "\n")
 
 
 def merge(facts: dict[str, Any], device: dict[str, Any], settings: dict[str, Any], rows: list[Row], date: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kit.atomic_file import write_file
 from kit.errors import UsageError
 from kit.safetensors_file import StoredTensor
 
@@ -143,13 +144,8 @@ def check(name: str, seen: Seen, where: str) -> None:
 
 def write(record: Record, path: Path) -> None:
     """Write a record; it appears at `path` only when it is complete."""
-    fresh = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(_plain(record)) + "\n")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(_plain(record)) + "\n")
 
 
 def check_replaceable(path: Path) -> None:

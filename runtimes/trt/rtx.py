@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
 
+from kit.atomic_file import write_file
 from kit.cuda_device import CudaDevice
 from kit.errors import ArtifactError
 from runtimes.trt.record import KERNELS
@@ -93,7 +92,7 @@ class RtxConfig:
             logger.warning("%s: %d bytes of kernels are too many to keep", self._file, len(content))
             return
         try:
-            _write(self._file, content)
+            write_file(self._file, content)
             _leave_newest(self._file)
         except OSError as error:
             logger.warning("%s: kernels cannot be kept (%s), so the next process compiles again", self._file, error)
@@ -110,17 +109,6 @@ class RtxConfig:
             self._saved = hashlib.sha256(content).digest()
         else:
             logger.warning("%s: is not for this machine or is broken; kernels are compiled again", self._file)
-
-
-def _write(file: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{file.stem}", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.replace(name, file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _leave_newest(file: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kit.atomic_file import write_file
 from kit.errors import UsageError
 from kit.outputs import STDOUT, check_out_file
 from pipeline.request import FIELDS, FORMATS
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     done = f"step {answer.step} of {answer.steps} "
                     tick(time.perf_counter() - start)
                     if args.preview is not None and answer.preview is not None:
-                        _replace(args.preview, answer.preview)
+                        write_file(args.preview, answer.preview)
         finally:
             if show:
                 print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -110,16 +111,6 @@ def _check_preview(args: argparse.Namespace) -> None:
     if args.preview.suffix.lower() != ".png":
         raise UsageError(f"--preview {args.preview}: previews are PNG files; the suffix must be .png")
     check_out_file(args.preview, [args.out], option="--preview")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file at once, so that who watches it never sees a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _output_format(args: argparse.Namespace) -> str:

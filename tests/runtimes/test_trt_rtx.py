@@ -123,7 +123,7 @@ def test_a_cache_that_is_broken_too_large_or_cannot_be_written_does_not_stop_a_c
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     engine, _ = open_engine(trt, tmp_path)
     assert same(engine.run(inputs(1, 7)), expected(inputs(1, 7)))
     assert "kernels cannot be kept ([Errno 28] No space left on device)" in caplog.text

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import tensorrt as trt
 
+from kit.atomic_file import write_file
 from kit.cuda_device import CudaDevice
 
 logger = logging.getLogger(__name__)
@@ -35,12 +34,8 @@ class TimingCache:
         cache = config.get_timing_cache()
         if cache is None:
             return
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(cache.serialize())
-            temporary.replace(self.file)
+            write_file(self.file, bytes(cache.serialize()))
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             logger.warning("%s: the timings were not saved (%s)", self.file, error)
