@@ -154,7 +154,8 @@ def kills(server: Server, args: argparse.Namespace) -> dict[str, Any]:
             if sign == signal.SIGKILL:
                 noticed.append(time.monotonic() - start)
             while (sign == signal.SIGKILL and server.ledger.heals == heals) or not is_ready(server):
-                time.sleep(0.01)
+                if ended := server.wait(0.01):
+                    raise ended
             probe = send(client, {**SHORT, "seed": 99})
             heal.setdefault(f"{sign.name} {name}", []).append(time.monotonic() - start)
             outcomes = [future.result() for future in flying]

@@ -282,6 +282,7 @@ class Front:
             self._fail(call, error)
             self._release(entry)
             return
+        self.ledger.count_served()  # first: who has the answer finds it counted
         call.answer(outputs)
         with self._wake:
             self.admission.complete(entry)

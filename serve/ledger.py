@@ -29,6 +29,7 @@ _HEADER = np.dtype(
     [
         ("state", "u8"),
         ("heals", "u8"),
+        ("served", "u8"),
         ("denoisers", "u8"),  # how many denoiser processes were started or lost
         ("next_refused", "u8"),
         ("step_picoseconds", "u8"),  # of one row and token in the latest engine calls
@@ -99,6 +100,11 @@ class Ledger:
     def count_heal(self) -> None:
         self._header["heals"] += 1
 
+    @property
+    def served(self) -> int:
+        """How many requests were answered with images."""
+        return int(self._header["served"][0])
+
     def refuse(self, digest: int) -> None:
         """Put a request that ended a process twice on the list of those that are rejected."""
         index = int(self._header["next_refused"][0])
@@ -141,6 +147,9 @@ class Ledger:
         slot["batch"], slot["tag"] = batch, tag
         slot["ticket"] = ticket
         return ticket
+
+    def count_served(self) -> None:
+        self._header["served"] += 1
 
     def dispatch(self, ticket: int) -> None:
         self._slots["dispatched"][ticket % SLOTS] = 1

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 PERIOD = 0.1  # seconds between two looks
 STOPS = 3  # times that a stopped process is continued within `WINDOW` before it is killed
 WINDOW = 10.0
-RESTARTS = 5  # of the server within a minute; then it is given up
+RESTARTS = 5  # of the server within a minute without an image for a client between them; then it is given up
 BLAME_SECONDS = 600.0  # two deaths that are further apart have nothing to do with each other
 PROBE_EVERY = 30.0  # seconds without requests after which the known answer is requested
 STALL = 60.0  # seconds without a step or an image while requests are in flight
@@ -60,6 +60,7 @@ class Supervisor:
         self._stubs = StubWatch()
         self._stops: dict[int, deque[float]] = {}
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
+        self._served = 0  # requests before and by the latest restart
         self._suspects: tuple[float, set[int]] = (0.0, set())
         self._progress: tuple[object, float] = (None, time.monotonic())
         self._quiet, self._idle, self._finished = threading.Event(), threading.Event(), threading.Event()
@@ -174,6 +175,8 @@ class Supervisor:
     def _restart(self, why: str) -> None:
         server, start = self.server, time.monotonic()
         self._blame()
+        if server.ledger.served > self._served:  # restarting it has helped
+            self._restarts.clear()
         while True:
             if len(self._restarts) == RESTARTS and start - self._restarts[0] < 60:
                 raise CheckFailed(f"{why}; it was restarted {RESTARTS} times within a minute, which did not help")
@@ -186,6 +189,7 @@ class Supervisor:
                     return
                 why = str(error).partition("\n")[0]
         server.ledger.count_heal()
+        self._served = server.ledger.served
         self._stops.clear()
         self.on_event(f"{why}; the server serves again after {time.monotonic() - start:.1f} s")
 
