@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kit.ports import SERVED_PARTS, PartName
+from kit.ports import PartName
 from kit.recipes import RECIPES
 from planner.memory import HOST_RESERVE, weight_bytes
 from planner.plan import Plan
@@ -69,7 +69,7 @@ def decide(answer: Plan) -> Decision:
         nothing = dict.fromkeys(("disk", "host_memory", "calibrate", "build", "start", "gpu_memory", "image"))
         return Decision(variant.name, card.name, None, why, download, export=export, **nothing, **_price(answer))
     recipe = chosen.choice.recipe
-    stored = sum(weight_bytes(part, variant, recipe) for part in SERVED_PARTS)
+    stored = sum(weight_bytes(part, variant, recipe) for part in chosen.layout.weights)
     new = stored if recipe.weight_bits < 16 else 0
     return Decision(
         variant=variant.name,
@@ -103,7 +103,7 @@ def calibration_seconds(answer: Plan) -> float:
     """
     question, model, bf16 = answer.question, calibration(), RECIPES["bf16"]
     variant, card = question.variant, question.gpu
-    shape = replace(question.shape, batch=1)
+    shape = replace(question.shape, batch=1, references=0)
     usable = card.memory_bytes
     total = 0.0
     passes: tuple[tuple[PartName, int], ...] = (("text_encoder", 1), ("transformer", variant.steps))
