@@ -13,8 +13,9 @@ from typing import Any
 
 from kit.gpus import GPUS
 from kit.variants import VARIANTS
-from planner.plan import Plan, Question, plan
+from planner.plan import Plan, plan
 from planner.prices import HOURS_PER_MONTH, read_prices
+from planner.question import Question
 
 STEPS = {
     "klein-4b": (4,),

@@ -4,14 +4,13 @@
 
 Null runs are a recipe's own artifact with other numbers of threads, and artifacts calibrated on other prompts, each
 against the fp32 artifact. A gate is repeated on random subsets of their prompts: the share of broken contracts is the
-false-alarm rate. Faults are planted into the artifact's weights or into its images (benchmarks/planted.py). Images are
-kept in the work folder, so that other bounds can be judged without drawing again.
+false-alarm rate (benchmarks/null_gates.py). Faults are planted into the artifact's weights or into its images
+(benchmarks/planted.py). Images are kept in the work folder, so that other bounds can be judged without drawing again.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.null_gates import GATES, MOST_ALARMS, broken_gates, by_prompts, judge, least_prompts
 from benchmarks.planted import IMAGE_FAULTS, WEIGHT_FAULTS, one_layer_at_4_bits
 from kit.errors import CheckFailed
 from kit.recipes import RECIPES, Recipe
@@ -30,19 +30,20 @@ from quantize.gate.drawing import Canvas, Drawing, Pair, open_generator
 from quantize.gate.judging import judge_measure
 from quantize.gate.measures import likeness
 from quantize.gate.metrics import LATENT
-from quantize.gate.report import Report, summarize
+from quantize.gate.report import Report
 
 GATED = ("fp8", "int8", "int8-weights", "int4-weights")
-CALIBRATIONS = ("sample:24:7", "sample:24:8", "sample:24:9")  # fewer than advised: these differ most
+GENERAL = (*GATED, "fp8-channel", "int8-plain")  # whose general contracts are judged on null runs
+CALIBRATIONS = ("sample:64:7", "sample:64:8", "sample:64:9")
 LORA = "outline"  # changes every image, whatever the prompt
-GATES = 100  # of random subsets of the null runs
-SUBSET = 48  # prompts of one of them
-MOST_ALARMS = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/gate-power"), metavar="DIR", help="work folder")
     parser.add_argument("--prompts", type=int, default=96, metavar="N", help="prompts of the sample's grammar")
+    parser.add_argument(
+        "--null-prompts", type=int, default=400, metavar="N", help="prompts of the null gates by general contracts"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(args.work, prompt_set.load(f"sample:{args.prompts}").prompts)
     rows, alarms, missed = [], {}, []
     for name in GATED:
-        cases = bench.cases(RECIPES[name])
+        cases, contract = bench.cases(RECIPES[name]), contracts.of_recipe(name, sample=True)
         for case in cases:
-            report = judge(case.pairs, name)
+            report = judge(case.pairs, contract)
             rows.append(_row(case, report))
             if not case.null and report.kept:
                 missed.append(f"{name}: {case.what}")
-        alarms[name] = false_alarms([case for case in cases if case.null], name)
-    facts = {"machine": machine.describe(), "prompts": args.prompts, "rows": rows, "false_alarms": alarms}
+        alarms[name] = sum(map(bool, broken_gates([case.pairs for case in cases if case.null], contract))) / GATES
+    many = Bench(args.work, prompt_set.load(f"sample:{args.null_prompts}").prompts)
+    facts = {
+        "machine": machine.describe(),
+        "prompts": args.prompts,
+        "calibrations": list(CALIBRATIONS),
+        "rows": rows,
+        "false_alarms": alarms,
+        "general": {name: by_prompts(many.own_pairs(RECIPES[name]), name) for name in GENERAL},
+    }
     loud = [f"{name}: {share:.0%}" for name, share in alarms.items() if share > MOST_ALARMS]
     if missed or loud:
         raise CheckFailed(
@@ -87,22 +96,13 @@ def table(facts: Mapping[str, Any]) -> str:
         figures = "".join(f"{row[name]:>11.{digits}f}" for name, digits in COLUMNS)
         lines.append(f"{row['recipe']:<13} {row['what']:<26}{figures}  {', '.join(row['broken']) or 'kept'}")
     lines += [f"{name}: {share:.0%} of {GATES} null gates broken" for name, share in facts["false_alarms"].items()]
+    lines.append("general contracts, null gates broken by number of prompts:")
+    for name, found in facts["general"].items():
+        shares = ", ".join(f"{share:.0%} with {count}" for count, share in found["false_alarms"].items())
+        enough = least_prompts(found["false_alarms"])
+        why = f" ({', '.join(found['broken'])})" if found["broken"] else ""
+        lines.append(f"{name}: {shares}{why}; least prompts: {enough or 'more than measured'}")
     return "\n".join(lines)
-
-
-def judge(pairs: Sequence[Pair], recipe: str) -> Report:
-    """Judge pairs by a recipe's contract."""
-    return summarize(pairs, {}, contracts.of_recipe(recipe, sample=True), {}, ())
-
-
-def false_alarms(cases: Sequence[Case], recipe: str) -> float:
-    """Return the share of gates on random subsets of null runs that break the contract."""
-    draw = random.Random(0)
-    broken = 0
-    for _ in range(GATES):
-        pairs = draw.choice(cases).pairs
-        broken += not judge(draw.sample(list(pairs), min(SUBSET, len(pairs))), recipe).kept
-    return broken / GATES
 
 
 def _row(case: Case, report: Report) -> dict[str, Any]:
@@ -157,6 +157,11 @@ class Bench:
             case(what, False, [Drawing(change(one.pixels), one.latents) for one in drawn])
         case("a LoRA left out", False, drawn, self.drawings("fp32-lora", self.exported(LORA)))
         return found
+
+    def own_pairs(self, recipe: Recipe) -> list[Pair]:
+        """Return the pairs of a recipe's own artifact against the fp32 artifact."""
+        own = self.quantized(recipe, recipe.name, CALIBRATIONS[0])
+        return self.pairs(self.drawings("fp32", self.exported()), self.drawings(recipe.name, own))
 
     def pairs(self, reference: Sequence[Drawing], drawn: Sequence[Drawing]) -> list[Pair]:
         """Measure every pair of images."""

@@ -17,7 +17,7 @@ from statistics import mean, median
 from typing import Any
 
 import planner.data
-from benchmarks import deployment_table, machine, plan_fit
+from benchmarks import deployment_table, machine, plan_fit, reference_speedup
 from kit.errors import CheckFailed, UsageError
 from kit.recipes import RECIPES, recipe
 from kit.variants import VARIANTS
@@ -56,12 +56,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "points": rows,
         "by_gpu": _by_gpu([*fitted, *held]) if args.by_gpu else None,
         "ratios": _ratios(model),
+        "reference_speedup": {"source": reference_speedup.SOURCE, "rows": reference_speedup.rows(model)},
         "deployment_table": deployment_table.rows(),
         "not_used": raw["not_used"],
         "sources": raw["sources"],
     }
     if facts["held_out"]["median_absolute_error"] > BAR:
         raise CheckFailed(f"median error over held-out points {facts['held_out']['median_absolute_error']:.0%} > 20 %")
+    if (error := reference_speedup.median_error(facts["reference_speedup"]["rows"])) > BAR:
+        raise CheckFailed(f"median error over the published gains of klein-9b-kv {error:.0%} > 20 %")
     return facts
 
 
@@ -86,6 +89,7 @@ def table(facts: dict[str, Any]) -> str:
             f"{row['median_absolute_error']:.0%}, predicted / measured {row['median_ratio']:.2f}"
         )
     lines += [f"{row['what']}: published {row['published']}, predicted {row['predicted']}" for row in facts["ratios"]]
+    lines += ["", *reference_speedup.table(facts["reference_speedup"]["rows"])]
     lines += ["", *deployment_table.table(facts["deployment_table"])]
     return "\n".join(lines)
 

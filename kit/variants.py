@@ -84,6 +84,11 @@ class Variant:
 
     pixels_per_token = PIXELS_PER_TOKEN
 
+    @property
+    def max_references(self) -> int:
+        """Return how many reference images an image may have, as the model cards say."""
+        return 10 if self.family == "dev" else 4
+
     def tokens(self, width: int, height: int) -> int:
         """Return the number of image tokens of an image of `width` x `height` pixels."""
         return (width // self.pixels_per_token) * (height // self.pixels_per_token)

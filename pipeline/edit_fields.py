@@ -25,11 +25,6 @@ class Edit:
     size: tuple[int, int] | None = None  # width, height
 
 
-def max_references(variant: Variant) -> int:
-    """Return how many references a variant takes, as the model cards say."""
-    return 10 if variant.family == "dev" else 4
-
-
 def check_edit(given: Mapping[str, Any], variant: Variant) -> Edit:
     """Check the fields by the headers of their images; raises RequestError, which names field and rule."""
     images = _images(given.get("images"), variant)
@@ -57,7 +52,7 @@ def _images(value: Any, variant: Variant) -> tuple[bytes, ...]:
         return ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(image, bytes) for image in value):
         raise RequestError("images: expected a list of encoded images, each as bytes")
-    most = max_references(variant)
+    most = variant.max_references
     if len(value) > most:
         raise RequestError(f"images: {len(value)} references; {variant.name} takes at most {most}")
     return tuple(value)

@@ -5,19 +5,27 @@ With a rate, a plan of one GPU also gets the curve of waiting times up to the lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from kit.errors import UsageError
 from kit.gpus import GB
+from kit.ports import PartName
+from planner.layout import Layout
+from planner.parts import TRANSFORMERS
 from planner.plan import Plan, service
 from planner.speed import calibration
-from planner.text import number
+from planner.text import number, setting
 
 FORMATS = (".png", ".svg")
 CURVE = (0.05, 0.3, 0.5, 0.65, 0.75, 0.82, 0.88, 0.93)  # of the most that the replicas can carry
-PARTS = {"transformer": "#4c72b0", "text_encoder": "#dd8452", "vae_decoder": "#8172b3", "activations": "#55a868"}
+PARTS: Mapping[str, tuple[str, tuple[PartName, ...]]] = {  # colour, and the parts whose weights are counted
+    "transformer": ("#4c72b0", TRANSFORMERS),
+    "text encoder": ("#dd8452", ("text_encoder",)),
+    "VAE": ("#8172b3", ("vae_encoder", "vae_decoder")),
+}
+ACTIVATIONS, CACHE = "#55a868", "#c44e52"
 
 
 def draw(answers: Sequence[Plan], path: Path) -> None:
@@ -41,10 +49,7 @@ def draw(answers: Sequence[Plan], path: Path) -> None:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.2)) if curve else (figure,)
     axes = halves[0].subplots(1, 3, sharey=True)
     question = working[0].question
-    figure.suptitle(
-        f"{question.variant.name}, {question.width}x{question.height}, {question.step_count} steps, "
-        f"batch {question.batch}: estimates, not measurements"
-    )
+    figure.suptitle(f"{question.variant.name}, {setting(question)}: estimates, not measurements")
     _memory(axes[0], working)
     _minutes(axes[1], working)
     _dollars(axes[2], working)
@@ -63,9 +68,8 @@ def draw(answers: Sequence[Plan], path: Path) -> None:
 def _memory(axis: Any, answers: Sequence[Plan]) -> None:
     names = [f"{a.question.gpu.name}\n{a.chosen.choice.recipe.name}" for a in answers if a.chosen]
     left = [0.0] * len(answers)
-    for part, colour in PARTS.items():
-        sizes = [_bytes(answer, part) / GB for answer in answers]
-        axis.barh(range(len(answers)), sizes, left=left, color=colour, label=part.replace("_", " "))
+    for name, colour, sizes in _shares([a.chosen.layout for a in answers if a.chosen]):
+        axis.barh(range(len(answers)), sizes, left=left, color=colour, label=name)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     usable = [a.chosen.layout.usable / GB for a in answers if a.chosen]
     axis.barh(range(len(answers)), usable, color="none", edgecolor="#999999", label="usable")
@@ -123,9 +127,10 @@ def _waiting(axis: Any, answer: Plan) -> None:
     axis.legend(fontsize=7, frameon=False, loc="upper left")
 
 
-def _bytes(answer: Plan, part: str) -> float:
-    assert answer.chosen is not None
-    layout = answer.chosen.layout
-    if part == "activations":
-        return layout.arena + layout.requests
-    return next(count for name, count in layout.weights.items() if name == part)
+def _shares(layouts: Sequence[Layout]) -> Iterator[tuple[str, str, list[float]]]:
+    """Yield the segments of the memory bars: name, colour, and the GB of every answer."""
+    for name, (colour, parts) in PARTS.items():
+        yield name, colour, [sum(one.weights.get(part, 0) for part in parts) / GB for one in layouts]
+    yield "activations", ACTIVATIONS, [(one.arena + one.requests) / GB for one in layouts]
+    if any(one.cache for one in layouts):
+        yield "references' keys and values", CACHE, [one.cache / GB for one in layouts]

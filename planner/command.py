@@ -16,8 +16,9 @@ from kit.variants import VARIANTS
 from planner.built import Built, read_built
 from planner.layout import Placement
 from planner.names import find_variant
-from planner.plan import Plan, Question, plan
+from planner.plan import Plan, plan
 from planner.prices import Prices, read_prices
+from planner.question import Question
 from planner.text import number
 
 ALL = "all"
@@ -55,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: those of the variant")
     parser.add_argument("--batch", type=int, default=Question.batch, metavar="N", help="images per batch")
+    parser.add_argument(
+        "--references",
+        type=int,
+        default=Question.references,
+        metavar="N",
+        help="reference images of each image, each of one megapixel or of the checkpoint's own size if that is smaller",
+    )
     parser.add_argument(
         "--rate", type=float, metavar="N", help="requested images per minute; default: none, costs at full load"
     )
@@ -165,6 +173,7 @@ def _question(args: argparse.Namespace, variant: str, card: str) -> Question:
         height=found.image_size if args.height is None else args.height,
         steps=args.steps,
         batch=args.batch,
+        references=args.references,
         gpus=args.gpus,
         cores=args.cores,
         rate=args.rate,

@@ -57,6 +57,7 @@ class Workload:
 
     variant: Variant
     pixels: int
+    reference_pixels: int  # of all reference images of an image
     steps: int
     per_minute: Range
     cards: int
@@ -93,15 +94,15 @@ def cost(
         per_month=month,
         capacity=capacity,
         break_even=tuple(
-            _break_even(hosted, month, capacity, job.pixels, rate)
+            _break_even(hosted, month, capacity, usd, rate)
             for hosted in prices.hosted.get(job.variant.name, ())
             if hosted.steps in (None, job.steps)
+            if (usd := hosted.usd_per_image(job.pixels, job.reference_pixels)) is not None
         ),
     )
 
 
-def _break_even(hosted: Hosted, month: float, capacity: float, pixels: int, rate: float | None) -> BreakEven:
-    usd = hosted.usd_per_image(pixels)
+def _break_even(hosted: Hosted, month: float, capacity: float, usd: float, rate: float | None) -> BreakEven:
     images = month / usd
     cheaper = None if rate is None else rate * MINUTES_PER_MONTH > images
     return BreakEven(hosted, usd, images, images <= capacity, cheaper)

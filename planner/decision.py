@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kit.ports import SERVED_PARTS, PartName
+from kit.ports import PartName
 from kit.recipes import RECIPES
+from planner.builds import MEASURED, NOT_TIMED
 from planner.memory import HOST_RESERVE, weight_bytes
 from planner.plan import Plan
 from planner.speed import calibration
@@ -22,11 +23,9 @@ from planner.work import work
 CALIBRATION_IMAGES = 166  # of `quantize calibrate` with its own prompts
 # seconds of all parts in bf16 on 2 cores: benchmarks/results/export.json and export_variants.json, 2026-11-25
 EXPORT_SECONDS: Mapping[str, float] = {"klein-4b": 24.8, "klein-9b-kv": 48.7, "dev": 33.2}
-# seconds of all parts by TensorRT for RTX 1.7.1 on 2 cores without a GPU, five profiles, weights as inputs:
-# benchmarks/results/compile.json, 2026-11-27; builds by TensorRT, which times kernels on the GPU, are not measured
+# seconds of all parts for five profiles, weights as inputs
 BUILD_SECONDS: Mapping[tuple[str, str, str], float] = {
-    ("klein-4b", "l4", "fp8"): 92.3,
-    ("klein-4b", "l4", "bf16"): 70.0,
+    (build.variant, build.gpu, build.recipe): build.seconds for build in MEASURED if build.weights == "inputs"
 }
 
 
@@ -69,7 +68,7 @@ def decide(answer: Plan) -> Decision:
         nothing = dict.fromkeys(("disk", "host_memory", "calibrate", "build", "start", "gpu_memory", "image"))
         return Decision(variant.name, card.name, None, why, download, export=export, **nothing, **_price(answer))
     recipe = chosen.choice.recipe
-    stored = sum(weight_bytes(part, variant, recipe) for part in SERVED_PARTS)
+    stored = sum(weight_bytes(part, variant, recipe) for part in chosen.layout.weights)
     new = stored if recipe.weight_bits < 16 else 0
     return Decision(
         variant=variant.name,
@@ -103,7 +102,7 @@ def calibration_seconds(answer: Plan) -> float:
     """
     question, model, bf16 = answer.question, calibration(), RECIPES["bf16"]
     variant, card = question.variant, question.gpu
-    shape = replace(question.shape, batch=1)
+    shape = replace(question.shape, batch=1, references=0)
     usable = card.memory_bytes
     total = 0.0
     passes: tuple[tuple[PartName, int], ...] = (("text_encoder", 1), ("transformer", variant.steps))
@@ -130,8 +129,8 @@ def table(rows: Sequence[Decision], colour: bool = False) -> str:
             "GB of 10^9 bytes. disk: checkpoint, quantized artifact and plans. host: memory of the host while serving.",
             f"export: measured on 2 cores. calibrate: an estimate for {CALIBRATION_IMAGES} images in bf16 on this GPU. "
             "start: at least, weights over the link to the GPU.",
-            "build: measured with TensorRT for RTX on 2 cores, without a GPU, weights as inputs; a build by TensorRT "
-            "on the GPU has not been measured yet. ~ a price seen on a market, not an offer.",
+            f"build: measured with TensorRT for RTX on 2 cores, without a GPU, weights as inputs; {NOT_TIMED}. "
+            "~ a price seen on a market, not an offer.",
         ]
     )
 

@@ -25,6 +25,8 @@ def facts(answer: Plan) -> dict[str, Any]:
         "height": question.height,
         "steps": question.step_count,
         "batch": question.batch,
+        "references": question.references,
+        "reference_side": question.shape.reference_side if question.references else None,
         "engine": question.built.folder if question.built else None,
         "plan": chosen.choice.describe() if chosen else None,
         "tried": [_tried(t) for t in answer.tried],
@@ -75,11 +77,13 @@ def _memory(chosen: Tried) -> dict[str, Any]:
         "activations": layout.arena,
         "activations_of": layout.arena_part,
         "requests": layout.requests,
+        "reference_keys_and_values": layout.cache,
         "total": layout.needed,
         "usable": layout.usable,
         "host": layout.host,
         "host_needed": layout.host + HOST_RESERVE,
         "streamed_per_step": layout.streamed,
+        "streamed_for_references": layout.streamed_once,
     }
 
 
@@ -88,6 +92,7 @@ def _seconds(chosen: Tried) -> dict[str, Any]:
     assert timing is not None
     return {
         "text_encoder": _range(timing.text),
+        "references": _range(timing.references),
         "step": _range(timing.step),
         "vae_decoder": _range(timing.decode),
         "image": _range(timing.image),

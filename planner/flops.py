@@ -42,6 +42,26 @@ def transformer(sizes: Transformer, image_tokens: int, text_tokens: int, referen
     )
 
 
+def extract(sizes: Transformer, reference_tokens: int) -> Flops:
+    """Count one pass of klein-kv over its references, which attend to themselves; the last block stops at its keys."""
+    d, blocks = sizes.dim, sizes.double_blocks + sizes.single_blocks
+    per_token = (4 + 3 * sizes.mlp_ratio) * d**2
+    return Flops(
+        linears=2 * reference_tokens * (per_token * blocks - (1 + sizes.mlp_ratio) * d**2),
+        attention=4 * reference_tokens**2 * d * (blocks - 1),
+        other=2 * reference_tokens * sizes.channels * d  # x_embedder
+        + 2 * (sizes.time_channels * d + d**2 + 9 * d**2),  # time, modulation of images and of single blocks
+    )
+
+
+def cached(sizes: Transformer, image_tokens: int, text_tokens: int, reference_tokens: int) -> Flops:
+    """Count one step of klein-kv, whose text and image tokens also attend to the keys and values of references."""
+    plain = transformer(sizes, image_tokens, text_tokens)
+    sequence, blocks = image_tokens + text_tokens, sizes.double_blocks + sizes.single_blocks
+    attention = 4 * sequence * (sequence + reference_tokens) * sizes.dim * blocks
+    return Flops(plain.linears, attention, plain.other)
+
+
 def text_encoder(sizes: TextEncoder, text_tokens: int) -> Flops:
     """Count one pass up to the last tap; padding is included and the causal half of attention is not discounted."""
     layers = max(sizes.taps)

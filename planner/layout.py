@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kit.gpus import Gpu
-from kit.ports import SERVED_PARTS, PartName
+from kit.ports import PartName
 from kit.recipes import RECIPES, Recipe
 from kit.variants import Variant
 from planner.built import Built
-from planner.memory import Shape, activation_bytes, gigabytes, request_bytes, usable_bytes, weight_bytes
+from planner.memory import (
+    Shape,
+    activation_bytes,
+    cache_bytes,
+    gigabytes,
+    request_bytes,
+    usable_bytes,
+    weight_bytes,
+)
+from planner.parts import TRANSFORMERS, running_parts, step_part
 from planner.weights import weights
 
 Placement = Literal["resident", "evicted", "own-gpu", "cpu", "cache"]
@@ -49,14 +58,16 @@ class Layout:
     arena: int  # activations; the parts share it, so the largest counts
     arena_part: PartName
     requests: int
+    cache: int  # keys and values of references
     usable: int
     host: int  # weights that stay in host memory
     streamed: int  # bytes streamed to the GPU in every step
+    streamed_once: int  # per batch of images, for their references
     reason: str | None
 
     @property
     def needed(self) -> int:
-        return sum(self.weights.values()) + self.arena + self.requests
+        return sum(self.weights.values()) + self.arena + self.requests + self.cache
 
 
 def lay_out(
@@ -66,28 +77,56 @@ def lay_out(
 
     The bytes of an engine that was built replace the formulas.
     """
-    stored: dict[PartName, int] = {part: weight_bytes(part, variant, choice.recipe) for part in SERVED_PARTS}
+    parts = running_parts(variant, shape.references)
+    stored: dict[PartName, int] = {part: weight_bytes(part, variant, choice.recipe) for part in parts}
     if built is not None:
         stored = {part: built.stored(part, count) for part, count in stored.items()}
     on_gpu, host = dict(stored), 0
     if choice.text_encoder != "resident":
         on_gpu["text_encoder"] = _in_flight("text_encoder", variant, choice.recipe) if _evicted(choice) else 0
         host += _host_text_encoder(variant, choice, stored["text_encoder"])
-    running = [p for p in SERVED_PARTS if p != "text_encoder" or choice.text_encoder in ("resident", "evicted")]
-    activations = {part: activation_bytes(part, variant, choice.recipe, shape) for part in running}
+    running = [p for p in parts if p != "text_encoder" or choice.text_encoder in ("resident", "evicted")]
+    activations = {part: _activations(part, variant, choice.recipe, shape) for part in running}
     if built is not None:
         activations = {part: built.activations(part, count) for part, count in activations.items()}
     arena_part = max(running, key=lambda part: activations[part])
-    requests, usable, streamed = request_bytes(variant, choice.recipe, shape), usable_bytes(gpu), 0
+    found = Layout(
+        weights=on_gpu,
+        arena=activations[arena_part],
+        arena_part=arena_part,
+        requests=request_bytes(variant, choice.recipe, shape),
+        cache=cache_bytes(variant, choice.recipe, shape),
+        usable=usable_bytes(gpu),
+        host=host,
+        streamed=0,
+        streamed_once=0,
+        reason=None,
+    )
     if choice.streamed:
-        others = sum(on_gpu.values()) - on_gpu["transformer"] + activations[arena_part] + requests
-        floor = _in_flight("transformer", variant, choice.recipe)
-        on_gpu["transformer"] = min(stored["transformer"], max(floor, usable - others))
-        streamed = stored["transformer"] - on_gpu["transformer"]
-        host += stored["transformer"] if streamed else 0
-    layout = Layout(on_gpu, activations[arena_part], arena_part, requests, usable, host, streamed, None)
-    reason = gpu.refusal(choice.recipe.name) or _missing(variant, choice, shape, layout, gpus)
-    return Layout(on_gpu, layout.arena, arena_part, requests, usable, host, streamed, reason)
+        found = _stream(found, stored, variant, choice.recipe, step_part(variant, shape.references))
+    reason = gpu.refusal(choice.recipe.name) or _missing(variant, choice, shape, found, gpus)
+    return replace(found, reason=reason)
+
+
+def _stream(found: Layout, stored: Mapping[PartName, int], variant: Variant, recipe: Recipe, step: PartName) -> Layout:
+    """Leave in host memory what does not fit of the transformer, that of the steps last."""
+    streaming = [part for part in TRANSFORMERS if part in stored]
+    on_gpu = found.weights | {part: min(stored[part], _in_flight(part, variant, recipe)) for part in streaming}
+    for part in sorted(streaming, key=lambda part: part != step):
+        room = found.usable - replace(found, weights=on_gpu).needed + on_gpu[part]
+        on_gpu[part] = min(stored[part], max(on_gpu[part], room))
+    left = {part: stored[part] - on_gpu[part] for part in streaming}
+    return replace(
+        found,
+        weights=on_gpu,
+        host=found.host + sum(stored[part] for part, count in left.items() if count),
+        streamed=left.pop(step),
+        streamed_once=sum(left.values()),
+    )
+
+
+def _activations(part: PartName, variant: Variant, recipe: Recipe, shape: Shape) -> int:
+    return activation_bytes(part, variant, recipe, shape.encoded if part == "vae_encoder" else shape)
 
 
 def _missing(variant: Variant, choice: Choice, shape: Shape, layout: Layout, gpus: int) -> str | None:
@@ -95,7 +134,8 @@ def _missing(variant: Variant, choice: Choice, shape: Shape, layout: Layout, gpu
         largest = max(layout.weights, key=lambda part: layout.weights[part])
         parts = f"{gigabytes(layout.weights[largest])} weights of the {largest}"
         arena = f"{gigabytes(layout.arena)} activations of the {layout.arena_part}"
-        return f"needs {gigabytes(layout.needed)} ({gigabytes(layout.usable)} available): {parts}, {arena}"
+        cache = f", {gigabytes(layout.cache)} keys and values of references" if layout.cache else ""
+        return f"needs {gigabytes(layout.needed)} ({gigabytes(layout.usable)} available): {parts}, {arena}{cache}"
     if choice.text_encoder == "own-gpu":
         if gpus < 2:
             return "needs a second GPU (--gpus 2)"
@@ -124,9 +164,10 @@ def _host_text_encoder(variant: Variant, choice: Choice, stored: int) -> int:
 def _in_flight(part: PartName, variant: Variant, recipe: Recipe) -> int:
     """Return the bytes of a part with streamed weights on the GPU: a few layers and all weights outside layers."""
     counted = weights(part, variant)
+    streams = 1 if part == "transformer_extract" else 2  # in a double block
     if part == "text_encoder":
         layers = max(variant.text_encoder.taps)
     else:
-        layers = 2 * variant.transformer.double_blocks + variant.transformer.single_blocks
+        layers = streams * variant.transformer.double_blocks + variant.transformer.single_blocks
     layer = counted.linears / layers * recipe.weight_bits / 8
     return round(_LAYERS_IN_FLIGHT * layer) + counted.other * recipe.compute_bytes

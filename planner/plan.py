@@ -6,84 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from kit.gpus import GPUS, Gpu
-from kit.image_size import size_problem
+from kit.gpus import GPUS
 from kit.recipes import recipe
-from kit.variants import Variant
-from planner.built import Built
 from planner.costs import Costs, Workload, cost
 from planner.feasible import SIDES
-from planner.layout import NOT_BUILT, Choice, Layout, Placement, lay_out
+from planner.layout import Choice, Layout, Placement, lay_out
 from planner.load import Load, Service, find_load
-from planner.memory import HOST_RESERVE, Shape, rows
+from planner.memory import HOST_RESERVE
 from planner.prices import HostNeed, Prices
+from planner.question import Question
 from planner.speed import Calibration, calibration
 from planner.timing import Range, Timing, outside, times
-
-MAX_STEPS, MAX_BATCH, MAX_REPLICAS = 100, 64, 10_000
-
-
-@dataclass(frozen=True)
-class Question:
-    """The question to plan for; the command line reads its defaults from here."""
-
-    variant: Variant
-    gpu: Gpu
-    recipe: str | None = None  # None: the GPU's recipe, then smaller ones
-    text_encoder: Placement | None = None  # None: the planner chooses
-    width: int = 1024
-    height: int = 1024
-    steps: int | None = None  # None: the variant's default
-    batch: int = 1
-    gpus: int = 1  # per replica: with two, the text encoder may have its own
-    cores: int = 16  # of the host, for a text encoder on the CPU
-    rate: float | None = None  # requested images per minute
-    p95: float | None = None  # seconds that 95 % of the requests must not exceed at that rate; None: no goal
-    replicas: int | None = None  # None: as many as the rate needs
-    step_seconds: float | None = None  # measured duration of one step of the batch; None: estimated
-    built: Built | None = None  # the engine to plan for; None: one that would be built
-
-    @property
-    def roofline(self) -> float | None:
-        """The seconds of one step by the layers of the engine, None without one, or at other sizes."""
-        if self.built is None:
-            return None
-        sizes = {"batch": rows(self.variant, self.batch), "image_tokens": self.variant.tokens(self.width, self.height)}
-        return self.built.roofline("transformer", sizes)
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.width, self.height, self.batch)
-
-    @property
-    def step_count(self) -> int:
-        return self.variant.steps if self.steps is None else self.steps
-
-    @property
-    def note(self) -> str | None:
-        """Say what is missing for a placement that was asked for; None when the kit can serve it."""
-        return NOT_BUILT.get(self.text_encoder) if self.text_encoder else None
-
-    def refusal(self) -> str | None:
-        """Return a message for the first value that cannot be planned for, None if all are valid."""
-        bounds = (("--steps", self.step_count, MAX_STEPS), ("--batch", self.batch, MAX_BATCH))
-        for name, value, most in bounds:
-            if not 1 <= value <= most:
-                return f"{name} {value}: must be 1 to {most}"
-        for name, count in (("--gpus", self.gpus), ("--cores", self.cores), ("--replicas", self.replicas)):
-            if count is not None and not 1 <= count <= MAX_REPLICAS:
-                return f"{name} {count}: must be 1 to {MAX_REPLICAS}"
-        if self.rate is not None and not 0 < self.rate <= 1e6:
-            return f"--rate {self.rate:g}: must be more than 0 images per minute, and at most 1e6"
-        if self.p95 is not None and self.rate is None:
-            return f"--p95 {self.p95:g}: waiting times depend on the load; give --rate, the requested images per minute"
-        if self.p95 is not None and not 0 < self.p95 <= 1e6:
-            return f"--p95 {self.p95:g}: must be more than 0 seconds, and at most 1e6"
-        if self.step_seconds is not None and not 0 < self.step_seconds <= 1e4:
-            return f"--step-seconds {self.step_seconds:g}: must be more than 0 seconds, and at most 1e4"
-        if self.recipe is not None and (refused := self.gpu.refusal(self.recipe)):
-            return refused
-        return size_problem(self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -205,6 +138,7 @@ def _workload(question: Question, chosen: Tried, per_minute: Range) -> Workload:
     return Workload(
         variant=question.variant,
         pixels=question.width * question.height,
+        reference_pixels=question.references * question.shape.encoded.pixels,
         steps=question.step_count,
         per_minute=per_minute,
         cards=2 if chosen.choice.text_encoder == "own-gpu" else 1,
@@ -270,6 +204,10 @@ def _elsewhere(question: Question, model: Calibration) -> tuple[str, ...]:
 def _nearest(question: Question, model: Calibration) -> str | None:
     """Return the change of one option, the mildest first, that makes a plan work on the GPU."""
     changes = [(f"--batch {batch}", replace(question, batch=batch)) for batch in range(question.batch - 1, 0, -1)]
+    changes += [
+        (f"--references {count}", replace(question, references=count))
+        for count in range(question.references - 1, -1, -1)
+    ]
     changes += [("another --text-encoder", replace(question, text_encoder=None))]
     changes += [("another --recipe", replace(question, recipe=None))]
     changes += [

@@ -84,9 +84,16 @@ class Hosted:
     date: str
     source: str
     steps: int | None = None  # set if the service runs a different number of steps than the variant
+    usd_per_reference_megapixel: float | None = None  # None: not stated
 
-    def usd_per_image(self, pixels: int) -> float:
-        return self.usd_per_megapixel * max(1.0, pixels / MEGAPIXEL)
+    def usd_per_image(self, pixels: int, reference_pixels: int = 0) -> float | None:
+        """Return the price of an image with references, None if the service states none for references."""
+        image = self.usd_per_megapixel * max(1.0, pixels / MEGAPIXEL)
+        if not reference_pixels:
+            return image
+        if self.usd_per_reference_megapixel is None:
+            return None
+        return image + self.usd_per_reference_megapixel * reference_pixels / MEGAPIXEL
 
 
 @dataclass(frozen=True)
@@ -160,9 +167,12 @@ def _entry(cls: type[Any], row: Any, price: str, where: str, key: str) -> Any:
     except TypeError as error:
         raise UsageError(f"{where}: {key}: {error}") from None
     _check_host(entry, where, key)
-    value = getattr(entry, price)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e6:
-        raise UsageError(f"{where}: {key}: {price} {value!r} is not a price")
+    for name in (price, "usd_per_reference_megapixel"):
+        value = getattr(entry, name, None)
+        if name != price and value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e6:
+            raise UsageError(f"{where}: {key}: {name} {value!r} is not a price")
     return entry
 
 

@@ -32,6 +32,7 @@ from planner.work import Work, work
 
 MEMORY_SHARE = 0.85  # of the bandwidth, for long streams; not fitted
 CONV_PASSES: Mapping[Stack, float] = {"eager": 4, "fused": 2, "tensorrt": 2}  # norm, activation, residual; not fitted
+CACHE_PASSES = 3  # cached keys and values are read, written behind those of the row, and read again; not fitted
 PICO = 1e-12
 TF32 = 0.5  # of the dense bf16 rate, as NVIDIA states from Ampere on: what TensorRT multiplies fp32 with
 
@@ -64,7 +65,8 @@ class Calibration:
         memory = MEMORY_SHARE * gpu.bandwidth
         linears = max(work.linears / self.rate(gpu, recipe.math), work.weight_bytes / memory)
         rest = (work.attention * self.attention + work.other) / self.rate(gpu, recipe.compute)
-        moved = (self.passes[stack] * work.pass_bytes + CONV_PASSES[stack] * work.conv_bytes) / memory
+        moved = self.passes[stack] * work.pass_bytes + CONV_PASSES[stack] * work.conv_bytes
+        moved = (moved + CACHE_PASSES * work.cache_bytes) / memory
         return (linears + rest + moved) * (self.tensorrt if stack == "tensorrt" else 1.0)
 
 

@@ -11,12 +11,16 @@ from planner.costs import MINUTES_PER_MONTH, BreakEven, Costs
 from planner.facts import basis
 from planner.load import Load
 from planner.memory import gigabytes
-from planner.plan import Plan, Question, Tried, host_need
+from planner.parts import reads_once
+from planner.plan import Plan, Tried, host_need
+from planner.question import Question
 from planner.timing import Range
 
 NAMES: Mapping[PartName, str] = {
     "text_encoder": "text encoder",
     "transformer": "transformer",
+    "transformer_extract": "transformer, once for references",
+    "transformer_cached": "transformer, steps",
     "vae_encoder": "VAE encoder",
     "vae_decoder": "VAE decoder",
 }
@@ -53,7 +57,11 @@ def render(answer: Plan, colour: bool = False) -> str:
 
 
 def setting(question: Question) -> str:
-    return f"{question.width}x{question.height}, {question.step_count} steps, batch {question.batch}"
+    words = f"{question.width}x{question.height}, {question.step_count} steps, batch {question.batch}"
+    if not question.references:
+        return words
+    side, some = question.shape.reference_side, "reference" if question.references == 1 else "references"
+    return f"{words}, {question.references} {some} of {side}x{side}"
 
 
 def note(question: Question) -> list[str]:
@@ -87,6 +95,7 @@ def _memory(chosen: Tried) -> list[str]:
     rows += [
         (f"activations, at most ({NAMES[layout.arena_part]})", layout.arena),
         ("requests in flight", layout.requests),
+        *([("keys and values of references", layout.cache)] if layout.cache else []),
         (f"total, of {gigabytes(layout.usable)} usable", layout.needed),
     ]
     lines = ["memory, in GB of 10^9 bytes"] + [f"  {words:<46}{gigabytes(count):>9}" for words, count in rows]
@@ -94,6 +103,8 @@ def _memory(chosen: Tried) -> list[str]:
         lines.append(f"  {'weights in host memory':<46}{gigabytes(layout.host):>9}")
     if layout.streamed:
         lines.append(f"  {'streamed to the GPU in every step':<46}{gigabytes(layout.streamed):>9}")
+    if layout.streamed_once:
+        lines.append(f"  {'streamed to the GPU for the references':<46}{gigabytes(layout.streamed_once):>9}")
     return lines
 
 
@@ -103,6 +114,7 @@ def _times(answer: Plan, chosen: Tried) -> list[str]:
     assert answer.per_minute is not None
     rows = [
         ("text encoder, s", timing.text),
+        *([(_references(answer.question), timing.references)] if answer.question.references else []),
         (f"one step, s ({number(timing.ceiling)} {_ceiling(answer.question)})", timing.step),
         ("VAE decoder, s", timing.decode),
         (f"{_images(answer.question.batch)}, from prompt to file, s", timing.image),
@@ -113,6 +125,11 @@ def _times(answer: Plan, chosen: Tried) -> list[str]:
 
 def _ceiling(question: Question) -> str:
     return "at the dense rate" if question.roofline is None else "by the engine's layers"
+
+
+def _references(question: Question) -> str:
+    both = "VAE encoder, keys and values" if reads_once(question.variant, question.references) else "VAE encoder"
+    return f"references: {both}, s"
 
 
 def _images(batch: int) -> str:
@@ -151,6 +168,8 @@ def _costs(answer: Plan) -> list[str]:
         lines.append(f"  elsewhere, on hosts large enough or not stated: ${hour.low:.2f} to ${hour.high:.2f}")
     if costs.at_rate is not None:
         lines.append(f"  at the requested rate: ${costs.at_rate:.2f} per 1,000, ${costs.per_month:,.0f} per month")
+    if answer.question.references and not costs.break_even:
+        lines.append("  no hosted service is known that states a price for reference images")
     return lines + [_against(costs, even, answer.question) for even in costs.break_even]
 
 

@@ -13,6 +13,7 @@ from planner import flops
 from planner.layout import Choice, Layout
 from planner.measurements import EIGHT_BITS, measured_cells
 from planner.memory import Shape, rows, weight_bytes
+from planner.parts import reads_once, step_part
 from planner.speed import Calibration, ceiling_seconds
 from planner.work import Work, work
 
@@ -59,6 +60,7 @@ class Timing:
     """Seconds of one batch of images."""
 
     text: Range
+    references: Range  # VAE encoder, and the keys and values of klein-kv
     step: Range
     decode: Range
     image: Range  # latency of the batch, from prompt to file
@@ -91,13 +93,19 @@ def times(
     def part(name: PartName) -> Range:
         return _part(work(name, variant, choice.recipe, shape), gpu, choice.recipe, model)
 
-    transformer = work("transformer", variant, choice.recipe, shape)
-    step = _streamed(part("transformer"), layout.streamed / HOST_LINK[gpu.generation])
+    name = step_part(variant, shape.references)
+    transformer = work(name, variant, choice.recipe, shape)
+    step = _streamed(part(name), layout.streamed / HOST_LINK[gpu.generation])
     if roofline is not None:
         step = Range(*(max(end, roofline) for end in (step.low, step.mid, step.high)))
     if step_seconds is not None:
         step = Range(step_seconds, step_seconds, step_seconds)
-    decode, text, busy_text = part("vae_decoder"), NOTHING, NOTHING
+    decode, references, text, busy_text = part("vae_decoder"), NOTHING, NOTHING, NOTHING
+    if shape.references:
+        references = _part(work("vae_encoder", variant, choice.recipe, shape.encoded), gpu, choice.recipe, model)
+    if reads_once(variant, shape.references):
+        moved = layout.streamed_once / HOST_LINK[gpu.generation]
+        references += _streamed(part("transformer_extract"), moved)
     match choice.text_encoder:
         case "resident":
             text = busy_text = part("text_encoder")
@@ -111,10 +119,11 @@ def times(
             text = Range(count / CPU_RATE / cores / 1.5, count / CPU_RATE / cores, count / CPU_RATE / cores * 1.5)
         case "cache":
             pass
-    busy = busy_text + step.times(steps) + decode
-    image = text + step.times(steps) + decode + outside(model)
+    painted = references + step.times(steps) + decode
+    busy = busy_text + painted
+    image = text + painted + outside(model)
     ceiling = ceiling_seconds(transformer, gpu, choice.recipe) if roofline is None else roofline
-    return Timing(text, step, decode, image, busy, ceiling, transformer.flops)
+    return Timing(text, references, step, decode, image, busy, ceiling, transformer.flops)
 
 
 def outside(model: Calibration) -> Range:

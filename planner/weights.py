@@ -30,8 +30,10 @@ class WeightCount:
 def weights(part: PartName, variant: Variant) -> WeightCount:
     """Count the weights of an exported part; the text encoder ends at its last tap and has no head."""
     match part:
-        case "transformer" | "transformer_extract" | "transformer_cached":
+        case "transformer" | "transformer_cached":
             return _transformer(variant.transformer)
+        case "transformer_extract":
+            return _extract(variant.transformer)
         case "text_encoder":
             return _text_encoder(variant.text_encoder)
         case "vae_decoder":
@@ -57,6 +59,18 @@ def _transformer(sizes: Transformer) -> WeightCount:
     return WeightCount(
         linears=block * (2 * sizes.double_blocks + sizes.single_blocks),  # a double block has two sets
         other=embedders + modulation + norms + d * (2 * sizes.channels + sizes.joint_dim),
+    )
+
+
+def _extract(sizes: Transformer) -> WeightCount:
+    """Count what klein-kv's references run through: no text stream, no head, and a last block without its output."""
+    d = sizes.dim
+    block = round((4 + 3 * sizes.mlp_ratio) * d**2)
+    last_output = round((1 + sizes.mlp_ratio) * d**2)
+    norms = sizes.head_dim * 2 * (sizes.double_blocks + sizes.single_blocks)
+    return WeightCount(
+        linears=block * (sizes.double_blocks + sizes.single_blocks) - last_output,
+        other=sizes.time_channels * d + d**2 + 9 * d**2 + norms + d * sizes.channels,
     )
 
 

@@ -16,8 +16,9 @@ from planner.compare import ranked
 from planner.costs import MINUTES_PER_MONTH
 from planner.load import BUSY_AT_MOST
 from planner.memory import HOST_RESERVE, usable_bytes
-from planner.plan import Plan, Question, plan
+from planner.plan import Plan, Tried, plan
 from planner.prices import GIB, read_prices
+from planner.question import Question
 from planner.timing import Range
 
 COUNT = 2_000
@@ -38,6 +39,7 @@ def questions(seed: int, count: int) -> Iterator[Question]:
             height=draw.choice(SIDES),
             steps=draw.choice([None, None, 1, 4, 8, 28, 50, 100]),
             batch=draw.choice([1, 1, 1, 2, 4, 16, 64]),
+            references=draw.choice([0, 0, 0, 1, 2, 4, 10]),
             gpus=draw.choice([1, 1, 1, 2, 8]),
             cores=draw.choice([1, 4, 16, 64, 192]),
             rate=draw.choice([0.1, 5.0, 60.0, 3000.0]) if draw.random() < 0.1 else None,
@@ -61,7 +63,9 @@ def check(answer: Plan) -> None:
         assert tried.works == (tried.layout.reason is None)
         if tried.timing is not None:
             timing = tried.timing
-            assert all(map(ordered, (timing.text, timing.step, timing.decode, timing.image, timing.busy)))
+            spans = (timing.text, timing.references, timing.step, timing.decode, timing.image, timing.busy)
+            assert all(map(ordered, spans))
+            assert (timing.references.mid > 0) == (question.references > 0)
             assert timing.busy.mid <= timing.image.mid
             assert tried.layout.needed <= tried.layout.usable == usable_bytes(question.gpu) < question.gpu.memory_bytes
     if chosen is None:
@@ -78,6 +82,34 @@ def check(answer: Plan) -> None:
             assert load.slow.load <= BUSY_AT_MOST + 1e-9
     if costs is not None:
         check_costs(answer)
+
+
+def ends(tried: Tried, name: str) -> tuple[float, float, float]:
+    found = getattr(tried.timing, name)
+    return found.low, found.mid, found.high
+
+
+def check_more_references(question: Question) -> None:
+    """One reference more makes no choice smaller, faster or cheaper, and lets none fit that did not."""
+    fewer = plan(replace(question, rate=None, p95=None), PRICES, price=1.0)
+    more = plan(replace(fewer.question, references=question.references + 1), PRICES, price=1.0)
+    before = {tried.choice: tried for tried in fewer.tried}
+    for tried in more.tried:
+        if (known := before.get(tried.choice)) is None:
+            assert tried.choice.streamed  # which is tried only if the same choice does not fit otherwise
+            continue
+        assert tried.layout.needed >= known.layout.needed
+        assert tried.layout.host >= known.layout.host
+        if tried.timing is None:
+            continue
+        assert known.timing is not None
+        for name in ("text", "references", "step", "decode", "image", "busy"):
+            assert all(ours >= theirs for ours, theirs in zip(ends(tried, name), ends(known, name), strict=True)), name
+    if more.chosen is not None and fewer.chosen is not None and more.chosen.choice == fewer.chosen.choice:
+        assert more.costs is not None
+        assert fewer.costs is not None
+        assert more.costs.per_thousand.mid >= fewer.costs.per_thousand.mid  # equal where prompts queue at the CPU
+    assert fewer.chosen is not None or more.chosen is None
 
 
 def check_costs(answer: Plan) -> None:
@@ -119,6 +151,18 @@ def test_every_answer_agrees_with_itself(part: int) -> None:
             check(plan(question, PRICES))
         except AssertionError as error:
             raise AssertionError(f"{question}") from error
+
+
+def test_more_references_are_never_smaller_faster_or_cheaper() -> None:
+    seen = {0: 0, 1: 0}
+    for question in questions(30, 240):
+        if question.references < question.variant.max_references:
+            try:
+                check_more_references(question)
+            except AssertionError as error:
+                raise AssertionError(f"{question}") from error
+            seen[min(question.references, 1)] += 1
+    assert min(seen.values()) > 60
 
 
 def test_no_choice_is_slower_and_dearer_than_another_of_its_recipe() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import plan_validation
+from benchmarks import plan_validation, reference_speedup
 from planner.measurements import measurements, split
 
 
@@ -31,8 +31,17 @@ def test_every_point_is_listed_with_its_error(capsys: pytest.CaptureFixture[str]
 def test_the_published_results_are_those_of_this_calibration(capsys: pytest.CaptureFixture[str]) -> None:
     saved = json.loads((Path(plan_validation.__file__).parent / "results" / "plan_validation.json").read_text())
     found = run(capsys)
-    for key in ("points", "held_out", "fitted", "ratios", "deployment_table"):
+    for key in ("points", "held_out", "fitted", "ratios", "reference_speedup", "deployment_table"):
         assert saved[key] == found[key]
+
+
+def test_the_published_gains_of_klein_kv_are_predicted_though_none_was_fitted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = run(capsys)["reference_speedup"]["rows"]
+    assert len(rows) == 16
+    assert max(abs(row["error"]) for row in rows) < 0.13
+    assert reference_speedup.median_error(rows) < 0.08
 
 
 def test_a_missed_bar_is_a_failed_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

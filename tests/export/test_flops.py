@@ -11,11 +11,13 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MistralConfig, MistralModel, Qwen3Config, Qwen3Model
 
+from export.graphs.kv_cache import CachedGraph, ExtractGraph
 from kit.checkpoint import resolve
 from kit.configs import read_variant
 from kit.recipes import RECIPES
 from kit.variants import VARIANTS, TextEncoder, Transformer, Vae
 from planner import flops
+from planner.memory import Shape, cache_bytes
 from planner.weights import weights
 
 TEXT = 64
@@ -60,6 +62,32 @@ def test_the_transformers_formula_counts_what_torch_counts(guidance: bool) -> No
 def test_reference_tokens_lengthen_the_sequence() -> None:
     sizes = VARIANTS["klein-4b"].transformer
     assert flops.transformer(sizes, 4096, 512, 4096) == flops.transformer(sizes, 8192, 512)
+
+
+def test_the_formulas_of_klein_kvs_graphs_count_what_torch_counts() -> None:
+    sizes = Transformer(2, 3, 4, 128, joint_dim=96, guidance_embeds=False)
+    variant = replace(VARIANTS["klein-9b-kv"], transformer=sizes)
+    extract, cached = ExtractGraph(sizes, "matmul"), CachedGraph(sizes, "matmul")
+    references, image, text = (torch.zeros(1, count, 128) for count in (200, 256, TEXT))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        found = extract(references, torch.zeros(1, 200, 4, dtype=torch.long))
+    assert flops.extract(sizes, 200).total == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    ids = (torch.zeros(1, count, 4, dtype=torch.long) for count in (256, TEXT))
+    cache = {str(number): tensor for number, tensor in enumerate(found)}
+    measured = counted(cached, image, text[..., :96], torch.zeros(1), *ids, None, cache)
+    assert flops.cached(sizes, 256, TEXT, 200).total == pytest.approx(measured, rel=1e-3)
+    stored = sum(tensor.numel() for tensor in found) * 2
+    shape = Shape(256, 256, references=1, reference_side=16 * 10)
+    assert cache_bytes(variant, RECIPES["bf16"], shape) == stored // 2  # 100 tokens, not 200
+    assert weights("transformer_cached", variant) == weights("transformer", variant)
+    unused = ("context_embedder", "norm_out", "proj_out", "double_stream_modulation_txt", "add_", "ff_context")
+    last = "single_transformer_blocks.2.attn.to_out"
+    needed = sum(
+        parameter.numel()
+        for name, parameter in extract.model.named_parameters()
+        if not any(word in name for word in unused) and "norm_added" not in name and not name.startswith(last)
+    )
+    assert weights("transformer_extract", variant).total == pytest.approx(needed, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mistral3"])

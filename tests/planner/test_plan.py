@@ -12,9 +12,10 @@ from kit.variants import VARIANTS
 from planner.compare import compare
 from planner.facts import facts
 from planner.layout import Choice, lay_out
-from planner.memory import Shape, activation_bytes, usable_bytes
-from planner.plan import Plan, Question, plan
+from planner.memory import Shape, activation_bytes, usable_bytes, weight_bytes
+from planner.plan import Plan, plan
 from planner.prices import read_prices
+from planner.question import Question
 from planner.reference import FLUX1_DEV
 from planner.text import number, render, span
 from planner.timing import Range, _streamed
@@ -124,6 +125,63 @@ def test_prompts_that_queue_at_the_cpu_limit_the_throughput() -> None:
     assert slow is not None
     assert fast is not None
     assert slow.mid < fast.mid / 3
+
+
+def test_references_are_tokens_of_every_step_and_images_for_the_vae_encoder() -> None:
+    plain, edited = (ask(Question(KLEIN, gpu("h100"), references=count)) for count in (0, 2))
+    assert plain.chosen is not None
+    assert edited.chosen is not None
+    assert plain.chosen.timing is not None
+    assert edited.chosen.timing is not None
+    assert plain.chosen.timing.references.mid == 0
+    assert "vae_encoder" not in plain.chosen.layout.weights
+    assert edited.chosen.layout.weights["vae_encoder"] == weight_bytes("vae_encoder", KLEIN, RECIPES["fp8"])
+    longer = ask(Question(KLEIN, gpu("h100"), width=1536, height=2048)).chosen  # as many tokens, without references
+    assert longer is not None
+    assert longer.timing is not None
+    assert edited.chosen.timing.step == longer.timing.step
+    assert edited.chosen.layout.cache == 0
+    assert "1024x1024, 4 steps, batch 1, 2 references of 1024x1024" in render(edited)
+
+
+def test_klein_kv_reads_references_once_and_keeps_their_keys_and_values() -> None:
+    variant = VARIANTS["klein-9b-kv"]
+    every_step, once = (ask(Question(v, gpu("h100"), references=2)) for v in (VARIANTS["klein-9b"], variant))
+    chosen = once.chosen
+    assert every_step.chosen is not None
+    assert chosen is not None
+    assert chosen.timing is not None
+    assert every_step.chosen.timing is not None
+    assert {"transformer_extract", "transformer_cached"} <= chosen.layout.weights.keys()
+    assert chosen.layout.cache / 2 / GB == pytest.approx(2.15, abs=0.01)  # per megapixel, as published
+    assert chosen.timing.step.mid < 0.5 * every_step.chosen.timing.step.mid
+    assert chosen.timing.image.mid < every_step.chosen.timing.image.mid
+    found = facts(once)
+    assert (found["references"], found["reference_side"]) == (2, 1024)
+    assert found["memory"]["reference_keys_and_values"] == chosen.layout.cache
+    assert found["seconds"]["references"][1] == round(chosen.timing.references.mid, 5)
+    text = render(once)
+    assert "keys and values of references" in text
+    assert "references: VAE encoder, keys and values, s" in text
+    plain = ask(Question(variant, gpu("h100"))).chosen
+    assert plain is not None
+    assert set(plain.layout.weights) == {"text_encoder", "transformer", "vae_decoder"}
+
+
+def test_keys_and_values_that_do_not_fit_are_named_and_fewer_references_are_near() -> None:
+    answer = ask(Question(VARIANTS["klein-9b-kv"], gpu("l4"), batch=4, references=4))
+    assert answer.chosen is None
+    assert "34.4 GB keys and values of references" in str(answer.tried[0].layout.reason)
+    assert answer.nearest == "--batch 1"
+    one = ask(Question(VARIANTS["klein-9b-kv"], gpu("t4"), references=4))
+    assert one.nearest == "--references 0"
+
+
+def test_a_hosted_price_without_references_is_not_compared() -> None:
+    klein, dev = (ask(Question(v, gpu("h100"), references=2)) for v in (KLEIN, DEV))
+    assert "no hosted service is known that states a price for reference images" in render(klein)
+    assert dev.costs is not None
+    assert [(even.hosted.offer, round(even.usd_per_image, 4)) for even in dev.costs.break_even] == [("fal", 0.036)]
 
 
 def test_activations_agree_with_published_figures() -> None:
@@ -289,6 +347,9 @@ def test_nothing_that_fits_names_the_nearest_setting_and_other_gpus() -> None:
         ({"steps": 0}, "--steps 0: must be 1 to 100"),
         ({"batch": 65}, "--batch 65: must be 1 to 64"),
         ({"gpus": 0}, "--gpus 0: must be 1 to 10000"),
+        ({"references": 5}, "--references 5: klein-4b takes 0 to 4 reference images"),
+        ({"references": -1}, "--references -1: klein-4b takes 0 to 4 reference images"),
+        ({"variant": DEV, "references": 11}, "--references 11: dev takes 0 to 10 reference images"),
         ({"cores": 0}, "--cores 0: must be 1 to 10000"),
         ({"replicas": 0}, "--replicas 0: must be 1 to 10000"),
         ({"rate": 0.0}, "--rate 0: must be more than 0 images per minute"),

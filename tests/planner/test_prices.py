@@ -33,12 +33,19 @@ def test_extra_megapixels_cost_and_small_images_cost_one() -> None:
     assert hosted.usd_per_image(512 * 512) == 0.01
 
 
+def test_references_cost_what_the_service_states_and_are_not_compared_if_it_states_nothing() -> None:
+    hosted = Hosted("x", 0.01, "2026-01-01", "y", usd_per_reference_megapixel=0.002)
+    assert hosted.usd_per_image(1024 * 1024, 3 * 1024 * 1024) == pytest.approx(0.016)
+    assert Hosted("x", 0.01, "2026-01-01", "y").usd_per_image(1024 * 1024, 1024 * 1024) is None
+
+
 def write(folder: Path, content: Any) -> Path:
     path = folder / "prices.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
 
 
+HOSTED = {"offer": "theirs", "usd_per_megapixel": 0.01, "date": "2026-11-25", "source": "price list"}
 OFFER = {"offer": "mine", "usd_per_hour": 0.5, "date": "2026-11-25", "source": "invoice"}
 
 
@@ -101,6 +108,10 @@ def test_a_larger_host_of_the_same_provider_does_not_widen_the_range(tmp_path: P
         ({"gpus": {"l4": [OFFER | {"memory_gib": 0}]}}, "gpus.l4: memory_gib 0 is not a positive number"),
         ({"gpus": {"l4": [OFFER | {"cores": "many"}]}}, "gpus.l4: cores 'many' is not a positive number"),
         ({"gpus": {"l4": [OFFER | {"kind": "spot"}]}}, "gpus.l4: kind 'spot' is neither list nor seen"),
+        (
+            {"hosted": {"dev": [HOSTED | {"usd_per_reference_megapixel": "free"}]}},
+            "usd_per_reference_megapixel 'free' is not a price",
+        ),
         ({"gpus": {"l4": ["cheap"]}}, "gpus.l4: an offer must be an object"),
     ],
 )

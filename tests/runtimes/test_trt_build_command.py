@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from kit.gpus import gpu
 from kit.ports import PARTS, ports
 from kit.recipes import recipe
 from kit.variants import VARIANTS
+from planner.builds import BASIS, NOT_TIMED
 from runtimes.trt.build import apart
 from runtimes.trt.build import artifact as engine_artifact
 from runtimes.trt.build.account import account
@@ -247,12 +249,27 @@ def test_check_prints_what_would_be_built_and_stops(
 ) -> None:
     assert main(["engine", str(tiny), "--gpu", "h100", "--out", str(tmp_path / "e"), "--check", "--json"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "the build is feasible for h100 with TensorRT"
+    assert lines[-3] == "the build is feasible for h100 with TensorRT"
+    assert re.fullmatch(r"takes about: time unknown, \d+\.\d GB of memory, \d+ MB of disk", lines[-2])
+    assert lines[-1] == f"  {BASIS}; {NOT_TIMED}"
     assert "transformer/model.plan           1024 (batch 1..4, image_tokens 1025..4096)" in lines
     facts = json.loads(last)
     assert facts["checked"] is True
+    assert facts["estimate"]["seconds"] is None
+    assert facts["estimate"]["basis"] == BASIS
     assert facts["plans"][1]["profiles"]["256"]["image_tokens"] == [16, 256, 256]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_estimates_the_time_of_a_build_ahead_of_time(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--gpu", "l4", "--compiler", "tensorrt-rtx", "--weights", "inputs"]
+    assert main(["engine", str(tiny), "--out", str(tmp_path / "e"), *words, "--check", "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    low, high = json.loads(last)["estimate"]["seconds"]
+    assert 0 < low < high
+    assert re.match(r"takes about: .* seconds on 2 cores, ", lines[-2])
 
 
 @pytest.fixture(params=VERSIONS)

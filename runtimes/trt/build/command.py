@@ -23,12 +23,17 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
 
     engine.description = (
         "Build TensorRT engines. A build that cannot succeed is rejected before it starts, with the nearest setting "
-        "that would work. --check stops after these checks, and needs neither TensorRT nor a GPU."
+        "that would work. --check stops after these checks, with an estimate of time, memory and disk, and needs "
+        "neither TensorRT nor a GPU."
     )
     engine.add_argument("artifact", type=Path, metavar="DIR", help="an artifact of `export onnx` or `quantize apply`")
     engine.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")
     engine.add_argument("--out", type=Path, required=True, metavar="DIR", help="the engine artifact to write")
-    engine.add_argument("--check", action="store_true", help="print what would be built, or why it cannot be, and stop")
+    engine.add_argument(
+        "--check",
+        action="store_true",
+        help="print what would be built and what that takes, or why it cannot be built, and stop",
+    )
     engine.add_argument("--parts", metavar="A,B", help="default: all parts of the artifact")
     sizes = engine.add_argument_group("image sizes")
     sizes.add_argument(
@@ -87,6 +92,7 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check, build and print; returns the facts for --json."""
     from runtimes.trt.build.artifact import check, check_machine, write_engine
+    from runtimes.trt.build.estimate import estimated
     from runtimes.trt.build.options import PlannedPlan
 
     request = check(args.artifact, _options(args), args.out)
@@ -95,10 +101,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for profile in plan.profiles:
                 print(f"{plan.file:<32} {profile}")
         print(f"the build is feasible for {request.options.gpu} with {request.compiler.title}")
+        found = estimated(request.artifact, request.manifest, request.options, request.plans, request.compiler)
+        print(found.describe())
         return {
             "plans": _facts(request.plans),
             "gpu": request.options.gpu,
             "compiler": request.compiler.name,
+            "estimate": found.facts(),
             "checked": True,
         }
     machine = check_machine(request)
