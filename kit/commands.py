@@ -100,6 +100,10 @@ ROOMS: Mapping[str, Room] = {
             "plan": ("benchmarks.plan_validation", "the planner against published measurements"),
             "quantize": ("benchmarks.quantize_cost", "time and memory of quantizing klein-4b, beside cp"),
             "reading": ("benchmarks.reading", "how well the gate's readers read rendered text, per script"),
+            "serving": (
+                "benchmarks.serving.command",
+                "a deployment under load: capacity, latency, policies, cost, the planner's queue",
+            ),
             "search": ("benchmarks.search", "mixed precision on the sample: predicted against measured"),
         },
         "also: python -m benchmarks.demo (make demo), python -m benchmarks.sample (trains and judges the sample), "
