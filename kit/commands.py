@@ -80,6 +80,10 @@ ROOMS: Mapping[str, Room] = {
         "what published numbers come from; each prints a table, or one JSON object with --json",
         {
             "availability": ("benchmarks.availability", "a deployment amid kills, overload, cancellations, and a soak"),
+            "clients": (
+                "benchmarks.clients.command",
+                "a deployment by perf_analyzer, AIPerf and locust, beside our client",
+            ),
             "compile": ("benchmarks.compile", "what TensorRT for RTX makes of the published sizes, without a GPU"),
             "activations": (
                 "benchmarks.activations",

@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def measure(target: Target) -> Measured:
         with Client(target.url) as client:
-            _say("requests alone")
+            say("requests alone")
             terms = Terms(classes, measure_alone(client, classes, args.lone, target.metrics), deadlines, price)
-            _say("capacity")
+            say("capacity")
             capacity = measure_capacity(client, classes, terms.alone, args.closed_seconds, target.metrics)
         return Measured(terms, capacity)
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     deployment = args.deployment.resolve()
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=deployment.parent) as folder:
         for name in names:
-            _say(f"policy {name}: starting the server")
+            say(f"policy {name}: starting the server")
             made = with_policy(deployment, POLICIES[name], Path(folder))
             with Server(made, log=Path(os.devnull)) as server:
                 target = Target(server.url, f"{server.ports.host}:{server.ports.metrics}")
@@ -137,10 +137,10 @@ def _loads(target: Target, measured: Measured, shares: list[float], args: argpar
     found = []
     for share in shares:
         rate = share * measured.capacity.per_second
-        _say(f"load {share:g}: Poisson, {rate:.2f} requests a second")
+        say(f"load {share:g}: Poisson, {rate:.2f} requests a second")
         found.append({"load": share, **points.poisson(target, measured.terms, rate, args.seconds)})
         if args.closed_seconds:
-            _say(f"load {share:g}: {points.CLIENTS} clients")
+            say(f"load {share:g}: {points.CLIENTS} clients")
             found.append({"load": share, **points.closed(target, measured.terms, rate, args.closed_seconds)})
     return found
 
@@ -213,7 +213,8 @@ def _shown(fields: Any) -> dict[str, Any]:
     return {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in fields.items()}
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell what is being done, where the result does not go."""
     print(text, file=sys.stderr, flush=True)
 
 

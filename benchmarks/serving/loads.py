@@ -102,12 +102,13 @@ def closed_loop(
     request: Callable[[int], Mapping[str, Any]],
     think: float = 0.0,
     seed: int = 1,
+    count: int = 1 << 30,
 ) -> list[Outcome]:
     """Let so many clients send one request after the other, each after thinking for `think` seconds on average.
 
-    The times to think are exponentially distributed. No request begins after `seconds`.
+    The times to think are exponentially distributed. No request begins after `seconds`, or after `count` of them.
     """
-    numbers = iter(range(1 << 30))
+    numbers = iter(range(count))
     lock = threading.Lock()
     end = time.perf_counter() + seconds
 
@@ -119,7 +120,9 @@ def closed_loop(
             if time.perf_counter() >= end:
                 return
             with lock:
-                number = next(numbers)
+                number = next(numbers, -1)
+            if number < 0:
+                return
             yield send(client, request(number), number=number)
 
     with ThreadPoolExecutor(clients) as pool:

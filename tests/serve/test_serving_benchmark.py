@@ -24,8 +24,8 @@ def test_a_running_server_is_measured_and_every_image_equals_its_twin(
         json.dumps({"short": {"share": 2, "fields": small}, "long": {"share": 1, "fields": {**small, "steps": 6}}})
     )
     metrics = f"{server.ports.host}:{server.ports.metrics}"
-    words = ["serving", "--url", server.url, "--metrics-url", metrics, "--mix", str(mix), "--loads", "0.5"]
-    assert main([*words, "--seconds", "1.5", "--closed-seconds", "2", "--lone", "2", "--price", "1", "--json"]) == 0
+    words = ["serving", "--url", server.url, "--metrics-url", metrics, "--mix", str(mix), "--loads", "1"]
+    assert main([*words, "--seconds", "3", "--closed-seconds", "1.5", "--lone", "1", "--price", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["capacity"]["requests_per_second"] > 0
     poisson, closed = found["loads"]
