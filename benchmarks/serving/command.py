@@ -37,9 +37,11 @@ METRICS_PORT = 8002
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--url", metavar="HOST:PORT", help="gRPC address of a running server")
-    where.add_argument("--again", type=Path, metavar="FILE", help="a result: predict its loads anew, measure nothing")
-    where.add_argument("--deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote; it is started")
+    where.add_argument("--url", metavar="HOST:PORT", help="gRPC address of a running server; default: none")
+    where.add_argument("--again", type=Path, metavar="FILE", help="a result: predict its loads anew; default: none")
+    where.add_argument(
+        "--deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote, to start; default: none"
+    )
     parser.add_argument(
         "--metrics-url", metavar="HOST:PORT", help=f"metrics of the server at --url (default: its port {METRICS_PORT})"
     )
@@ -55,10 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--policy-load", type=float, default=0.8, metavar="SHARE", help="load of the policies beside")
     parser.add_argument("--deadlines", default="2,3", metavar="TIMES", help="of goodput, in times of a lone request")
-    parser.add_argument(
-        "--price", type=float, metavar="USD", help="of an hour of the machine, for cost per 1,000 images"
-    )
-    parser.add_argument("--gpu", metavar="NAME", help="take the planner's price of an hour of this GPU")
+    parser.add_argument("--price", type=float, metavar="USD", help="of an hour of the machine; default: no costs")
+    parser.add_argument("--gpu", metavar="NAME", help="take the planner's price of an hour of this GPU; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
