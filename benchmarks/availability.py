@@ -19,10 +19,9 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ import numpy as np
 from benchmarks import malformed
 from benchmarks.diffusers_rate import DiffusersRate
 from benchmarks.machine import describe
-from kit.errors import Flux2Error, UsageError
+from benchmarks.serving.loads import Outcome, open_loop, percentile, poisson_times, send
+from kit.errors import UsageError
 from serve.client import Client, fields_to_inputs
 from serve.launch import Server
 from serve.processes import stubs
@@ -42,16 +42,6 @@ LONG: dict[str, Any] = {**SHORT, "steps": 28}
 HUGE: dict[str, Any] = {**SHORT, "steps": 100, "width": 256, "height": 256}
 SERVERS = ("tritonserver",)
 LOST = re.compile("try again|send it again|no FLUX.2 server responds")  # errors after which a client sends it again
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One request: when it was sent, its seconds, and its image or error."""
-
-    sent: float
-    seconds: float
-    image: bytes | None
-    error: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,15 +93,6 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def send(client: Client, fields: Mapping[str, Any], timeout: float = 120.0) -> Outcome:
-    start = time.perf_counter()
-    try:
-        images = client.generate(fields, timeout=timeout).images
-    except Flux2Error as error:
-        return Outcome(start, time.perf_counter() - start, None, str(error))
-    return Outcome(start, time.perf_counter() - start, images[0])
-
-
 def answered(outcome: Outcome) -> float | str:
     """Return the seconds of a request that was answered with an image, else its error."""
     return round(outcome.seconds, 3) if outcome.image is not None else outcome.error
@@ -120,10 +101,6 @@ def answered(outcome: Outcome) -> float | str:
 def lone_seconds(client: Client, fields: Mapping[str, Any] = SHORT, count: int = 20) -> list[float]:
     """Return the sorted seconds of requests one after the other."""
     return sorted(send(client, {**fields, "seed": n}).seconds for n in range(count))
-
-
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    return round(float(np.percentile(values, percent)), 4) if values else None
 
 
 def is_ready(server: Server) -> bool:
@@ -208,12 +185,12 @@ def overload(server: Server, args: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             list(pool.map(lambda n: send(client, {**SHORT, "seed": n}), range(80)))
             capacity = 80 / (time.perf_counter() - start)
-        memory, most = _memory(server), 0
-        outcomes = open_loop(client, [(10 * capacity, SHORT)], args.seconds, lambda: server.ledger.occupied)
-        most = max(o for o, _ in outcomes[1])
-        sent = [outcome for _, outcome in outcomes[0]]
-        accepted = [outcome.seconds for outcome in sent if outcome.image is not None]
-        refused = [outcome.seconds for outcome in sent if outcome.image is None]
+        memory = _memory(server)
+        due = poisson_times(10 * capacity, args.seconds)
+        sent, occupied = open_loop(server.url, due, lambda n: {**SHORT, "seed": n}, lambda: server.ledger.occupied)
+        most = max(occupied)
+        accepted = [outcome.seconds - outcome.late for outcome in sent if outcome.image is not None]
+        refused = [outcome.seconds - outcome.late for outcome in sent if outcome.image is None]
         after = _memory(server)
     return {
         "capacity_per_second": round(capacity, 1),
@@ -225,43 +202,9 @@ def overload(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         "accepted_seconds_p50_p95": [percentile(accepted, 50), percentile(accepted, 95)],
         "refused": len(refused),
         "refused_seconds_p50_p95": [percentile(refused, 50), percentile(refused, 95)],
-        "errors": dict(Counter(o.error.split(";")[-1][:40].rstrip("0123456789. s") for o in sent if o.image is None)),
+        "errors": dict(Counter(o.sort for o in sent if o.image is None)),
         "memory_mb_before_after": [round(memory), round(after)],
     }
-
-
-def open_loop(
-    client: Client, loads: Sequence[tuple[float, Mapping[str, Any]]], seconds: float, watch: Callable[[], int]
-) -> tuple[list[tuple[int, Outcome]], list[tuple[int, float]]]:
-    """Send Poisson streams of requests; returns (index of the load, outcome) of each, and what `watch` returned."""
-    chance = random.Random(1)
-    due = []
-    for index, (rate, _) in enumerate(loads):
-        at = 0.0
-        while (at := at + chance.expovariate(rate)) < seconds:
-            due.append((at, index))
-    due.sort()
-    done: list[tuple[int, Outcome]] = []
-    seen: list[tuple[int, float]] = []
-    lock = threading.Lock()
-    start = time.perf_counter()
-    for number, (at, index) in enumerate(due):
-        if (wait := start + at - time.perf_counter()) > 0:
-            time.sleep(wait)
-        sent = time.perf_counter()
-
-        def collect(result: Any, error: Any, index: int = index, sent: float = sent) -> None:
-            image = None if error is not None else bytes(result.as_numpy("image")[0])
-            outcome = Outcome(sent, time.perf_counter() - sent, image, "" if error is None else str(error.message()))
-            with lock:
-                done.append((index, outcome))
-
-        client._grpc.async_infer("flux2", fields_to_inputs({**loads[index][1], "seed": number}), callback=collect)
-        seen.append((watch(), at))
-    deadline = time.perf_counter() + 120
-    while len(done) < len(due) and time.perf_counter() < deadline:
-        time.sleep(0.01)
-    return done, seen
 
 
 def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
@@ -278,10 +221,15 @@ def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
             list(pool.map(lambda n: send(client, {**mix[n % 4], "seed": n}), range(80)))
             capacity = 80 / (time.perf_counter() - start)
         rate = args.rate or 0.8 * capacity
-        only, _ = open_loop(client, [(rate * 3 / 4, SHORT)], args.seconds, lambda: 0)
-        done, _ = open_loop(client, [(rate * 3 / 4, SHORT), (rate / 4, LONG)], args.seconds, lambda: 0)
-    unmixed = [outcome.seconds for _, outcome in only if outcome.image is not None]
-    short, long = ([o.seconds for i, o in done if i == kind and o.image is not None] for kind in (0, 1))
+        due = poisson_times(0.75 * rate, args.seconds)
+        only, _ = open_loop(server.url, due, lambda n: {**SHORT, "seed": n})
+        due = poisson_times(rate, args.seconds)
+        kinds = random.Random(2).choices([SHORT, LONG], [3, 1], k=len(due))
+        done, _ = open_loop(server.url, due, lambda n: {**kinds[n], "seed": n})
+    unmixed = [outcome.seconds for outcome in only if outcome.image is not None]
+    short, long = (
+        [o.seconds for o in done if kinds[o.number] is kind and o.image is not None] for kind in (SHORT, LONG)
+    )
     return {
         "capacity_per_second": round(capacity, 2),
         "offered_per_second": round(rate, 2),
@@ -290,7 +238,7 @@ def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         "short_p50_p95": [percentile(short, 50), percentile(short, 95)],
         "long_p50_p95": [percentile(long, 50), percentile(long, 95)],
         "short_p95_over_lone_p95": round((percentile(short, 95) or 0) / (percentile(lone["short"], 95) or 1), 2),
-        "errors": sum(o.image is None for _, o in done),
+        "errors": sum(o.image is None for o in done),
     }
 
 

@@ -80,6 +80,10 @@ ROOMS: Mapping[str, Room] = {
         "what published numbers come from; each prints a table, or one JSON object with --json",
         {
             "availability": ("benchmarks.availability", "a deployment amid kills, overload, cancellations, and a soak"),
+            "clients": (
+                "benchmarks.clients.command",
+                "a deployment by perf_analyzer, AIPerf and locust, beside our client",
+            ),
             "compile": ("benchmarks.compile", "what TensorRT for RTX makes of the published sizes, without a GPU"),
             "activations": (
                 "benchmarks.activations",
@@ -100,6 +104,10 @@ ROOMS: Mapping[str, Room] = {
             "plan": ("benchmarks.plan_validation", "the planner against published measurements"),
             "quantize": ("benchmarks.quantize_cost", "time and memory of quantizing klein-4b, beside cp"),
             "reading": ("benchmarks.reading", "how well the gate's readers read rendered text, per script"),
+            "serving": (
+                "benchmarks.serving.command",
+                "a deployment under load: capacity, latency, policies, cost, the planner's queue",
+            ),
             "search": ("benchmarks.search", "mixed precision on the sample: predicted against measured"),
         },
         "also: python -m benchmarks.demo (make demo), python -m benchmarks.sample (trains and judges the sample), "

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Policy = Literal["fair", "first-come"]
+Policy = Literal["fair", "first-come", "whole-request", "one-at-a-time"]
 PATIENCE = 8
 PEER = 2.0  # requests with at most twice the remaining work share a call whenever that saves time
 WORTH = 0.92  # a row is added if it then takes at most this share of its time in a call of its own
@@ -96,13 +96,16 @@ class _Account:
 class Scheduler:
     """Chooses the jobs of each engine call; `max_rows` limits the rows of one.
 
-    The policy "first-come" is there to be compared with: the oldest job and all that fit beside it, whatever it costs.
+    The other policies are there to be compared with. "first-come" advances the oldest job and all that fit beside it,
+    whatever it costs. "whole-request" does so too, but nobody joins until all that started together are done, as when
+    a server batches requests and not steps. "one-at-a-time" advances the oldest job alone.
     """
 
     max_rows: int
     policy: Policy = "fair"
     costs: CallCosts = field(default_factory=CallCosts)
     _accounts: dict[int, _Account] = field(default_factory=dict)  # by id of the job
+    _together: set[int] = field(default_factory=set)  # ids of the jobs that started together, of "whole-request"
     _calls: int = 0
     _turn: int = 0  # calls since the last one that a debt decided
     _entitled: float = 0.0  # seconds that a job of weight one, live since the start, was entitled to
@@ -111,8 +114,8 @@ class Scheduler:
         """Return the positions of the jobs that run next; they have equally many tokens and fit one call."""
         for job in jobs:
             self._accounts.setdefault(id(job), _Account(self._entitled))
-        if self.policy == "first-come":
-            return self._oldest(jobs)
+        if self.policy != "fair":
+            return self._in_order(jobs)
         leader = self._leader(jobs)
         chosen, rows = [leader], jobs[leader].rows
         lead, lead_work = jobs[leader], self.work(jobs[leader])
@@ -151,6 +154,16 @@ class Scheduler:
         cheap = shared <= SAVING * own * (rows + job.rows) / job.rows
         return peer and added <= WORTH and (cheap or stretch <= SHORT)
 
+    def _in_order(self, jobs: Sequence[Job]) -> list[int]:
+        """Choose by a policy that knows no costs; jobs are in order of arrival."""
+        if self.policy == "one-at-a-time":
+            return [0]
+        if self.policy == "first-come":
+            return self._oldest(jobs)
+        if not self._together:
+            self._together = {id(jobs[i]) for i in self._oldest(jobs)}
+        return [i for i, job in enumerate(jobs) if id(job) in self._together]
+
     def _oldest(self, jobs: Sequence[Job]) -> list[int]:
         chosen, rows = [0], jobs[0].rows
         for i, job in enumerate(jobs[1:], start=1):
@@ -173,6 +186,7 @@ class Scheduler:
     def forget(self, job: Job) -> None:
         """Drop the account of a job that has ended."""
         self._accounts.pop(id(job), None)
+        self._together.discard(id(job))
 
     def work(self, job: Job) -> float:
         """Return the seconds that the rest of a job needs alone."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from planner.queueing import Waiting, simulate
+from planner.queueing import Waiting, best_gain, simulate
 from planner.timing import Range
 
 BUSY_AT_MOST = 0.85  # of a replica at the slow end of the range, when the planner chooses the number of replicas
@@ -37,14 +37,16 @@ class Service:
     alone: Range  # seconds on the GPU
     gains: Sequence[float]  # throughput with n requests in the batch, relative to one
     outside: Range  # seconds of an image outside the GPU
+    step: float  # share of `alone` that one step takes, which nothing interrupts
 
     def needed(self, per_second: float) -> int:
         """Return the fewest replicas that are busy for at most BUSY_AT_MOST of the time at the slow end."""
-        return max(1, math.ceil(per_second * self.alone.high / max(self.gains) / BUSY_AT_MOST))
+        return max(1, math.ceil(per_second * self.alone.high / best_gain(self.gains) / BUSY_AT_MOST))
 
     def wait(self, per_second: float, replicas: int, end: Literal["mid", "high"]) -> Waiting | None:
         """Simulate requests at the best estimate or the slow end; None if the replicas cannot keep up."""
-        found = simulate(per_second, self.gains, getattr(self.alone, end), replicas)
+        alone = getattr(self.alone, end)
+        found = simulate(per_second, self.gains, alone, replicas, alone * self.step)
         if found is None:
             return None
         outside = getattr(self.outside, end)

@@ -226,6 +226,7 @@ def service(answer: Plan, model: Calibration) -> Service:
     """Describe a replica of a plan, which batches its live requests up to the question's batch size."""
     question, chosen, per_minute = answer.question, answer.chosen, answer.per_minute
     assert chosen is not None
+    assert chosen.timing is not None
     assert per_minute is not None
     busy, steps = per_minute.per(60.0 * question.batch), []  # back to the seconds of a batch
     for count in range(1, question.batch + 1):
@@ -233,4 +234,4 @@ def service(answer: Plan, model: Calibration) -> Service:
         assert tried.timing is not None  # a smaller batch needs less
         steps.append(tried.timing.step.mid)
     gains = [count * steps[0] / step for count, step in enumerate(steps, start=1)]
-    return Service(busy.times(gains[-1] / question.batch), gains, outside(model))
+    return Service(busy.times(gains[-1] / question.batch), gains, outside(model), chosen.timing.step_share)

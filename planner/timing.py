@@ -68,6 +68,11 @@ class Timing:
     ceiling: float  # of one step: the roofline at the full dense rate, or that of the layers of a built engine
     model_flops: float  # of one step
 
+    @property
+    def step_share(self) -> float:
+        """Return the fraction of the busy time that one step takes."""
+        return self.step.mid / self.busy.mid
+
     def utilisation(self, gpu: Gpu, choice: Choice) -> float:
         """Return the fraction of the roofline that the estimated step reaches."""
         return self.ceiling / self.step.mid

@@ -40,7 +40,7 @@ from serve.settings import GraphChoice, KnownAnswer, Runtime, Settings, Tuning
 from serve.triton_config import configs
 from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE
 
-REVISION = 8  # raise when the same artifact and settings give another deployment, including its models' code
+REVISION = 9  # raise when the same artifact and settings give another deployment, including its models' code
 
 RUNTIMES: Mapping[str, Runtime] = {"engine": "tensorrt", "aoti": "aoti"}  # by the kind of the artifact
 

@@ -35,7 +35,7 @@ class Tuning:
     queue_size: int = option(256, "requests that wait; further ones are rejected with UNAVAILABLE")
     threads: int = option(0, "threads of a CPU engine; 0: one per core")
     policy: Policy = option(  # noqa: RUF009 -- a dataclass field, as above
-        "fair", "which requests the denoiser advances; first-come: the oldest, for comparisons"
+        "fair", "which requests the denoiser advances; the others are for comparisons (`benchmarks serving`)"
     )
     max_seconds: int = option(3600, "seconds after which a request is given up")
     triton: TritonRelease = option(  # noqa: RUF009 -- a dataclass field, as above

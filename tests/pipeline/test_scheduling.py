@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline.scheduling import PATIENCE, SHORT, CallCosts, Scheduler
+from planner import queueing
 
 Cost = Callable[[int, int], float]  # seconds of a call by tokens and rows
 
@@ -112,9 +113,39 @@ def test_random_loads_end_and_lose_no_work() -> None:
         assert simulate(jobs, cpu) <= work + 1.0
 
 
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("cost", [cpu, gpu])
+def test_the_planner_predicts_how_long_this_scheduler_takes(cost: Cost, load: float) -> None:
+    alone, step = 4 * cost(64, 1), cost(64, 1)
+    gains = [n * step / cost(64, n) for n in range(1, 17)]
+    chance, clock, jobs = random.Random(5), 0.0, []
+    for _ in range(3000):
+        clock += chance.expovariate(load * max(gains) / alone)
+        jobs.append((clock, Fake(4)))
+    simulate(jobs, cost)
+    seen = sorted(job.done - at for at, job in jobs)
+    predicted = sorted(queueing.replay([(at, alone) for at, _ in jobs], gains, step=step))
+    assert sum(predicted) == pytest.approx(sum(seen), rel=0.10)
+    assert predicted[2850] == pytest.approx(seen[2850], rel=0.20)
+
+
 def test_first_come_advances_the_oldest_and_all_that_fit_beside_it() -> None:
     jobs = [Fake(9), Fake(2, tokens=16), Fake(1), Fake(1, rows=15), Fake(1, rows=14)]
     assert Scheduler(16, "first-come").choose(jobs) == [0, 2, 4]
+
+
+def test_whole_requests_let_nobody_join_until_all_that_started_together_are_done() -> None:
+    scheduler = Scheduler(16, "whole-request")
+    first, second, late = Fake(2), Fake(1), Fake(1)
+    assert scheduler.choose([first, second]) == [0, 1]
+    scheduler.forget(second)  # done
+    assert scheduler.choose([first, late]) == [0]
+    scheduler.forget(first)
+    assert scheduler.choose([late]) == [0]
+
+
+def test_one_at_a_time_advances_the_oldest_alone() -> None:
+    assert Scheduler(16, "one-at-a-time").choose([Fake(28), Fake(1)]) == [0]
 
 
 def test_costs_are_learned_and_scaled_from_the_nearest_size() -> None:

@@ -1,0 +1,1 @@
+"""Other people's clients against a deployment, beside the kit's own."""

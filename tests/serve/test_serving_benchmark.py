@@ -1,0 +1,55 @@
+"""`benchmarks serving` against a real tritonserver with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.serving.policies import with_policy
+from kit.artifact import verify
+from serve.launch import Server
+from serve.settings import Settings
+from tests.conftest import ByFamily
+
+
+def test_a_running_server_is_measured_and_every_image_equals_its_twin(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64}
+    mix = tmp_path / "mix.json"
+    mix.write_text(
+        json.dumps({"short": {"share": 2, "fields": small}, "long": {"share": 1, "fields": {**small, "steps": 6}}})
+    )
+    metrics = f"{server.ports.host}:{server.ports.metrics}"
+    words = ["serving", "--url", server.url, "--metrics-url", metrics, "--mix", str(mix), "--loads", "1"]
+    assert main([*words, "--seconds", "3", "--closed-seconds", "1.5", "--lone", "1", "--price", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["capacity"]["requests_per_second"] > 0
+    poisson, closed = found["loads"]
+    assert poisson["arrivals"] == "poisson"
+    assert poisson["planner"]["all"]["predicted_p95"] > 0
+    for row in (poisson, closed):
+        assert row["images_that_differ"] == 0
+        assert row["errors"] == {}
+        assert row["dollars_per_1000_images"] > 0
+        assert row["server"]["rows_per_call"] >= 1
+        stages = row["server"]["stages_seconds"]
+        assert stages["denoiser"] > 0
+        assert sum(stages.values()) == pytest.approx(row["server"]["request_seconds_mean"], rel=0.01)
+
+
+def test_a_deployment_with_another_policy_verifies_and_shares_the_weights(
+    deployment_of: ByFamily, tmp_path: Path
+) -> None:
+    deployment = deployment_of("klein")
+    made = with_policy(deployment, "whole-request", tmp_path)
+    assert verify(made, kinds=("deployment",))
+    assert Settings.read(made / "denoiser" / "1").tuning.policy == "whole-request"
+    assert Settings.read(deployment / "denoiser" / "1").tuning.policy == "fair"
+    weights = [path.relative_to(made) for path in made.rglob("*.safetensors")]
+    assert weights
+    assert all((made / path).samefile(deployment / path) for path in weights)
+    assert with_policy(deployment, "fair", tmp_path) == deployment
