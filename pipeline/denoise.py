@@ -134,7 +134,9 @@ class Denoiser:
         references, extract = live.unread, self.extract
         if references is None or extract is None:
             return False
-        live.memory = self.store.get(live.memory_key) if self.store is not None and live.memory_key else None
+        live.memory = (
+            self.store.get(live.memory_key, again=True) if self.store is not None and live.memory_key else None
+        )
         if is_new := live.memory is None:
             latents = references.latents[None].astype(numpy_type(self.compute), copy=False)
             try:

@@ -193,6 +193,13 @@ def _check_lengths(given: Mapping[str, Any], variant: Variant) -> None:
                 raise RequestError(f"{field.name}: {len(value)} bytes; the limit is {limit}")
 
 
+def prompt_text(value: object, field: str, text_tokens: int) -> str:
+    """Return a prompt as text; raises RequestError if it is none, or has too many bytes for so many tokens."""
+    if isinstance(value, (str, bytes)) and len(value) > TOKEN_BYTES * text_tokens:
+        raise RequestError(f"{field}: {len(value)} bytes; the limit is {TOKEN_BYTES * text_tokens}")
+    return _text({field: value}, field)
+
+
 def _shown(value: object) -> str:
     """Return a value as a message quotes it: in full up to 80 characters."""
     text = repr(value)

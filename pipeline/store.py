@@ -34,13 +34,17 @@ class Store:
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, key: str) -> Value | None:
-        """Return the value of a key, None if there is none; its arrays are read-only."""
+    def get(self, key: str, again: bool = False) -> Value | None:
+        """Return the value of a key, None if there is none; its arrays are read-only.
+
+        Who looks `again` for what was missing does not count another miss.
+        """
         with self._lock:
             value = self._values.get(key)
             if value is not None:
                 self._values.move_to_end(key)
-        self._observe("miss" if value is None else "hit", kind_of(key))
+        if value is not None or not again:
+            self._observe("miss" if value is None else "hit", kind_of(key))
         return value
 
     def put(self, key: str, value: Value) -> None:
