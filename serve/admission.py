@@ -65,8 +65,8 @@ class Admission:
 
     live_limit: int
     waiting_limit: int
-    bytes_limit: int = 2**29
     clock: Callable[[], float] = time.monotonic
+    bytes_limit: int = 2**29
     waiting: list[Entry] = field(default_factory=list)
     live: list[Entry] = field(default_factory=list)
     overloaded: bool = False

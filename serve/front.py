@@ -145,7 +145,7 @@ class Front:
         self.counts = counts
         ledger.clear()
         tuning = settings.tuning
-        self.admission = Admission(tuning.live_requests, tuning.queue_size, tuning.queue_bytes)
+        self.admission = Admission(tuning.live_requests, tuning.queue_size, bytes_limit=tuning.queue_bytes)
         passes = 2 if settings.variant.guidance == "cfg" else 1
         width = settings.variant.transformer.joint_dim * (4 if settings.compute == "fp32" else 2)
         self._embed_bytes = passes * settings.variant.text_tokens * width

@@ -78,7 +78,7 @@ class Settings:
 
     @property
     def takes_references(self) -> bool:
-        return self.limits.max_references > 0 and not self.limits.no_references
+        return "vae_encoder" in self.ports
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")
