@@ -18,6 +18,7 @@ from kit.cli import report
 from kit.commands import ROOMS, Help, Parser
 from kit.errors import CheckFailed
 from kit.variants import VARIANTS, Variant
+from pipeline.edit_fields import MIN_STRENGTH
 from pipeline.request import ENCODINGS, FIELDS, FORMATS, Limits, check
 from serve.metrics import METRICS
 from serve.settings import Tuning
@@ -86,6 +87,9 @@ def request_fields() -> str:
         "output_format": ", ".join(FORMATS),
         "response_encoding": ", ".join(ENCODINGS),
         "sigmas": "decreasing, above 0 and at most 1; as many as `steps`",
+        "images": "at most 4 for klein, 10 for dev",
+        "mask": "klein and klein-base",
+        "strength": f"{MIN_STRENGTH:g} to 1",
     }
     rows = [
         (
@@ -102,8 +106,9 @@ def request_fields() -> str:
 
 def _default(name: str) -> str:
     """Say what a field becomes when it is left out, by variant where variants differ."""
-    if name in ("prompt", "seed"):
-        return {"prompt": "required", "seed": "random"}[name]
+    fixed = {"prompt": "required", "seed": "random", "images": "none", "mask": "none"}
+    if name in fixed:
+        return fixed[name]
     found: dict[str, list[str]] = {}
     for variant in VARIANTS.values():
         found.setdefault(_shown(variant, name), []).append(variant.name)

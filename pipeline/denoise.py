@@ -2,10 +2,11 @@
 
 This module does not depend on Triton. A `LiveRequest` is a request that has been admitted and is not finished;
 `Denoiser.step` advances any number of them by one step. Requests with different step counts, seeds, guidance and
-arrival times share an engine call if they have the same number of image tokens; timesteps and position ids are per row.
+arrival times share an engine call if their rows have the same shape; timesteps and position ids are per row.
 
 Reference images are more tokens of the same row, behind those of the image, so a row with references shares calls with
-any row of as many tokens. klein-kv reads its references once, into keys and values that every step attends to.
+any row of as many tokens. klein-kv reads its references once, before the first step, into keys and values that every
+step attends to.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pipeline.noise import initial_latents
 from pipeline.position_ids import image_ids, text_ids
 from pipeline.references import References
 from pipeline.request import Request
+from pipeline.store import Store
 
 Float32 = npt.NDArray[np.float32]
 logger = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ class Denoiser:
     """Advances requests through one transformer engine.
 
     `max_rows` limits the rows of one engine call (the largest batch of the engine's profile). Larger groups are split
-    into chunks. `extract` and `cached` are klein-kv's engines for requests with references.
+    into chunks. `extract` and `cached` are klein-kv's engines for requests with references; `store` keeps the keys and
+    values that the former computes.
     """
 
     variant: Variant
@@ -63,6 +66,7 @@ class Denoiser:
     max_rows: int = 16
     extract: Engine | None = None
     cached: Engine | None = None
+    store: Store | None = None
     occupancy: Occupancy = field(default_factory=Occupancy)
     _constants: dict[Chunk, dict[str, Array]] = field(default_factory=dict)
 
@@ -73,11 +77,16 @@ class Denoiser:
         negative_embeds: Array | None = None,
         references: References | None = None,
         inpainting: Inpainting | None = None,
+        memory: Mapping[str, Array] | None = None,
+        memory_key: str = "",
     ) -> LiveRequest:
         """Start a checked request; embeddings are [T, 3H].
 
-        klein-kv's references run through its extracting engine here. Raises RequestError if the embeddings do not have
-        the variant's shape, or if the negative ones are missing and guidance needs them.
+        Of klein-kv, `memory` holds the keys and values of its references where they are known; otherwise `read`
+        computes them before the first step, and the store keeps them under `memory_key` if there is one.
+
+        Raises RequestError if the embeddings do not have the variant's shape, or if the negative ones are missing and
+        guidance needs them.
         """
         text = (self.variant.text_tokens, self.variant.transformer.joint_dim)
         for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_embeds", negative_embeds)):
@@ -96,9 +105,9 @@ class Denoiser:
         if inpainting is not None:
             levels = levels[steps_skipped(request.steps, request.strength) :]
             latents = inpainting.noised(noise, levels[0])
-        memory = None
+        unread = None
         if references is not None and self.extract is not None:
-            memory, references = self._read(references, self.extract), None
+            unread, references = references, None
         return LiveRequest(
             latents=latents,
             prompt_embeds=prompt_embeds,
@@ -110,21 +119,45 @@ class Denoiser:
             levels=levels,
             times=schedule.timesteps(levels, self.compute),
             references=references,
+            unread=unread,
             memory=memory,
+            memory_key=memory_key,
             inpainting=inpainting,
             noise=None if inpainting is None else noise,
         )
 
-    def _read(self, references: References, extract: Engine) -> Mapping[str, Array]:
-        """Run references through klein-kv's extracting engine once: keys and values by block, each [1, H, R, D]."""
-        latents = references.latents[None].astype(numpy_type(self.compute), copy=False)
-        return extract.run({"ref_hidden_states": latents, "ref_ids": references.ids[None]})
+    def read(self, live: LiveRequest) -> bool:
+        """Give a request of klein-kv the keys and values of its references; returns whether its engine ran for that.
+
+        A request whose references cannot be read gets an `error`.
+        """
+        references, extract = live.unread, self.extract
+        if references is None or extract is None:
+            return False
+        live.memory = (
+            self.store.get(live.memory_key, again=True) if self.store is not None and live.memory_key else None
+        )
+        if is_new := live.memory is None:
+            latents = references.latents[None].astype(numpy_type(self.compute), copy=False)
+            try:
+                live.memory = extract.run({"ref_hidden_states": latents, "ref_ids": references.ids[None]})
+            except EngineError as error:
+                logger.error("the references of a request could not be read: %s", error)
+                live.error = str(error)
+                return True
+            if self.store is not None and live.memory_key:
+                self.store.put(live.memory_key, live.memory)
+        live.unread = None
+        return is_new
 
     def step(self, live: Sequence[LiveRequest]) -> None:
         """Advance every request by one step; requests with rows of the same shape share engine calls.
 
         Only a request that fails in a call of its own gets an `error`; the others advance.
         """
+        for request in live:
+            self.read(request)
+        live = [request for request in live if request.error is None]
         shape = attrgetter("shape")
         chunks = [
             chunk for _, group in groupby(sorted(live, key=shape), key=shape) for chunk in self._chunks(list(group))
@@ -168,6 +201,7 @@ class Denoiser:
     def _advance(self, chunk: Chunk) -> None:
         engine = self.engine if chunk[0].memory is None else self.cached
         assert engine is not None  # memory comes from `extract`, which is given together with `cached`
+        assert all(request.unread is None for request in chunk)  # `read` comes before the first step
         velocity = engine.run(self._inputs(chunk))["velocity"]  # [B, S + R, 128]
         self.occupancy.calls += 1
         self.occupancy.rows += len(velocity)
@@ -196,7 +230,7 @@ class Denoiser:
         hidden = [request.row_tokens() for request in chunk for _ in request.passes()]
         times = [request.times[request.index] for request in chunk for _ in range(request.batch_rows)]
         if chunk not in self._constants:
-            while len(self._constants) >= KEPT_CHUNKS:
+            while len(self._constants) >= (KEPT_CHUNKS if chunk[0].memory is None else 1):  # keys take gigabytes
                 self._constants.pop(next(iter(self._constants)))
             self._constants[chunk] = self._stack(chunk)
         return {
@@ -224,8 +258,8 @@ class Denoiser:
             scales = [request.guidance for request in chunk for _ in range(request.batch_rows)]
             stacked["guidance"] = np.array(scales, np.float32)
         for name in chunk[0].memory or ():
-            memories = [(request.memory[name], request.batch_rows) for request in chunk if request.memory]
-            stacked[name] = np.concatenate([np.repeat(values, count, axis=0) for values, count in memories])
+            repeated = [request.memory[name] for request in chunk if request.memory for _ in range(request.batch_rows)]
+            stacked[name] = repeated[0] if len(repeated) == 1 else np.concatenate(repeated)
         for array in stacked.values():
             array.flags.writeable = False
         return stacked

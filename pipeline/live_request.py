@@ -33,7 +33,9 @@ class LiveRequest:
     error: str | None = None  # the failure that ended the request
     velocity: Float32 | None = None  # of the latest step, [N, S, 128]
     references: References | None = None  # tokens that follow the image's in every row
-    memory: Mapping[str, Array] | None = None  # klein-kv: keys and values of the references instead, each [1, H, R, D]
+    unread: References | None = None  # klein-kv: references whose keys and values are not computed yet
+    memory: Mapping[str, Array] | None = None  # klein-kv: the keys and values of references, each [1, H, R, D]
+    memory_key: str = ""  # under which a store keeps them
     inpainting: Inpainting | None = None
     noise: Float32 | None = None  # with inpainting: the seeded noise, [N, S, 128]
 
@@ -43,14 +45,15 @@ class LiveRequest:
 
     @property
     def tokens(self) -> int:
-        """Image tokens of a row, references included; requests of one engine call have equally many."""
+        """Image tokens of a row, references included."""
         return int(self.latents.shape[1]) + (0 if self.references is None else len(self.references.ids))
 
     @property
     def shape(self) -> tuple[int, int]:
         """What requests of one engine call have in common: tokens of a row, and tokens of cached references."""
-        cached = 0 if self.memory is None else next(iter(self.memory.values())).shape[2]
-        return self.tokens, int(cached)
+        if self.unread is not None:
+            return self.tokens, len(self.unread.ids)
+        return self.tokens, 0 if self.memory is None else int(next(iter(self.memory.values())).shape[2])
 
     @property
     def batch_rows(self) -> int:

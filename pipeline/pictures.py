@@ -20,6 +20,7 @@ from kit.errors import RequestError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 32 * 2**20  # of an encoded image
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_DECODED_PIXELS = 50_000_000  # 150 MB as RGB; the largest phone cameras store as many
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -32,7 +33,7 @@ def read_size(data: bytes, field: str) -> tuple[int, int]:
     animated, or of a depth that has no place in 8 bits.
     """
     with _opened(data, field) as image:
-        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # Orientation: by 90 or 270 degrees
+        turned = _orientation(data, image) in (5, 6, 7, 8)  # by 90 or 270 degrees
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -44,6 +45,34 @@ def decode_rgb(data: bytes, field: str) -> Image.Image:
         if upright.mode.startswith("I;16"):  # grey of 16 bits; Pillow would clip it to white
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return upright.convert("RGB")
+
+
+def has_known_start(data: bytes) -> bool:
+    """Return whether bytes begin as a PNG, JPEG or WebP image does."""
+    return data.startswith((b"\x89PNG", b"\xff\xd8\xff")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _orientation(data: bytes, image: Image.Image) -> int:
+    """Return the orientation of an opened image's EXIF data, 1 without it; no pixel is decoded."""
+    if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
+        return int(image.getexif().get(ORIENTATION, 1))
+    found = _late_exif(data)  # Pillow decodes the pixels to look behind them
+    if found is None:
+        return 1
+    exif = Image.Exif()
+    exif.load(b"Exif\x00\x00" + found)
+    return int(exif.get(ORIENTATION, 1))
+
+
+def _late_exif(data: bytes) -> bytes | None:
+    """Return the eXIf chunk of a PNG file, wherever it stands."""
+    at = 8
+    while at + 8 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"eXIf":
+            return data[at + 8 : at + 8 + size]
+        at += 12 + size
+    return None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from kit.cli import option
 from kit.errors import RequestError, UsageError
 from kit.image_size import MAX_PIXELS, MAX_SIDE, MIN_SIDE, PIXELS_PER_TOKEN, side_problem
 from kit.variants import Variant
-from pipeline.edit_fields import EDIT_FIELDS, STRENGTH, check_edit
+from pipeline.edit_fields import STRENGTH, check_edit
 
 FieldType = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32"]
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -32,6 +32,7 @@ class Field:
     type: FieldType
     about: str
     many: bool = False
+    is_image: bool = False  # encoded images: bytes, or base64 from clients that send JSON
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -53,6 +54,9 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "sigmas", "TYPE_FP32", "noise levels before the time shift, as in diffusers; some LoRAs need them", many=True
     ),
+    Field("images", "TYPE_STRING", "references, in the order of the prompt: PNG, JPEG or WebP", True, True),
+    Field("mask", "TYPE_STRING", "an image of the size of images[0]; white is repainted", is_image=True),
+    Field("strength", "TYPE_FP32", "with a mask: the share of the steps that runs"),
 )
 
 
@@ -66,7 +70,9 @@ class Limits:
     max_steps: int = option(100, "denoising steps")
     max_images: int = option(4, "images of one request")
     max_guidance: float = option(20.0, "guidance scale")
+    max_references: int = option(10, "reference images, or fewer where the variant takes fewer; 0: none")
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of all images that the engines run; empty: any
+    no_references: str = ""  # a sentence: why the artifact takes none whatever the limit is; empty: it takes them
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple((width, height) for width, height in self.sizes))  # lists, from JSON
@@ -105,11 +111,9 @@ class Request:
 def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Request:
     """Check raw fields and return a Request; None or a missing field means the default.
 
-    Beside FIELDS it takes those of edits: `images` (encoded, in the order of the prompt), `mask` and `strength`.
-
     Raises RequestError, which names the field, its value and the rule.
     """
-    known = (*(field.name for field in FIELDS), *EDIT_FIELDS)
+    known = [field.name for field in FIELDS]
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise RequestError(f"unknown field {unknown[0]!r}; there are: {', '.join(known)}")
@@ -118,7 +122,7 @@ def check(fields: Mapping[str, Any], variant: Variant, limits: Limits) -> Reques
     prompt = _text(given, "prompt")
     if not prompt.strip():
         raise RequestError(f"prompt: {_shown(prompt)} is empty; say what to generate")
-    edit = check_edit(given, variant)
+    edit = check_edit(given, variant, limits.max_references, limits.no_references)
     side = min(max(variant.image_size, limits.min_side), limits.max_side)
     width, height = edit.size or _default_size(side, limits)
     width, height = (
@@ -183,10 +187,17 @@ def _check_lengths(given: Mapping[str, Any], variant: Variant) -> None:
     """Reject texts that cannot be valid by their length alone, before anything reads them."""
     for field in FIELDS:
         value = given.get(field.name)
-        if field.type == "TYPE_STRING" and isinstance(value, (str, bytes)):
+        if field.type == "TYPE_STRING" and not field.is_image and isinstance(value, (str, bytes)):
             limit = TOKEN_BYTES * variant.text_tokens if "prompt" in field.name else SHORT_BYTES
             if len(value) > limit:
                 raise RequestError(f"{field.name}: {len(value)} bytes; the limit is {limit}")
+
+
+def prompt_text(value: object, field: str, text_tokens: int) -> str:
+    """Return a prompt as text; raises RequestError if it is none, or has too many bytes for so many tokens."""
+    if isinstance(value, (str, bytes)) and len(value) > TOKEN_BYTES * text_tokens:
+        raise RequestError(f"{field}: {len(value)} bytes; the limit is {TOKEN_BYTES * text_tokens}")
+    return _text({field: value}, field)
 
 
 def _shown(value: object) -> str:

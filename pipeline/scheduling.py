@@ -5,7 +5,7 @@ remaining work keeps short requests short beside long ones. Long ones still adva
 belongs to the request that is furthest behind 1/(N * PATIENCE) of the engine's time, while N requests are live. So a
 request that needs c seconds alone is denoised within about N * PATIENCE * c seconds, whatever else arrives.
 
-Requests with equally many image tokens may share a call. On a GPU with small images a shared call is almost as fast as
+Requests with rows of the same shape may share a call. On a GPU with small images a shared call is almost as fast as
 a single one; on a CPU it takes nearly as long as the calls one by one. Which of the two is the case is measured, and a
 call that saves little is kept short, because a request that arrives has to wait for it.
 """
@@ -28,13 +28,23 @@ RIDE_STRETCH = 1.75  # up to so many times the time of the leader alone, and mor
 EVEN = 1.08  # a wider call is not worth its length if the rows of a narrower one take so many times as long at most
 WIDER = 50  # but every so many calls one is made that is a request wider: the machine may have changed
 BATCH_WEIGHT = 4  # an interactive request counts as much as so many batch requests
+CACHED_SHARE = 1 / 8  # of a token's cost, if only its keys and values are read (klein-9b: 85 beside 75 TFLOP)
+SHAPES = 256  # whose costs are remembered; references may have any size
+
+Shape = tuple[int, int]  # tokens of a row, references included; and tokens of cached references that it attends to
+
+
+def size_of(shape: Shape) -> float:
+    """Return the tokens that cost as much as a row of this shape."""
+    tokens, cached = shape
+    return tokens + CACHED_SHARE * cached
 
 
 class Job(Protocol):
     """What the scheduler has to know of a request."""
 
     @property
-    def tokens(self) -> int: ...  # image tokens: requests of one call have equally many
+    def shape(self) -> Shape: ...  # of a row: requests of one call have the same
     @property
     def rows(self) -> int: ...  # rows of an engine call
     @property
@@ -45,21 +55,24 @@ class Job(Protocol):
 
 @dataclass
 class CallCosts:
-    """Seconds of an engine call by image tokens and rows, learned from the calls so far."""
+    """Seconds of an engine call by the shape of its rows and their number, learned from the calls so far."""
 
     memory: float = 0.8  # weight of the past
-    seen: dict[int, dict[int, float]] = field(default_factory=dict)  # tokens -> rows -> seconds
+    seen: dict[Shape, dict[int, float]] = field(default_factory=dict)  # shape -> rows -> seconds, latest last
 
-    def observe(self, tokens: int, rows: int, seconds: float) -> None:
-        known = self.seen.setdefault(tokens, {})
+    def observe(self, shape: Shape, rows: int, seconds: float) -> None:
+        known = self.seen.pop(shape, {})
+        if len(self.seen) >= SHAPES:
+            self.seen.pop(next(iter(self.seen)))
+        self.seen[shape] = known
         known[rows] = seconds if rows not in known else self.memory * known[rows] + (1 - self.memory) * seconds
 
-    def seconds(self, tokens: int, rows: int) -> float:
+    def seconds(self, shape: Shape, rows: int) -> float:
         """Predict a call; proportional to the nearest known one where nothing better is known."""
         if not self.seen:
-            return float(tokens * rows)  # any unit will do: only ratios matter until the first call
-        near = tokens if tokens in self.seen else min(self.seen, key=lambda known: abs(known - tokens))
-        known, scale = self.seen[near], tokens / near
+            return size_of(shape) * rows  # any unit will do: only ratios matter until the first call
+        near = shape if shape in self.seen else min(self.seen, key=lambda known: abs(size_of(known) - size_of(shape)))
+        known, scale = self.seen[near], size_of(shape) / size_of(near)
         if rows in known:
             return known[rows] * scale
         below = max((r for r in known if r < rows), default=None)
@@ -75,9 +88,9 @@ class CallCosts:
             return (known[edge] + slope * (rows - edge)) * scale
         return known[edge] * rows / edge * scale
 
-    def best_width(self, tokens: int, most: int) -> int:
+    def best_width(self, shape: Shape, most: int) -> int:
         """Return the fewest rows with which a row takes about as little time as it ever does; at most `most`."""
-        known = {rows: seconds / rows for rows, seconds in self.seen.get(tokens, {}).items() if rows <= most}
+        known = {rows: seconds / rows for rows, seconds in self.seen.get(shape, {}).items() if rows <= most}
         if len(known) < 2:
             return most
         least = min(known.values())
@@ -111,7 +124,7 @@ class Scheduler:
     _entitled: float = 0.0  # seconds that a job of weight one, live since the start, was entitled to
 
     def choose(self, jobs: Sequence[Job]) -> list[int]:
-        """Return the positions of the jobs that run next; they have equally many tokens and fit one call."""
+        """Return the positions of the jobs that run next; their rows have one shape and fit one call."""
         for job in jobs:
             self._accounts.setdefault(id(job), _Account(self._entitled))
         if self.policy != "fair":
@@ -119,15 +132,15 @@ class Scheduler:
         leader = self._leader(jobs)
         chosen, rows = [leader], jobs[leader].rows
         lead, lead_work = jobs[leader], self.work(jobs[leader])
-        alone = self.costs.seconds(lead.tokens, lead.rows)
+        alone = self.costs.seconds(lead.shape, lead.rows)
         self._calls += 1
         again = self._calls % WIDER == 0
-        best = self.costs.best_width(lead.tokens, self.max_rows)
+        best = self.costs.best_width(lead.shape, self.max_rows)
         explored = False
-        others = (i for i, job in enumerate(jobs) if i != leader and job.tokens == lead.tokens)
+        others = (i for i, job in enumerate(jobs) if i != leader and job.shape == lead.shape)
         for i in sorted(others, key=lambda i: (jobs[i].batch, self.work(jobs[i]))):
             job, wider = jobs[i], rows + jobs[i].rows
-            known = self.costs.seen.get(job.tokens, {})
+            known = self.costs.seen.get(job.shape, {})
             if wider > self.max_rows or (explored and wider not in known):  # one new width a call
                 continue
             if wider > best and wider in known and not again:
@@ -145,9 +158,9 @@ class Scheduler:
 
     def _is_worth_it(self, job: Job, rows: int, alone: float, peer: bool, most: float) -> bool:
         """Return whether a job may join a call of so many rows, whose leader takes `alone` seconds alone."""
-        own = self.costs.seconds(job.tokens, job.rows)
-        shared = self.costs.seconds(job.tokens, rows + job.rows)
-        added = (shared - self.costs.seconds(job.tokens, rows)) / own
+        own = self.costs.seconds(job.shape, job.rows)
+        shared = self.costs.seconds(job.shape, rows + job.rows)
+        added = (shared - self.costs.seconds(job.shape, rows)) / own
         stretch = shared / alone
         if stretch <= STRETCH or (added <= RIDE and stretch <= most):
             return True
@@ -167,7 +180,7 @@ class Scheduler:
     def _oldest(self, jobs: Sequence[Job]) -> list[int]:
         chosen, rows = [0], jobs[0].rows
         for i, job in enumerate(jobs[1:], start=1):
-            if job.tokens == jobs[0].tokens and rows + job.rows <= self.max_rows:
+            if job.shape == jobs[0].shape and rows + job.rows <= self.max_rows:
                 chosen.append(i)
                 rows += job.rows
         return chosen
@@ -175,12 +188,12 @@ class Scheduler:
     def ran(self, jobs: Sequence[Job], chosen: Sequence[int], seconds: float) -> None:
         """Account for the call that was made for the chosen of the live jobs."""
         rows = sum(jobs[i].rows for i in chosen)
-        self.costs.observe(jobs[chosen[0]].tokens, rows, seconds)
+        self.costs.observe(jobs[chosen[0]].shape, rows, seconds)
         self._entitled += seconds / sum(map(_weight, jobs))
         for i in chosen:
             # a shared call gives each job what it would have taken alone
             self._accounts[id(jobs[i])].received += max(
-                seconds * jobs[i].rows / rows, min(seconds, self.costs.seconds(jobs[i].tokens, jobs[i].rows))
+                seconds * jobs[i].rows / rows, min(seconds, self.costs.seconds(jobs[i].shape, jobs[i].rows))
             )
 
     def forget(self, job: Job) -> None:
@@ -190,7 +203,7 @@ class Scheduler:
 
     def work(self, job: Job) -> float:
         """Return the seconds that the rest of a job needs alone."""
-        return job.steps_left * self.costs.seconds(job.tokens, job.rows)
+        return job.steps_left * self.costs.seconds(job.shape, job.rows)
 
     def _leader(self, jobs: Sequence[Job]) -> int:
         owed = [self._owed(job) for job in jobs]

@@ -1,10 +1,10 @@
 """Which requests a server takes, and in which order it works on them; one admission for all models behind it.
 
-Two bounds hold always: so many requests are worked on, and so many wait. Waiting requests hold their fields only, no
-embeddings. Under sustained overload, when requests arrive faster than they are completed for several seconds, waiting
-serves nobody: the queue would stay full and every image would be late. Then only so many are admitted as finish in
-about twice the time of a single one, and the others are rejected at once, with the time after which to try again. A
-burst, or clients that wait for their images, never causes this.
+Three bounds hold always: so many requests are worked on, so many wait, and the fields of all have so many bytes.
+Waiting requests hold their fields only, no embeddings. Under sustained overload, when requests arrive faster than they
+are completed for several seconds, waiting serves nobody: the queue would stay full and every image would be late. Then
+only so many are admitted as finish in about twice the time of a single one, and the others are rejected at once, with
+the time after which to try again. A burst, or clients that wait for their images, never causes this.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from itertools import islice
 from typing import Any
 
 from kit.errors import UnavailableError
+from kit.variants import Variant
+from pipeline.edit_fields import reference_tokens
+from pipeline.inpainting import steps_skipped
+from pipeline.request import Request
+from pipeline.scheduling import size_of
 
 OVERLOAD = 1.5  # arrivals per completion that are too many
 CALM = 1.2  # and that end an overload
@@ -28,14 +33,27 @@ ALIKE = 4.0  # seconds are proportional to costs that differ by at most this fac
 SAMPLES = 32
 
 
+def cost_of(request: Request, variant: Variant) -> float:
+    """Return the cost of a request in tokens that the transformer computes: tokens x rows x steps."""
+    pixels = variant.pixels_per_token
+    image = (request.width // pixels) * (request.height // pixels)
+    references = reference_tokens(request.images)
+    rows = request.num_images * (2 if variant.guidance == "cfg" and request.guidance > 1 else 1)
+    steps = request.steps - (steps_skipped(request.steps, request.strength) if request.mask is not None else 0)
+    if variant.family == "klein-kv":  # computes references once
+        return size_of((image, references)) * rows * steps + references
+    return float((image + references) * rows * steps)
+
+
 @dataclass(eq=False)
 class Entry:
     """A request in flight."""
 
-    cost: float  # image tokens x rows x steps
+    cost: float  # tokens x rows x steps
     batch: bool = False  # the lower of the two priorities
     deadline: float | None = None  # seconds of the clock
     payload: Any = None
+    bytes: int = 0  # of its fields
     arrived: float = 0.0
     alone: bool = False  # whether nothing else was in flight while it was
     bucket: list[int] = field(default_factory=lambda: [0, 0])  # the arrivals that it was counted with
@@ -48,6 +66,7 @@ class Admission:
     live_limit: int
     waiting_limit: int
     clock: Callable[[], float] = time.monotonic
+    bytes_limit: int = 2**29
     waiting: list[Entry] = field(default_factory=list)
     live: list[Entry] = field(default_factory=list)
     overloaded: bool = False
@@ -62,6 +81,11 @@ class Admission:
     def in_flight(self) -> int:
         return len(self.waiting) + len(self.live)
 
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of the fields of all requests in flight."""
+        return sum(entry.bytes for entry in (*self.waiting, *self.live))
+
     def offer(self, entry: Entry) -> None:
         """Admit a request to the queue.
 
@@ -74,6 +98,11 @@ class Admission:
         entry.arrived = now
         if self.in_flight >= self.limit:
             raise UnavailableError(self.why_full())
+        if self.in_flight and (held := self.bytes) + entry.bytes > self.bytes_limit:
+            raise UnavailableError(
+                f"the requests in flight have {held} bytes and this one has {entry.bytes}, the limit is "
+                f"{self.bytes_limit}; try again in {max(self.retry_seconds(), 0.1):.1f} s"
+            )
         if entry.deadline is not None and self._is_like_others(entry):
             late = now + self._predict(entry) - entry.deadline
             if late > 0:

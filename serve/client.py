@@ -50,6 +50,8 @@ def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
             continue
         if name not in known:
             raise RequestError(f"unknown field {name!r}; there are: {', '.join(known)}")
+        if known[name].is_image and not value and known[name].many:  # a tensor without values is refused by Triton
+            continue
         array = _array(known[name], value)
         tensor = grpc.InferInput(name, array.shape, _datatype(known[name].type))
         tensor.set_data_from_numpy(array)
@@ -59,7 +61,12 @@ def fields_to_inputs(fields: Mapping[str, Any]) -> list[Any]:
 
 def _array(field: Field, value: Any) -> Any:
     if field.type == "TYPE_STRING":
-        return np.array([value.encode() if isinstance(value, str) else value], np.object_)
+        if field.many and not isinstance(value, (list, tuple)):
+            raise RequestError(f"{field.name}: expected a list of encoded images, each as bytes")
+        items = list(value) if field.many else [value]
+        if field.is_image and not all(isinstance(item, bytes) for item in items):
+            raise RequestError(f"{field.name}: expected encoded images as bytes, such as those of Path.read_bytes")
+        return np.array([item.encode() if isinstance(item, str) else item for item in items], np.object_)
     kind = NUMPY[field.type]
     if field.many:
         try:
@@ -132,8 +139,12 @@ class Client:
         fields: Mapping[str, Any],
         timeout: float | None = None,
         tick: Callable[[float], None] | None = None,
+        cache: Literal["use", "skip"] = "use",
     ) -> ImageResponse:
         """Send one request and wait; `tick` is called about ten times a second with the elapsed seconds.
+
+        The fields may hold `images`, a list of encoded references, and a `mask`, both as bytes. With `cache` "skip" the
+        server computes everything anew.
 
         Raises RequestError if the server rejects the request, UnavailableError if it can be sent again later, and
         ServerError for every other failure. An interrupt cancels the call, and the server stops working on it.
@@ -146,6 +157,7 @@ class Client:
             callback=lambda result, error: answers.put((result, error)),
             client_timeout=timeout,
             timeout=None if timeout is None else round(timeout * 1e6),  # the server's deadline, in microseconds
+            **({} if cache == "use" else {"parameters": {"cache": cache}}),
         )
         try:
             while True:

@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,12 +27,13 @@ from kit.errors import (
     UnavailableError,
 )
 from pipeline.request import Request, check
-from serve.admission import Admission, Entry
+from serve.admission import Admission, Entry, cost_of
 from serve.ledger import Ledger, State
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 PRIORITIES = ("interactive", "batch")
+CACHES = ("use", "skip")
 LIVE_SWEEP = 0.05  # seconds between two looks at the clients of requests that are worked on
 DENOISED_POLL = 0.002  # seconds between two looks at which requests the denoiser has done
 HEAL_SECONDS = 600.0  # that a stage waits for a process to be restarted
@@ -50,8 +51,11 @@ class Caller(Protocol):
         """Trace a stage of the request that began `since` seconds ago."""
         ...
 
-    def start(self, fields: Mapping[str, Any], ticket: int) -> None:
-        """Encode the prompt and hand the request to the denoiser; raises Flux2Error."""
+    def start(self, request: Request, ticket: int, cache: bool) -> None:
+        """Encode prompts and images and hand the request to the denoiser; raises Flux2Error.
+
+        Without `cache`, nothing is taken from what other requests left.
+        """
         ...
 
     def fetch(self, ticket: int) -> Any:
@@ -82,18 +86,21 @@ class Options:
     batch: bool = False
     tag: int = 0
     trace_context: str = ""  # of the caller's span, as JSON
+    cache: bool = True  # whether what other requests computed may be used
 
     @classmethod
     def read(cls, microseconds: int, parameters: str) -> Options:
-        """Read them as the python backend gives them; raises RequestError for an unknown priority."""
+        """Read them as the python backend gives them; raises RequestError for an unknown priority or cache."""
         values = json.loads(parameters) if parameters else {}
         priority = values.get("priority_class", PRIORITIES[0])
         if priority not in PRIORITIES:
             raise RequestError(f"priority_class: {str(priority)[:40]!r} is not one of {', '.join(PRIORITIES)}")
+        cache = values.get("cache", CACHES[0])
+        if cache not in CACHES:
+            raise RequestError(f"cache: {str(cache)[:40]!r} is not one of {', '.join(CACHES)}")
         timeout = microseconds / 1e6 if microseconds > 0 else None
-        return cls(
-            timeout, priority == "batch", int(values.get("flux2_tag", 0)), str(values.get("flux2_trace_context", ""))
-        )
+        context = str(values.get("flux2_trace_context", ""))
+        return cls(timeout, priority == "batch", int(values.get("flux2_tag", 0)), context, cache == CACHES[0])
 
 
 @dataclass(eq=False)
@@ -101,10 +108,9 @@ class _Call:
     """The payload of an Entry."""
 
     caller: Caller
-    fields: Mapping[str, Any]
     request: Request
     ticket: int
-    size: int
+    cache: bool
     denoisers: int = 0  # the ledger's number when it was started
     denoised: threading.Event = field(default_factory=threading.Event)  # or lost, or answered
     answered: bool = False
@@ -139,20 +145,21 @@ class Front:
         self.counts = counts
         ledger.clear()
         tuning = settings.tuning
-        self.admission = Admission(tuning.live_requests, tuning.queue_size)
+        self.admission = Admission(tuning.live_requests, tuning.queue_size, bytes_limit=tuning.queue_bytes)
         passes = 2 if settings.variant.guidance == "cfg" else 1
         width = settings.variant.transformer.joint_dim * (4 if settings.compute == "fp32" else 2)
         self._embed_bytes = passes * settings.variant.text_tokens * width
         self._pool = ThreadPoolExecutor(tuning.live_requests, "request")
         self._wake = threading.Condition()
-        self._closed = False
+        self._closed = self._ended = False
         self._heals = ledger.heals
         self._denoising: list[_Call] = []
         self._denoising_lock = threading.Lock()
         self._started = threading.Event()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._run, self._watch_denoiser)]
-        for thread in self._threads:
-            thread.start()
+        self._dispatcher = threading.Thread(target=self._run, daemon=True)
+        self._watcher = threading.Thread(target=self._watch_denoiser, daemon=True)
+        self._dispatcher.start()
+        self._watcher.start()
 
     def receive(self, caller: Caller, fields: Mapping[str, Any], options: Options) -> None:
         """Admit a request or answer it with what is wrong; never waits."""
@@ -171,17 +178,14 @@ class Front:
         digest = _digest(fields)
         if self.ledger.is_refused(digest):
             raise RequestError("this request has ended a process of the server twice and is not served again")
-        pixels = self.settings.variant.pixels_per_token
-        tokens = (request.width // pixels) * (request.height // pixels)
-        rows = request.num_images * (2 if self.settings.variant.guidance == "cfg" and request.guidance > 1 else 1)
         most = self.settings.tuning.max_seconds
         seconds = most if options.timeout is None else min(options.timeout, most)
-        entry = Entry(float(tokens * rows * request.steps), options.batch, time.monotonic() + seconds)
-        size = sum(len(value) for value in fields.values() if isinstance(value, (bytes, str)))
+        entry = Entry(cost_of(request, self.settings.variant), options.batch, time.monotonic() + seconds)
+        entry.bytes = sum(map(len, _texts(fields)))
         with self._wake:
             self.admission.offer(entry)
             ticket = self.ledger.open(digest, options.batch, options.tag)
-            entry.payload = _Call(caller, {**fields, "seed": request.seed}, request, ticket, size)
+            entry.payload = _Call(caller, request, ticket, options.cache)
             self._wake.notify()
 
     def close(self) -> None:
@@ -192,9 +196,10 @@ class Front:
             self._wake.notify()
         for entry in waiting:
             self._abandon(entry, UnavailableError("the server is stopping; send the request again later"))
-        for thread in self._threads:
-            thread.join()
-        self._pool.shutdown(wait=True)
+        self._dispatcher.join()
+        self._pool.shutdown(wait=True)  # what is worked on ends as it would have; its threads need the watcher
+        self._ended = True
+        self._watcher.join()
 
     def _run(self) -> None:
         swept = {"live": 0.0, "waiting": 0.0}
@@ -272,7 +277,7 @@ class Front:
             with call.caller.stage("queue", time.monotonic() - entry.arrived):
                 call.denoisers = self.ledger.denoisers
             with call.caller.stage("prompt"):
-                self._twice(lambda: call.caller.start(call.fields, call.ticket))
+                self._twice(lambda: call.caller.start(call.request, call.ticket, call.cache))
             with call.caller.stage("denoise"):
                 self._wait_for_latents(call)
                 latents = call.caller.fetch(call.ticket)
@@ -289,7 +294,7 @@ class Front:
             self.ledger.close(call.ticket)
             self._wake.notify()
         self.counts.observe("flux2_request_seconds", time.monotonic() - entry.arrived)
-        self.counts.add("flux2_images_total", int(call.fields.get("num_images") or 1))
+        self.counts.add("flux2_images_total", call.request.num_images)
 
     def _twice(self, stage: Callable[[], Any]) -> Any:
         """Run a stage of a request, and once more if one of its processes ended meanwhile."""
@@ -317,7 +322,7 @@ class Front:
 
     def _watch_denoiser(self) -> None:
         """Wake the threads of requests that are denoised, or lost with the denoiser's process."""
-        while not self._closed:
+        while not self._ended:
             if not self._denoising:
                 self._started.wait(0.5)
                 self._started.clear()
@@ -359,13 +364,25 @@ class Front:
         self.counts.set("flux2_queue_oldest_seconds", oldest)
         self.counts.set("flux2_requests_waiting", len(waiting))
         self.counts.set("flux2_requests_live", len(live))
-        sizes = sum(entry.payload.size for entry in (*waiting, *live) if entry.payload)
+        sizes = sum(entry.bytes for entry in (*waiting, *live))
         self.counts.set("flux2_bytes_in_flight", sizes + len(live) * self._embed_bytes)
         self.counts.add("flux2_heals_total", self.ledger.heals - self._heals)
         self._heals = self.ledger.heals
 
 
+def _texts(fields: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield the texts and encoded images among the fields."""
+    for value in fields.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, (bytes, str)):
+                yield item.encode() if isinstance(item, str) else item
+
+
 def _digest(fields: Mapping[str, Any]) -> int:
     """Return 63 bits that identify a request's fields as they were sent."""
-    text = repr(sorted((name, value) for name, value in fields.items() if value is not None))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 or 1
+    known = sorted((name, value) for name, value in fields.items() if value is not None)
+    digest = hashlib.sha256()
+    for name, value in known:
+        for item in [name, *(value if isinstance(value, list) else [value])]:
+            digest.update(hashlib.sha256(item if isinstance(item, bytes) else repr(item).encode()).digest())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1 or 1

@@ -14,7 +14,7 @@ from kit.providers import provider
 from kit.recipes import recipe
 from planner.memory import Shape, activation_bytes, weight_bytes
 from runtimes.ort.providers import Plan, cache_folder, merged
-from runtimes.trt.profiles import Profile, Sizing, derive
+from runtimes.trt.profiles import REFERENCE_TOKENS, Profile, Sizing, derive
 from serve.settings import Runtime, Settings
 
 PREFIX = "ort-"
@@ -32,9 +32,18 @@ def profile(part: PartName, settings: Settings) -> Profile:
     largest = min(limits.max_side, math.isqrt(limits.max_pixels) // PIXELS * PIXELS)
     sides = sorted({side for side in (1024,) if limits.min_side <= side <= largest} | {largest})
     rows = {"text_encoder": tuning.text_batch, "transformer": tuning.max_rows}.get(part, tuning.vae_batch)
-    if part == "vae_decoder":  # bounds both sides, and a side may be longer than that of the largest square
+    if part in (
+        "vae_decoder",
+        "vae_encoder",
+    ):  # bounds both sides, and a side may be longer than that of the largest square
         sides = sorted({*sides, limits.max_side})
-    return merged(derive(settings.ports[part], Sizing(tuple(sides), rows, 0, limits.min_side)))
+    references = _references(settings)
+    return merged(derive(settings.ports[part], Sizing(tuple(sides), rows, references, limits.min_side)))
+
+
+def _references(settings: Settings) -> int:
+    taken = min(settings.limits.max_references, settings.variant.max_references)
+    return taken if settings.takes_references else 0
 
 
 def memory_limit(part: PartName, settings: Settings, name: str) -> int:
@@ -42,7 +51,8 @@ def memory_limit(part: PartName, settings: Settings, name: str) -> int:
     limits, batch = settings.limits, profile(part, settings).axes["batch"].high
     side = math.isqrt(limits.max_pixels)
     needed = weight_bytes(part, settings.variant, recipe(name))
-    needed += activation_bytes(part, settings.variant, recipe(name), Shape(side, side, batch))
+    shape = Shape(side, side, batch, _references(settings) * REFERENCE_TOKENS)
+    needed += activation_bytes(part, settings.variant, recipe(name), shape)
     return int(SPARE * needed)
 
 

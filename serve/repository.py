@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from kit.artifact import (
     CERTIFICATE,
+    MANIFEST,
     Manifest,
     PartRecord,
     digest,
@@ -26,7 +27,7 @@ from kit.cuda_device import this_machine
 from kit.errors import Flux2Error, UsageError
 from kit.graph_runtimes import GRAPH_RUNTIMES
 from kit.outputs import DEPLOYMENT, check_out
-from kit.ports import PartName
+from kit.ports import KV_PARTS, PartName
 from pipeline import preview
 from pipeline.images import encode
 from pipeline.local import LocalPipeline
@@ -34,22 +35,26 @@ from pipeline.request import Limits
 from runtimes.aoti import record as aoti_record
 from runtimes.open import open_parts
 from runtimes.trt.record import KERNELS, RECORD, EngineRecord, mismatch, write_record
-from serve import aoti_deploy, contents, fastest_runtime, tensorrt_deploy
+from serve import aoti_deploy, contents, fastest_runtime, reference_deploy, tensorrt_deploy
 from serve.probe import ANSWER, question, this_kind
 from serve.settings import GraphChoice, KnownAnswer, Runtime, Settings, Tuning
 from serve.triton_config import configs
-from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE
+from serve.wire import DENOISER, IMAGE_STAGE, PROMPT_STAGE, VAE_ENCODER
 
 REVISION = 9  # raise when the same artifact and settings give another deployment, including its models' code
 
 RUNTIMES: Mapping[str, Runtime] = {"engine": "tensorrt", "aoti": "aoti"}  # by the kind of the artifact
 
-# model -> the part it runs, and the folder of its graph below the version folder
-_GRAPHS: Mapping[str, tuple[PartName, str]] = {
-    "text_encoder": ("text_encoder", "."),
-    "denoiser": ("transformer", "transformer"),
-    "vae_decoder": ("vae_decoder", "."),
-}
+# models, each with a part it runs and the folder of the part's graph below the version folder
+_PLACES: tuple[tuple[str, PartName, str], ...] = (
+    ("text_encoder", "text_encoder", "."),
+    (DENOISER, "transformer", "transformer"),
+    ("vae_decoder", "vae_decoder", "."),
+)
+_REFERENCE_PLACES: tuple[tuple[str, PartName, str], ...] = (
+    (VAE_ENCODER, "vae_encoder", "."),
+    *((DENOISER, part, part) for part in KV_PARTS),
+)
 
 
 def write_repository(
@@ -99,25 +104,28 @@ def write_repository(
         measured = fastest_runtime.measure(artifact, manifest, limits, tuning.threads)
         runtime = fastest_runtime.fastest(measured)
     chosen: Runtime = RUNTIMES.get(manifest.kind, runtime)
-    needed = {part for part, _ in _GRAPHS.values()}
+    limits = reference_deploy.limits_of(manifest, record, limits)
+    wanted = reference_deploy.parts_of(manifest.variant, limits)
+    places = [*_PLACES, *(place for place in _REFERENCE_PLACES if place[1] in wanted)]
     settings = Settings(
         variant=manifest.variant,
         compute=manifest.compute,
         limits=limits,
         tuning=tuning,
-        ports={name: manifest.part(name).ports for name in sorted(needed)},
-        tensorrt=tensorrt_deploy.models(record) if record is not None else {},
+        ports={name: manifest.part(name).ports for name in sorted(part for _, part, _ in places)},
+        tensorrt=tensorrt_deploy.models(record, wanted) if record is not None else {},
         runtime=chosen,
         gpu=aoti_deploy.on_gpu(manifest) if chosen == "aoti" else chosen not in GRAPH_RUNTIMES,
         recipe=manifest.recipe,
+        checkpoint=digest(artifact / MANIFEST),
     )
     linked = {
-        model: sorted(
-            path for path in (artifact / manifest.part(part).graph).parent.iterdir() if path.suffix != KERNELS
-        )
-        for model, (part, _) in _GRAPHS.items()
+        part: sorted(path for path in (artifact / manifest.part(part).graph).parent.iterdir() if path.suffix != KERNELS)
+        for _, part, _ in places
     }
-    total = contents.check_space(out, [path for files in linked.values() for path in files]) if copy else 0
+    files = {path.stat().st_ino: path for paths in linked.values() for path in paths}  # parts share weights by links
+    total = contents.check_space(out, list(files.values())) if copy else 0
+    copies: dict[int, tuple[Path, contents.Content]] = {}
     weights: dict[str, contents.Content] = {}
     done = 0
 
@@ -134,16 +142,21 @@ def write_repository(
             if name not in (PROMPT_STAGE, IMAGE_STAGE) and not _is_native(name, settings):
                 _add_code(name, version, settings)
         parts = {}
-        for model, (part, below) in _GRAPHS.items():
+        for model, part, below in places:
             exported = manifest.part(part)
             source = artifact / exported.graph
             target = folder / model / "1" / below
             if manifest.kind in RUNTIMES:
                 target = target if _is_native(model, settings) else folder / model / "1" / part
-            for path in linked[model]:
+            for path in linked[part]:
                 placed = target / path.name
-                if copy:
+                inode = path.stat().st_ino
+                if copy and inode in copies:
+                    link_or_copy(copies[inode][0], placed)
+                    found = copies[inode][1]
+                elif copy:
                     found = contents.copy_file(path, placed, report)
+                    copies[inode] = (placed, found)
                 else:
                     link_or_copy(path, placed)
                     found = contents.Content.of(placed)
@@ -198,7 +211,7 @@ def _check_engine(record: EngineRecord, limits: Limits, known_answer: KnownAnswe
 
 def _is_native(model: str, settings: Settings) -> bool:
     """Return whether Triton's own TensorRT backend runs a model, which then needs no Python code."""
-    part = _GRAPHS[model][0] if model in _GRAPHS else None
+    part = next((part for name, part, _ in (*_PLACES, *_REFERENCE_PLACES) if name == model), None)
     return part in settings.tensorrt and settings.tensorrt[part].backend == "tensorrt_plan"
 
 
@@ -213,12 +226,12 @@ def is_current(out: Path, artifact: Path, limits: Limits, tuning: Tuning) -> boo
         return False
     if settings.runtime not in ("ort-cpu", *RUNTIMES.values()):
         return False
-    same = (replace(settings.limits, sizes=()), settings.tuning) == (limits, tuning)
+    same = (replace(settings.limits, sizes=(), no_references=""), settings.tuning) == (limits, tuning)
     return same and made.source == _source(artifact) and dict(made.versions) == _versions()
 
 
 def _source(artifact: Path) -> dict[str, Any]:
-    return {"artifact": artifact.name, "manifest": digest(artifact / "manifest.json")}
+    return {"artifact": artifact.name, "manifest": digest(artifact / MANIFEST)}
 
 
 def _versions() -> dict[str, str]:

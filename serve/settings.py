@@ -33,6 +33,10 @@ class Tuning:
     text_batch: int = option(8, "maximum texts of a text encoder call")
     vae_batch: int = option(4, "maximum images of a VAE call")
     queue_size: int = option(256, "requests that wait; further ones are rejected with UNAVAILABLE")
+    queue_bytes: int = option(2**29, "bytes of the fields of all requests in flight; reference images are large")
+    cache_bytes: int = option(
+        2**30, "bytes of what requests share: prompt embeddings, latents of references, klein-kv's keys and values"
+    )
     threads: int = option(0, "threads of a CPU engine; 0: one per core")
     policy: Policy = option(  # noqa: RUF009 -- a dataclass field, as above
         "fair", "which requests the denoiser advances; the others are for comparisons (`benchmarks serving`)"
@@ -70,6 +74,11 @@ class Settings:
     runtime: Runtime = "ort-cpu"
     gpu: bool = False  # whether the parts run on the GPU
     recipe: str = "fp32"
+    checkpoint: str = ""  # digest of the artifact's manifest: what its weights and precision are
+
+    @property
+    def takes_references(self) -> bool:
+        return "vae_encoder" in self.ports
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=1) + "\n")

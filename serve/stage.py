@@ -51,17 +51,27 @@ class EngineModel:
 
 def open_model(version: Path, part: PartName, settings: Settings) -> Engine:
     """Open the part of a Triton python model; its files are in the model's version folder."""
-    if part in settings.tensorrt:
-        return open_plans(version, read_record(version / RECORD), {part: settings.ports[part]})[part]
+    return open_models(version, [part], settings)[part]
+
+
+def open_models(version: Path, parts: Sequence[PartName], settings: Settings) -> Mapping[PartName, Engine]:
+    """Open the parts of one Triton python model; plans share activation memory, so that one runs at a time."""
+    if parts[0] in settings.tensorrt:
+        ports = {part: settings.ports[part] for part in parts}
+        return open_plans(version, read_record(version / RECORD), ports)
     if not settings.gpu:
         os.nice(ENGINE_NICENESS)
+    return {part: _open(version, part, settings) for part in parts}
+
+
+def _open(version: Path, part: PartName, settings: Settings) -> Engine:
     if settings.runtime == "aoti":
         from runtimes.aoti.engine import AotiEngine
 
         return AotiEngine(
             version / part / INDEX, settings.ports[part], aoti_record.read_record(version / aoti_record.RECORD)
         )
-    below = version / part if part == "transformer" else version
+    below = version / part if part.startswith("transformer") else version
     if settings.gpu:
         return ort_deploy.open_part(below / "model.onnx", part, settings)
     open_graph = next(engine for runtime, engine in OPEN_GRAPH.items() if runtime == settings.runtime)

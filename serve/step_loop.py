@@ -12,7 +12,7 @@ from kit.engine import Array
 from kit.errors import CancelledError, EngineError
 from pipeline.denoise import Denoiser
 from pipeline.live_request import LiveRequest
-from pipeline.scheduling import Scheduler
+from pipeline.scheduling import Scheduler, Shape
 
 logger = logging.getLogger(__name__)
 Answer = Array | Exception  # latents [N, 128, h, w], or what went wrong
@@ -29,8 +29,8 @@ class StepJob:
     batch: bool = False  # the lower of the two priorities
 
     @property
-    def tokens(self) -> int:
-        return self.live.tokens
+    def shape(self) -> Shape:
+        return self.live.shape
 
     @property
     def rows(self) -> int:
@@ -42,17 +42,23 @@ class StepJob:
 
 
 class StepLoop:
-    """Denoises jobs until it is closed; `observe` is told (live jobs, jobs, rows, seconds) of each engine call."""
+    """Denoises jobs until it is closed.
+
+    `observe` is told (live jobs, jobs, rows, seconds) of each engine call, `extracted` the seconds in which klein-kv's
+    references were read.
+    """
 
     def __init__(
         self,
         denoiser: Denoiser,
         scheduler: Scheduler,
         observe: Callable[[int, int, int, float], None] = lambda *_: None,
+        extracted: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.denoiser = denoiser
         self.scheduler = scheduler
         self.observe = observe
+        self.extracted = extracted
         self._jobs: list[StepJob] = []
         self._arrived: list[StepJob] = []
         self._wake = threading.Condition()
@@ -98,14 +104,18 @@ class StepLoop:
         for job in [job for job in jobs if not job.wanted()]:
             jobs.remove(job)
             self._end(job, CancelledError("the client has cancelled the request"))
-        if not jobs:
+        unread = next((job for job in jobs if job.live.unread is not None), None)
+        if unread is not None:  # one before each step, so that requests that are on their way go on
+            self._read(unread, jobs)
+        ready = [job for job in jobs if job.live.unread is None]
+        if not ready:
             return
-        chosen = self.scheduler.choose(jobs)
-        running = [jobs[i] for i in chosen]
+        chosen = self.scheduler.choose(ready)
+        running = [ready[i] for i in chosen]
         start = time.perf_counter()
         self.denoiser.call(tuple(job.live for job in running))
         seconds = time.perf_counter() - start
-        self.scheduler.ran(jobs, chosen, seconds)
+        self.scheduler.ran(ready, chosen, seconds)
         self.observe(len(jobs), len(running), sum(job.rows for job in running), seconds)
         for job in running:
             if job.live.error is not None:
@@ -116,6 +126,15 @@ class StepLoop:
                 self._end(job, job.live.image_latents())
             else:
                 job.advanced(job.live)
+
+    def _read(self, job: StepJob, jobs: list[StepJob]) -> None:
+        """Read the references of a job of klein-kv, or find what was read before."""
+        start = time.perf_counter()
+        if self.denoiser.read(job.live):
+            self.extracted(time.perf_counter() - start)
+        if job.live.error is not None:
+            jobs.remove(job)
+            self._end(job, EngineError(job.live.error))
 
     def _end(self, job: StepJob, answer: Answer) -> None:
         self.scheduler.forget(job)

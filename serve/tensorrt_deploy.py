@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kit.image_size import PIXELS_PER_TOKEN as PIXELS
-from kit.ports import SERVED_PARTS, PartName
+from kit.ports import KV_PARTS, SERVED_PARTS, PartName
+from kit.variants import Variant
 from pipeline.request import Limits
-from runtimes.trt.profiles import Profile
+from runtimes.trt.profiles import REFERENCE_TOKENS, Profile
 from runtimes.trt.record import EngineRecord
 from serve.settings import TensorRtModel
 
 
-def models(record: EngineRecord) -> dict[PartName, TensorRtModel]:
+def models(record: EngineRecord, references: Sequence[PartName] = ()) -> dict[PartName, TensorRtModel]:
     """Choose the backend of each part.
 
-    Triton's TensorRT backend loads a single plan that contains its weights. The denoiser is a python model of the kit
-    that holds the engine, and so are parts whose weights are refitted, streamed or inputs, or that have a plan per
-    profile, and all parts that TensorRT for RTX compiled: the backend is linked with TensorRT, which rejects them.
+    Triton's TensorRT backend loads a single plan that contains its weights. The denoiser and the model of images are
+    python models of the kit that hold their engines, and so are parts whose weights are refitted, streamed or inputs,
+    or that have a plan per profile, and all parts that TensorRT for RTX compiled: the backend is linked with TensorRT,
+    which rejects them.
     """
-    return {part: _model(record, part) for part in SERVED_PARTS}
+    return {part: _model(record, part) for part in (*SERVED_PARTS, *references)}
 
 
 def _model(record: EngineRecord, part: PartName) -> TensorRtModel:
     plans = record.plans_of(part)
     profiles = [profile for plan in plans for profile in plan.profiles]
     loadable = record.compiler == "tensorrt" and record.weights == "plan" and len(plans) == 1
-    native = part != "transformer" and loadable
+    native = part in ("text_encoder", "vae_decoder") and loadable
     return TensorRtModel(
         backend="tensorrt_plan" if native else "python",
         profiles=len(profiles),
@@ -60,6 +63,15 @@ def limits_refusal(record: EngineRecord, limits: Limits) -> str | None:
     if limits.min_side < smallest:
         return f"--min-side {limits.min_side} is less than the VAE's engine accepts: --min-side {smallest}"
     return None
+
+
+def references_that_fit(record: EngineRecord, variant: Variant, limits: Limits) -> int:
+    """Return how many references of a megapixel the engines accept beside the largest image."""
+    if variant.family == "klein-kv":
+        return max(profile.axes["ref_tokens"].high for profile in _profiles(record, KV_PARTS[1])) // REFERENCE_TOKENS
+    largest = min(limits.max_pixels // PIXELS**2, (limits.max_side // PIXELS) ** 2)
+    most = max(profile.axes["image_tokens"].high for profile in _profiles(record, "transformer"))
+    return max(0, most - largest) // REFERENCE_TOKENS
 
 
 def _profiles(record: EngineRecord, part: PartName) -> list[Profile]:

@@ -1,10 +1,11 @@
 """config.pbtxt of every model, derived from the request fields, the ports and the tuning of a deployment.
 
-Clients call `flux2`, which admits requests, or `flux2_stream`, which calls `flux2` and reports progress. `flux2` starts
-a request with one ensemble and ends it with another; between them the denoiser works on it, and no call to Triton waits
-(a call to a Python model that has died waits for ever). None of them has a batch axis: a request sends fields of shape
-[1] and receives [N] images. The text encoder, the denoiser and the VAE decoder have one; a request is one row, or N
-rows of latents. Triton batches requests for the text encoder and the VAE decoder; the denoiser batches them itself.
+Clients call `flux2`, which admits requests, or `flux2_stream`, which calls `flux2` and reports progress. `flux2` brings
+prompts to the denoiser with one ensemble, images with the VAE encoder, and ends a request with another ensemble; in
+between the denoiser works on it, and no call to Triton waits (a call to a Python model that has died waits for ever).
+None of them has a batch axis: a request sends fields of shape [1] and receives [N] images. The text encoder, the
+denoiser and the VAE decoder have one; a request is one row, or N rows of latents. Triton batches requests for the text
+encoder and the VAE decoder; the denoiser batches them itself.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from kit.ports import PartName, Port
 from pipeline.request import FIELDS
 from serve.settings import Settings
 from serve.wire import (
+    ACTION,
     DENOISED,
     DENOISER,
     FRONT,
     IMAGE_ENCODED,
     IMAGE_STAGE,
+    KEYS,
+    LATENTS,
+    MASK,
     PROMPT_STAGE,
     STREAM,
-    TENSORS,
     TICKET,
+    VAE_ENCODER,
     RequestTensor,
 )
 
@@ -46,12 +51,21 @@ class Wire:
     ragged: bool = False  # requests of one batch may have different sizes
 
 
-# All are optional, even the prompt: the tokenizer reports that it is missing, the ensemble an "unexpected deadlock".
+# All are optional, even the prompt: `flux2` says that it is missing.
 _REQUEST = tuple(Wire(f.name, f.type, f.dims, optional=True) for f in FIELDS)
 # An ensemble has one namespace: an output named "seed" would collide with the input.
 _IMAGES = (Wire("image", "TYPE_STRING", (-1,)), Wire("seed_used", "TYPE_INT64", (1,)))
 
-_TICKET = Wire("ticket", "TYPE_INT64", (1,), optional=True)  # of the front model: the denoiser serves nobody else
+_TEXT = (Wire("text", "TYPE_STRING", (1,)), Wire("field", "TYPE_STRING", (1,)))  # field: the one that the text is of
+_ITEM = (Wire(ACTION, "TYPE_STRING", (1,)), Wire(KEYS, "TYPE_STRING", (-1,)))
+_STARTED = Wire("started", "TYPE_INT64", (1,))
+_ENCODED = (
+    Wire("image", "TYPE_STRING", (1,)),
+    Wire("field", "TYPE_STRING", (1,)),
+    Wire("role", "TYPE_STRING", (1,)),  # reference, base or mask
+    Wire("size", "TYPE_INT32", (2,)),  # of what a mask covers
+    Wire("ticket", "TYPE_INT64", (1,)),
+)
 _PROGRESS = (Wire("step", "TYPE_INT32", (1,)), Wire("steps", "TYPE_INT32", (1,)), Wire("preview", "TYPE_STRING", (1,)))
 
 
@@ -69,6 +83,7 @@ def configs(settings: Settings) -> dict[str, str]:
         _text_encoder(settings),
         _denoiser(settings),
         _vae_decoder(settings),
+        *([_vae_encoder(settings)] if settings.takes_references else []),
         _image_encoder(),
         _limited(_prompt_stage(settings), settings),
         _limited(_image_stage(settings), settings),
@@ -114,10 +129,7 @@ def _text_inputs(settings: Settings) -> tuple[Wire, ...]:
 
 
 def _tokenizer(settings: Settings) -> Any:
-    passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
-    texts = [Wire(p + w.name, w.type, w.dims) for p in passes for w in _text_inputs(settings)]
-    outputs = [*(_batched(wire) for wire in texts), *(_whole(tensor) for tensor in (*TENSORS, TICKET))]
-    return _model("tokenizer", (*_REQUEST, _TICKET), outputs, 0)
+    return _model("tokenizer", _TEXT, [_batched(wire) for wire in _text_inputs(settings)], 0)
 
 
 def _stream() -> Any:
@@ -153,15 +165,23 @@ def _on_gpu(config: Any) -> None:
 
 
 def _denoiser(settings: Settings) -> Any:
-    """Describe the denoiser: it starts a request, or returns the latents of one when only its ticket is given."""
+    """Describe the denoiser: each action has some of the inputs, and each its output."""
     embeds = wires(settings.ports["text_encoder"].outputs)
-    negative = (
-        [Wire("negative_" + w.name, w.type, w.dims) for w in embeds] if settings.variant.guidance == "cfg" else []
-    )
     latents = wires(settings.ports["vae_decoder"].inputs)
-    start = [replace(w, optional=True) for w in (*embeds, *negative, *(_row(tensor) for tensor in DENOISED))]
-    outputs = (*latents, Wire("started", "TYPE_INT64", (1,)))
-    config = _model(DENOISER, [*start, _row(TICKET)], outputs, settings.limits.max_images)
+    brought = (*embeds, Wire(LATENTS, "TYPE_FP32", latents[0].dims), Wire(MASK, "TYPE_FP32", (-1,)))
+    checked = (_row(tensor) for tensor in DENOISED)
+    optional = [replace(w, optional=True) for w in (_ITEM[1], *brought, *checked)]
+    outputs = (*latents, _STARTED, Wire("missing", "TYPE_INT32", (-1,)))
+    config = _model(DENOISER, [*optional, _ITEM[0], _row(TICKET)], outputs, settings.limits.max_images)
+    if settings.gpu:
+        _on_gpu(config)
+    return config
+
+
+def _vae_encoder(settings: Settings) -> Any:
+    """Describe the model of images: one image at a time, since hardly two have the same size."""
+    (latents,) = wires(settings.ports["vae_encoder"].outputs)
+    config = _model(VAE_ENCODER, _ENCODED, (replace(latents, type="TYPE_FP32"), Wire("mask", "TYPE_FP32", (-1,))), 0)
     if settings.gpu:
         _on_gpu(config)
     return config
@@ -187,16 +207,13 @@ def _image_encoder() -> Any:
 
 
 def _prompt_stage(settings: Settings) -> Any:
-    config = _ensemble(PROMPT_STAGE, (*_REQUEST, _TICKET), [Wire("started", "TYPE_INT64", (-1, 1))])
+    item = (*_ITEM, _row(TICKET))
+    config = _ensemble(PROMPT_STAGE, (*_TEXT, *map(_batched, item)), [_batched(_STARTED)])
     text_in = [w.name for w in _text_inputs(settings)]
     (embeds,) = (p.name for p in settings.ports["text_encoder"].outputs)
-    passes = ("", "negative_") if settings.variant.guidance == "cfg" else ("",)
-    texts = [p + name for p in passes for name in text_in]
-    checked = [t.name for t in (*DENOISED, TICKET)]
-    _step(config, "tokenizer", _same(*(f.name for f in FIELDS), _TICKET.name), _same(*texts, *checked))
-    for p in passes:
-        _step(config, "text_encoder", {name: p + name for name in text_in}, {embeds: p + embeds})
-    _step(config, DENOISER, _same(*(p + embeds for p in passes), *checked), _same("started"))
+    _step(config, "tokenizer", _same(*(w.name for w in _TEXT)), _same(*text_in))
+    _step(config, "text_encoder", _same(*text_in), _same(embeds))
+    _step(config, DENOISER, _same(embeds, *(w.name for w in item)), _same(_STARTED.name))
     return config
 
 

@@ -1,25 +1,28 @@
-"""A checked Request as tensors and back: what travels between the models of the ensemble, as one table.
+"""A checked Request as tensors and back: what travels between the models of a deployment, as one table.
 
-The tokenizer's outputs, the inputs of the denoiser and of the image encoder, and their config.pbtxt are derived from
-it. The prompts are not in it: they travel as token ids, then as embeddings.
+The inputs of the denoiser and of the image encoder and their config.pbtxt are derived from it. Prompts, images and the
+mask are not in it: they travel one by one, and reach the denoiser as embeddings, latents and mask of tokens, each under
+a key by which the request names them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kit.engine import Array
+from pipeline.edit_fields import shortest
 from pipeline.request import FieldType, Request
 
 FRONT = "flux2"  # the model that clients call
 STREAM = "flux2_stream"  # the same with progress
-PROMPT_STAGE = "prompt_stage"  # the ensemble that starts a request: tokenizer, text encoder, denoiser
+PROMPT_STAGE = "prompt_stage"  # the ensemble that brings a prompt: tokenizer, text encoder, denoiser
 IMAGE_STAGE = "image_stage"  # the ensemble that ends it: VAE decoder, image encoder
 DENOISER = "denoiser"
+VAE_ENCODER = "vae_encoder"  # images and masks to what the denoiser takes; in deployments that take references
 NUMPY: Mapping[FieldType, Any] = {
     "TYPE_STRING": np.object_,  # Triton's BYTES
     "TYPE_INT32": np.int32,
@@ -58,7 +61,8 @@ class RequestTensor:
 
     def unpack(self, array: Array) -> dict[str, Any]:
         """Return the fields of one request as plain Python values."""
-        values = array.reshape(-1).tolist()
+        flat = array.reshape(-1)
+        values = [shortest(value) for value in flat] if self.type == "TYPE_FP32" else flat.tolist()
         if self.many:
             return {self.fields[0]: () if values == [0] else tuple(values)}
         texts = [value.decode() if isinstance(value, bytes) else value for value in values]
@@ -74,11 +78,14 @@ TENSORS = (
     RequestTensor("checked_steps", "TYPE_INT32", ("steps",)),
     RequestTensor("checked_guidance", "TYPE_FP32", ("guidance",)),
     RequestTensor("checked_num_images", "TYPE_INT32", ("num_images",)),
+    RequestTensor("checked_strength", "TYPE_FP32", ("strength",)),
     RequestTensor("checked_sigmas", "TYPE_FP32", ("sigmas",), many=True),
     FORMAT,
     ENCODING,
 )
-TICKET = RequestTensor("checked_ticket", "TYPE_INT64", ("ticket",))  # of the front model; 0 without one
+TICKET = RequestTensor("checked_ticket", "TYPE_INT64", ("ticket",))  # of the front model
+ACTION, KEYS, MASK, LATENTS = "action", "item_keys", "item_mask", "item_latents"  # further inputs of the denoiser
+Action = Literal["find", "find again", "bring", "start", "fetch"]
 DENOISED = tuple(tensor for tensor in TENSORS if tensor.batched)  # the denoiser's inputs
 IMAGE_ENCODED = (FORMAT, ENCODING, SEED)  # the image encoder's inputs; the seed passes through
 
@@ -89,7 +96,7 @@ def request_to_tensors(request: Request) -> dict[str, Array]:
 
 
 def request_from_tensors(tensors: Mapping[str, Array]) -> Request:
-    """Rebuild a request from the denoiser's tensors; without FORMAT the format is png. The prompts are empty."""
+    """Rebuild a request from the denoiser's tensors; without FORMAT the format is png. Prompts and images are empty."""
     fields: dict[str, Any] = {"prompt": "", "negative_prompt": "", "output_format": "png"}
     for tensor in TENSORS:
         if tensor.name in tensors:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from kit.atomic_file import write_file
-from kit.errors import UsageError
+from kit.errors import RequestError, UsageError
 from kit.outputs import STDOUT, check_out_file
+from pipeline.edit_fields import STRENGTH
+from pipeline.pictures import read_size
 from pipeline.request import FIELDS, FORMATS
 
 CHOSEN = ("prompt", "output_format", "response_encoding")  # by the position, by the suffix, and by the client
+FILES = ("images", "mask")  # fields whose options name files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +37,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kinds = {"TYPE_STRING": str, "TYPE_INT32": int, "TYPE_INT64": int, "TYPE_FP32": float}
     for field in FIELDS:
-        if field.name not in CHOSEN:
+        if field.name not in (*CHOSEN, *FILES):
             option = f"--{field.name.replace('_', '-')}"
-            default = {"negative_prompt": "none", "num_images": "1"}.get(field.name, "the variant's")
+            default = {"negative_prompt": "none", "num_images": "1", "strength": f"{STRENGTH:g}"}.get(
+                field.name, "the variant's"
+            )
             about = field.about if "default" in field.about else f"{field.about}; default: {default}"
             kind = _numbers if field.many else kinds[field.type]
             metavar = "A,B,..." if field.many else "VALUE"
             parser.add_argument(option, type=kind, metavar=metavar, help=about)
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a reference image, PNG, JPEG or WebP; give it again for each further one, in the order of the prompt",
+    )
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="repaint the first --image where this image, which has its size, is white, and keep the rest",
+    )
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: wait"
     )
@@ -64,8 +83,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     _check_preview(args)
     output_format = _output_format(args)
-    wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name == "prompt" or f.name not in CHOSEN}
+    wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name == "prompt" or f.name not in (*CHOSEN, *FILES)}
     wanted["output_format"] = output_format
+    wanted["images"] = [_read("--image", path) for path in args.image] or None
+    wanted["mask"] = None if args.mask is None else _read("--mask", args.mask)
     show = sys.stderr.isatty()
 
     done = ""
@@ -102,6 +123,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         print(f"{', '.join(str(p) for p in paths)}  seed {images.seed}  {images.seconds:.2f} s")
     return {"images": [str(p) for p in paths], "seed": images.seed, "seconds": round(images.seconds, 3)}
+
+
+def _read(option: str, path: Path) -> bytes:
+    """Read an image that an option names; raises UsageError if it cannot be read or is none."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
+    try:
+        read_size(data, f"{option} {path}")
+    except RequestError as error:
+        raise UsageError(str(error)) from None
+    return data
 
 
 def _check_preview(args: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from kit.errors import UsageError
 from pipeline.request import Limits
 from serve.settings import MOST_LIVE, GraphChoice, KnownAnswer, Tuning
 
+MAY_BE_ZERO = ("threads", "max_guidance", "max_references", "cache_bytes")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; limits and tuning follow their dataclasses."""
@@ -72,7 +74,7 @@ def _chosen(args: argparse.Namespace, cls: type[Any]) -> Any:
             continue
         if name == "live_requests" and value > MOST_LIVE:
             raise UsageError(f"--live-requests {value}: Triton serves at most {MOST_LIVE}")
-        if value < (0 if name in ("threads", "max_guidance") else 1):
+        if value < (0 if name in MAY_BE_ZERO else 1):
             raise UsageError(f"--{name.replace('_', '-')} {value}: too small")
     return cls(**values)
 

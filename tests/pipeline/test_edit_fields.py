@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from base64 import b64encode, encodebytes
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kit.errors import RequestError
 from kit.variants import VARIANTS, Variant
+from pipeline import edit_fields, pictures
+from pipeline.edit_fields import reference_tokens
 from pipeline.request import Limits, check
 
 KLEIN, KV, DEV = VARIANTS["klein-4b"], VARIANTS["klein-9b-kv"], VARIANTS["dev"]
@@ -29,6 +33,8 @@ IMAGE = png(101, 70)
     [
         (KLEIN, {"images": [b""]}, r"images\[0\]: 0 bytes"),
         (KLEIN, {"images": [IMAGE, b"a text"]}, r"images\[1\]: 6 bytes that are no PNG, JPEG or WebP image"),
+        (KLEIN, {"images": [b"a text"]}, r"images\[0\]: .* nor the base64 of one"),
+        (KLEIN, {"images": [b64encode(b"a text")]}, r"images\[0\]: 6 bytes that are no PNG, JPEG or WebP image"),
         (KLEIN, {"images": [png(32, 64)]}, r"images\[0\]: 32 x 64 pixels; each side must have at least 64"),
         (KLEIN, {"images": [IMAGE] * 5}, "images: 5 references; klein-4b takes at most 4"),
         (DEV, {"images": [IMAGE] * 11}, "images: 11 references; dev takes at most 10"),
@@ -66,3 +72,42 @@ def test_the_most_references_are_taken_and_the_first_gives_the_size(variant: Var
 def test_a_mask_has_the_strength_of_diffusers_by_default() -> None:
     request = check({"prompt": "x", "images": [IMAGE], "mask": IMAGE}, KLEIN, Limits())
     assert (request.mask, request.strength, request.width, request.height) == (IMAGE, 0.8, 96, 64)
+
+
+def test_base64_is_taken_as_well_with_and_without_line_ends() -> None:
+    fields = {"prompt": "x", "images": [b64encode(IMAGE), encodebytes(IMAGE), IMAGE], "mask": b64encode(IMAGE)}
+    request = check(fields, KLEIN, Limits())
+    assert (request.images, request.mask) == ((IMAGE, IMAGE, IMAGE), IMAGE)
+
+
+def test_base64_that_is_too_long_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_BYTES", 6)
+    monkeypatch.setattr(edit_fields, "BASE64_BYTES", 8)
+    with pytest.raises(RequestError, match=r"images\[0\]: 12 bytes; the limit is 6, or 8 in base64"):
+        check({"prompt": "x", "images": [b64encode(b"a text..")]}, KLEIN, Limits())
+
+
+@pytest.mark.parametrize(
+    ("limits", "count", "message"),
+    [
+        (Limits(max_references=2), 3, "images: 3 references; this deployment takes at most 2"),
+        (Limits(max_references=7), 5, "images: 5 references; klein-4b takes at most 4"),
+        (Limits(max_references=0), 1, "images: this deployment takes no references; write it with --max-references 1"),
+        (Limits(no_references="it has no VAE encoder"), 1, "images: it has no VAE encoder"),
+    ],
+)
+def test_a_deployment_limits_the_references(limits: Limits, count: int, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        check({"prompt": "x", "images": [IMAGE] * count}, KLEIN, limits)
+    check({"prompt": "x", "images": []}, KLEIN, limits)
+
+
+def test_a_strength_that_travelled_as_fp32_is_the_number_that_was_sent() -> None:
+    for strength in (0.8, 0.7, 0.333, 1.0, 0.001):
+        fields = {"prompt": "x", "images": [IMAGE], "mask": IMAGE, "strength": np.float32(strength)}
+        assert check(fields, KLEIN, Limits()).strength == strength
+
+
+def test_tokens_of_references_are_those_of_what_remains_of_them() -> None:
+    assert reference_tokens([IMAGE, png(2048, 2048)]) == 6 * 4 + 64 * 64
+    assert reference_tokens([]) == 0

@@ -63,6 +63,26 @@ def test_pixels_and_size_are_those_of_load_image(kind: str, tmp_path: Path) -> N
     assert read_size(data, "images[0]") == ours.size
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_a_size_is_read_without_decoding_pixels(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, upright = encoded(noise(), form), turned(6, form)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    assert read_size(plain, "images[0]") == (90, 70)
+    assert read_size(upright, "images[0]") == (70, 90)
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = turned(6, "PNG")
+    at, end = data.index(b"eXIf") - 4, data.index(b"IEND") - 4
+    length = 12 + int.from_bytes(data[at : at + 4], "big")
+    late = data[:at] + data[at + length : end] + data[at : at + length] + data[end:]
+    (tmp_path / "image").write_bytes(late)
+    theirs = load_image(str(tmp_path / "image"))
+    assert np.array_equal(np.asarray(decode_rgb(late, "images[0]")), np.asarray(theirs))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    assert read_size(late, "images[0]") == theirs.size == (70, 90)
+
+
 def test_grey_of_16_bits_keeps_its_upper_8() -> None:
     deep = np.arange(0, 65536, 8, dtype=np.uint16).reshape(64, 128)
     ours = np.asarray(decode_rgb(encoded(Image.fromarray(deep)), "images[0]"))

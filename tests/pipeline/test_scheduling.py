@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.scheduling import PATIENCE, SHORT, CallCosts, Scheduler
+from pipeline.scheduling import CACHED_SHARE, PATIENCE, SHAPES, SHORT, CallCosts, Scheduler, Shape
 from planner import queueing
 
 Cost = Callable[[int, int], float]  # seconds of a call by tokens and rows
@@ -29,6 +29,11 @@ class Fake:
     rows: int = 1
     batch: bool = False
     done: float = -1.0
+    cached: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        return self.tokens, self.cached
 
 
 def simulate(jobs: list[tuple[float, Fake]], cost: Cost, max_rows: int = 16) -> float:
@@ -42,7 +47,7 @@ def simulate(jobs: list[tuple[float, Fake]], cost: Cost, max_rows: int = 16) -> 
         while coming and coming[0][0] <= now:
             live.append(coming.pop(0)[1])
         chosen = scheduler.choose(live)
-        assert len({live[i].tokens for i in chosen}) == 1
+        assert len({live[i].shape for i in chosen}) == 1
         assert sum(live[i].rows for i in chosen) <= max(max_rows, live[chosen[0]].rows)
         seconds = cost(live[chosen[0]].tokens, sum(live[i].rows for i in chosen))
         now += seconds
@@ -94,6 +99,22 @@ def test_requests_of_other_sizes_do_not_share_a_call() -> None:
     jobs = [(0.0, Fake(4, tokens)) for tokens in (16, 64, 256, 64)]
     simulate(jobs, gpu)  # asserted in simulate
     assert all(job.done > 0 for _, job in jobs)
+
+
+def test_requests_with_and_without_cached_references_do_not_share_a_call() -> None:
+    jobs = [(0.0, Fake(4, cached=cached)) for cached in (0, 16, 32, 16, 0)]
+    simulate(jobs, gpu)  # asserted in simulate
+    assert all(job.done > 0 for _, job in jobs)
+
+
+def test_a_request_with_references_costs_as_much_as_its_tokens_say() -> None:
+    """Of two requests with as many steps left, the one with fewer tokens to compute goes first."""
+    plain, cached, joined = Fake(4, 64), Fake(4, 64, cached=64), Fake(4, 128)
+    scheduler = Scheduler(16)
+    assert scheduler.choose([joined, cached, plain]) == [2]
+    assert scheduler.choose([joined, cached]) == [1]
+    assert scheduler.work(cached) == (1 + CACHED_SHARE) * scheduler.work(plain)
+    assert scheduler.work(joined) == 2 * scheduler.work(plain)
 
 
 def test_a_request_with_more_rows_than_a_call_may_have_runs_alone() -> None:
@@ -150,14 +171,23 @@ def test_one_at_a_time_advances_the_oldest_alone() -> None:
 
 def test_costs_are_learned_and_scaled_from_the_nearest_size() -> None:
     costs = CallCosts()
-    assert costs.seconds(64, 2) / costs.seconds(64, 1) == 2
-    costs.observe(64, 1, 0.1)
-    costs.observe(64, 4, 0.2)
-    assert costs.seconds(64, 1) == pytest.approx(0.1)
-    assert 0.1 < costs.seconds(64, 2) < 0.2
-    assert costs.seconds(128, 1) == pytest.approx(0.2)
-    costs.observe(64, 1, 0.2)
-    assert 0.1 < costs.seconds(64, 1) < 0.2
+    assert costs.seconds((64, 0), 2) / costs.seconds((64, 0), 1) == 2
+    costs.observe((64, 0), 1, 0.1)
+    costs.observe((64, 0), 4, 0.2)
+    assert costs.seconds((64, 0), 1) == pytest.approx(0.1)
+    assert 0.1 < costs.seconds((64, 0), 2) < 0.2
+    assert costs.seconds((128, 0), 1) == pytest.approx(0.2)
+    costs.observe((64, 0), 1, 0.2)
+    assert 0.1 < costs.seconds((64, 0), 1) < 0.2
+
+
+def test_costs_of_the_latest_shapes_are_remembered() -> None:
+    costs = CallCosts()
+    for tokens in range(1, SHAPES + 10):
+        costs.observe((tokens, 0), 1, float(tokens))
+        costs.observe((1, 0), 1, 1.0)
+    assert len(costs.seen) == SHAPES
+    assert {(1, 0), (SHAPES + 9, 0)} < set(costs.seen)
 
 
 def pairs(tokens: int, rows: int) -> float:

@@ -26,6 +26,9 @@ from serve.tcp_ports import TcpPorts
     [
         ({"prompt": "a", "widht": 64}, "unknown field 'widht'; there are: prompt"),
         ({"prompt": "a", "width": "wide"}, "width: 'wide' is not a INT32 value"),
+        ({"prompt": "a", "images": b"one"}, "images: expected a list of encoded images, each as bytes"),
+        ({"prompt": "a", "images": ["a.png"]}, "images: expected encoded images as bytes, such as those of Path"),
+        ({"prompt": "a", "mask": "m.png"}, "mask: expected encoded images as bytes, such as those of Path.read_bytes"),
         ({"prompt": "a", "width": 2**40}, "width: 1099511627776 is not a INT32 value"),
     ],
 )
@@ -39,6 +42,14 @@ def test_fields_that_are_none_are_omitted() -> None:
         "prompt",
         "steps",
     ]
+
+
+def test_images_are_a_list_and_none_of_them_is_no_field() -> None:
+    fields = {"prompt": "a", "images": [b"one", b"two"], "mask": b"mask", "strength": 0.5}
+    sent = {tensor.name(): (tensor.shape(), tensor.datatype()) for tensor in fields_to_inputs(fields)}
+    assert sent["images"] == ([2], "BYTES")
+    assert (sent["mask"], sent["strength"]) == (([1], "BYTES"), ([1], "FP32"))
+    assert [tensor.name() for tensor in fields_to_inputs({"prompt": "a", "images": []})] == ["prompt"]
 
 
 @pytest.mark.server

@@ -13,6 +13,7 @@ from export.artifact import ExportConfig, export
 from pipeline.images import decode, encode
 from pipeline.request import Limits
 from serve.__main__ import main
+from serve.client import Client
 from serve.launch import Server
 from serve.settings import Settings, Tuning
 from tests.conftest import ByFamily
@@ -34,6 +35,24 @@ def test_generate_writes_the_image_and_prints_the_seed(
     facts = json.loads(text.splitlines()[-1])
     assert (code, facts["images"], facts["seed"]) == (0, [str(out)], 3)
     assert decode(out.read_bytes()).shape == (96, 64, 3)
+
+
+@pytest.mark.server
+def test_generate_sends_references_in_their_order_and_a_mask(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [encode(np.full((64, 80, 3), value, np.uint8), "png") for value in (40, 200)]
+    white = encode(np.full((64, 80, 3), 255, np.uint8), "png")
+    for name, data in zip(("a.png", "b.png", "mask.png"), (*images, white), strict=True):
+        (tmp_path / name).write_bytes(data)
+    options = ["--url", server.url, "--out", str(tmp_path / "fox.png"), "--seed", "3", "--steps", "2"]
+    for name in ("a.png", "b.png"):
+        options += ["--image", str(tmp_path / name)]
+    options += ["--mask", str(tmp_path / "mask.png"), "--strength", "0.7"]
+    assert run(capsys, "generate", "make it blue", *options)[0] == 0
+    fields = {"prompt": "make it blue", "seed": 3, "steps": 2, "images": images, "mask": white, "strength": 0.7}
+    with Client(server.url) as client:
+        assert (tmp_path / "fox.png").read_bytes() == client.generate(fields, timeout=60).images[0]
 
 
 @pytest.mark.server
@@ -64,6 +83,10 @@ def test_generate_prints_why_the_server_rejected_a_request(
             ["generate", "x", "--out", "x.png", "--url", "localhost"],
             "--url localhost: expected HOST:PORT of the server",
         ),
+        (["generate", "x", "--out", "x.png", "--image", "a.png"], "--image a.png: No such file or directory"),
+        (["generate", "x", "--out", "x.png", "--image", "text"], "--image text: 9 bytes that are no PNG, JPEG or WebP"),
+        (["generate", "x", "--out", "x.png", "--mask", "empty"], "--mask empty: 0 bytes; expected a PNG, JPEG or WebP"),
+        (["repository", "nowhere", "--out", "x", "--max-references", "-1"], "--max-references -1: too small"),
         (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give the name of"),
         (["repository", "nowhere", "--out", "x"], "nowhere does not exist"),
         (["repository", "nowhere", "--out", "x", "--min-side", "50"], "min_side 50 is not a positive multiple of 16"),
@@ -75,6 +98,8 @@ def test_wrong_use_prints_one_sentence_and_exits_with_2(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("a red fox")
+    (tmp_path / "empty").touch()
     code, out, err = run(capsys, *argv, "--json")
     assert code == 2
     assert err.startswith("error: ")

@@ -212,7 +212,7 @@ class Served:
     def __init__(self, deployment: Path) -> None:
         self.pipeline = LocalPipeline(deployment)
 
-    def generate(self, fields: Any, timeout: float) -> Any:
+    def generate(self, fields: Any, timeout: float, cache: str) -> Any:
         return SimpleNamespace(images=[encode(self.pipeline.generate(fields).pixels[0], "png")], seconds=0.1)
 
 

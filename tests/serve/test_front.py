@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -11,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kit.errors import CancelledError, EngineError, RequestError, UnavailableError
+from pipeline.images import encode
 from pipeline.request import Limits, Request
 from serve.front import Front, Options
 from serve.ledger import Ledger, State
@@ -48,7 +51,8 @@ class Client:
         self.started = threading.Event()
         self.answer: Any = None
         self.came = threading.Event()
-        self.fields: Mapping[str, Any] = {}
+        self.request: Request | None = None
+        self.cache = False
         self.ticket = 0
 
     def stage(self, name: str, since: float = 0.0) -> AbstractContextManager[None]:
@@ -59,8 +63,8 @@ class Client:
         assert not self.came.is_set(), "Triton has freed this request"
         return self.left
 
-    def start(self, fields: Mapping[str, Any], ticket: int) -> None:
-        self.fields, self.ticket = fields, ticket
+    def start(self, request: Request, ticket: int, cache: bool) -> None:
+        self.request, self.ticket, self.cache = request, ticket, cache
         self.started.set()
         self.on_start()
         if self.denoise:
@@ -120,12 +124,21 @@ def wait_for(event: threading.Event) -> None:
     assert event.wait(SECONDS)
 
 
+def sent_without_cache(house: House) -> Client:
+    client = house.send(Options.read(0, '{"cache": "skip"}'))
+    client.result()
+    return client
+
+
 def test_a_request_passes_all_stages_with_a_fixed_seed(house: House) -> None:
     client = house.send()
     assert client.result() == "image of latents"
-    assert isinstance(client.fields["seed"], int)
+    assert client.request is not None
+    assert isinstance(client.request.seed, int)
+    assert client.cache
+    assert not sent_without_cache(house).cache
     until(lambda: house.ledger.occupied == 0)
-    assert house.counts.values["flux2_images_total"] == 1
+    assert house.counts.values["flux2_images_total"] == 2
 
 
 def test_invalid_requests_are_answered_before_any_work(house: House) -> None:
@@ -211,6 +224,19 @@ def test_requests_wait_while_a_model_is_healed(house: House) -> None:
     assert client.result() == "image of latents"
 
 
+def test_a_request_that_is_denoised_while_the_front_closes_is_answered(house: House) -> None:
+    client = house.send(denoise=False)
+    until(client.started.is_set)
+    until(lambda: bool(house.front._denoising))
+    closing = threading.Thread(target=house.front.close)
+    closing.start()
+    time.sleep(0.1)
+    house.ledger.finish(client.ticket)
+    assert client.result() == "image of latents"
+    closing.join(SECONDS)
+    assert not closing.is_alive()
+
+
 def test_a_draining_server_takes_nothing_new(house: House) -> None:
     house.ledger.state = State.DRAINING
     client = house.send()
@@ -233,5 +259,51 @@ def test_a_request_that_ended_two_processes_is_rejected(house: House) -> None:
 def test_priorities_and_timeouts_come_from_the_request_s_parameters() -> None:
     assert Options.read(0, "") == Options()
     assert Options.read(1_500_000, '{"priority_class": "batch"}') == Options(1.5, True)
+    with pytest.raises(RequestError, match="cache: 'empty' is not one of use, skip"):
+        Options.read(0, '{"cache": "empty"}')
     with pytest.raises(RequestError, match="priority_class: 'urgent' is not one of interactive, batch"):
         Options.read(0, '{"priority_class": "urgent"}')
+
+
+def picture(width: int, height: int, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return encode(pixels, "png")
+
+
+def test_reference_images_count_in_bytes_and_in_costs(house: House) -> None:
+    hold = threading.Event()
+    image = picture(64, 128)
+    plain = house.send(start=lambda: wait_for(hold))
+    edit = house.send(fields={**FIELDS, "images": [image, image]}, start=lambda: wait_for(hold))
+    until(lambda: len(house.front.admission.live) == 2)
+    costs = {entry.payload.caller: (entry.cost, entry.bytes) for entry in house.front.admission.live}
+    assert costs[plain] == (2 * 16, 5)
+    assert costs[edit] == (2 * (16 + 2 * 32), 5 + 2 * len(image))
+    hold.set()
+    assert [client.result() for client in (plain, edit)] == ["image of latents"] * 2
+
+
+def test_fields_of_requests_in_flight_have_a_bound_in_bytes(tmp_path: Path) -> None:
+    image = picture(64, 64)
+    made = House(tmp_path, live_requests=2, queue_size=8, queue_bytes=2 * len(image))
+    hold = threading.Event()
+    fields = {**FIELDS, "images": [image]}
+    first, second = (made.send(fields=fields, start=lambda: wait_for(hold)) for _ in range(2))
+    assert isinstance(second.answer, UnavailableError)
+    assert re.match(
+        rf"the requests in flight have \d+ bytes and this one has {5 + len(image)}, the limit is", str(second.answer)
+    )
+    small = made.send(start=lambda: wait_for(hold))
+    hold.set()
+    assert [client.result() for client in (first, small)] == ["image of latents"] * 2
+    alone = made.send(fields={**FIELDS, "images": [image, image, image]})
+    assert alone.result() == "image of latents", "a request that is alone is served whatever it has"
+    made.front.close()
+
+
+def test_requests_with_other_images_have_other_digests(house: House) -> None:
+    hold = threading.Event()
+    for seed in range(2):
+        house.send(fields={**FIELDS, "images": [picture(64, 64, seed)]}, start=lambda: wait_for(hold))
+    until(lambda: len(house.ledger.in_flight()) == 2)
+    hold.set()

@@ -5,6 +5,7 @@ No GPU runs here: what a model opens is replaced by a recorder.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,7 +38,7 @@ def deployed(artifact_of: ByFamily, tmp_path: Path) -> Path:
 
 
 def test_all_parts_are_python_models_on_the_gpu(deployed: Path) -> None:
-    for name in ("text_encoder", "denoiser", "vae_decoder"):
+    for name in ("text_encoder", "denoiser", "vae_decoder", "vae_encoder"):
         config = text_format.Parse((deployed / name / "config.pbtxt").read_text(), proto.ModelConfig())
         assert config.backend == "python"
         assert config.instance_group[0].kind == proto.ModelInstanceGroup.KIND_GPU
@@ -53,7 +54,13 @@ def test_every_runtime_names_a_provider() -> None:
 
 def test_sizes_and_memory_follow_the_limits(deployed: Path) -> None:
     settings = Settings.read(deployed / "denoiser" / "1")
-    assert ort_deploy.profile("transformer", settings).axes["image_tokens"] == AxisRange(16, 4096, 16384)
+    assert ort_deploy.profile("transformer", settings).axes["image_tokens"] == AxisRange(16, 4096, 2 * 16384)
+    small = replace(settings, limits=Limits(max_references=1))
+    assert ort_deploy.profile("transformer", small).axes["image_tokens"] == AxisRange(16, 4096, 16384 + 4096)
+    without = replace(settings, ports={part: p for part, p in settings.ports.items() if part != "vae_encoder"})
+    assert ort_deploy.profile("transformer", without).axes["image_tokens"] == AxisRange(16, 4096, 16384)
+    needed = [ort_deploy.memory_limit("transformer", made, "fp32") for made in (without, small, settings)]
+    assert needed == sorted(set(needed))
     assert ort_deploy.profile("vae_decoder", settings).axes["latent_width"].high == Limits().max_side // 16
     assert ort_deploy.profile("text_encoder", settings).axes["batch"] == AxisRange(1, 1, Tuning().text_batch)
     assert ort_deploy.memory_limit("transformer", settings, "fp32") > ort_deploy.memory_limit(
@@ -82,8 +89,6 @@ def test_a_model_opens_its_graph_with_the_provider_and_a_cache_beside_it(
 def test_a_machine_without_a_gpu_or_with_another_one_is_told_so(
     deployed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     settings = Settings.read(deployed / "denoiser" / "1")
     monkeypatch.setattr(ort_deploy, "this_machine", lambda: Machine(None, None))
     with pytest.raises(UsageError, match="ort-cuda needs a GPU, and nvidia-smi lists none"):

@@ -13,11 +13,14 @@ from kit.engine import Array
 from kit.errors import CancelledError, EngineError
 from kit.ports import ports
 from pipeline.denoise import Denoiser
+from pipeline.references import References
+from pipeline.request import Limits, check
 from pipeline.scheduling import Scheduler
+from pipeline.store import Store
 from serve.step_loop import Answer, StepJob, StepLoop
 from tests.pipeline.test_denoise import small, start
 
-VARIANT = small("klein-4b")
+VARIANT, KV = small("klein-4b"), small("klein-9b-kv")
 SECONDS = 20.0
 
 
@@ -41,6 +44,47 @@ class SmallMemory:
         if len(hidden) > self.most:
             raise EngineError("out of memory")
         return {"velocity": 0.1 * hidden}
+
+
+class Extract:
+    """klein-kv's graph that reads references: keys and values are their latents; it counts its calls."""
+
+    def __init__(self) -> None:
+        self.ports = ports("transformer_extract", KV, "fp32")
+        self.calls = 0
+        self.fails = False
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if self.fails:
+            raise EngineError("out of memory")
+        self.calls += 1
+        latents: Any = inputs["ref_hidden_states"]
+        return {"ref_key_0": latents[:, None, :, :4].copy(), "ref_value_0": latents[:, None, :, 4:8].copy()}
+
+
+class Cached(SmallMemory):
+    """Adds to the velocity what the references of a row say."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        values: Any = inputs["ref_value_0"]
+        plain: Any = super().run(inputs)["velocity"]
+        return {"velocity": plain + values.mean(axis=(1, 2, 3))[:, None, None]}
+
+
+def kv_loop(extract: Extract, store: Store | None = None, engine: SmallMemory | None = None) -> StepLoop:
+    denoiser = Denoiser(KV, "fp32", engine or SmallMemory(), extract=extract, cached=Cached(), store=store)
+    return StepLoop(denoiser, Scheduler(16))
+
+
+def submit_edit(loop: StepLoop, number: int, tokens: int = 16, key: str = "") -> Collected:
+    """Submit a request of klein-kv whose references are a number."""
+    references = References(np.full((tokens, 128), number, np.float32), np.zeros((tokens, 4), np.int64))
+    text = np.full((KV.text_tokens, KV.transformer.joint_dim), 0.5, np.float32)
+    fields = {"prompt": "a", "seed": 1, "width": 64, "height": 64, "steps": 3}
+    request = check(fields, KV, Limits())
+    collected = Collected()
+    loop.submit(StepJob(loop.denoiser.admit(request, text, references=references, memory_key=key), collected))
+    return collected
 
 
 class Collected:
@@ -74,10 +118,11 @@ def test_jobs_are_answered_with_their_own_latents() -> None:
     loop = loop_of(SmallMemory())
     wishes: list[dict[str, Any]] = [{"seed": n, "steps": 2 + n} for n in range(5)]
     together = [submit(loop, **wish) for wish in wishes]
+    apart = Denoiser(VARIANT, "fp32", SmallMemory())  # the loop's is used by its thread
     for wish, collected in zip(wishes, together, strict=True):
-        alone = start(loop.denoiser, **wish)
+        alone = start(apart, **wish)
         while not alone.done:
-            loop.denoiser.step([alone])
+            apart.step([alone])
         assert np.array_equal(collected.result(), alone.image_latents())  # type: ignore[arg-type]
     loop.close()
 
@@ -137,3 +182,58 @@ def test_closing_answers_what_is_left() -> None:
     engine.gate.set()
     closing.join(SECONDS)
     assert all(isinstance(job.result(), CancelledError) for job in jobs)
+
+
+def test_references_with_and_without_cache_and_plain_requests_live_side_by_side() -> None:
+    """Each gets what it gets alone, though requests with other references and without any are in the loop."""
+    extract = Extract()
+    loop = kv_loop(extract)
+    alone = [submit_edit(loop, number, tokens).result() for number, tokens in ((1, 16), (2, 16), (3, 8))]
+    plain = submit(loop, steps=3).result()
+    together = [submit_edit(loop, number, tokens) for number, tokens in ((1, 16), (2, 16), (3, 8))]
+    beside = submit(loop, steps=3)
+    for collected, expected in zip((*together, beside), (*alone, plain), strict=True):
+        assert np.array_equal(collected.result(), expected)  # type: ignore[arg-type]
+    assert not np.array_equal(alone[0], alone[1])  # type: ignore[arg-type]
+    assert extract.calls == 6
+    loop.close()
+
+
+def test_the_same_references_are_read_once_and_others_of_their_size_are_not_mixed_up() -> None:
+    extract, store = Extract(), Store(2**20)
+    loop, other = kv_loop(extract, store), kv_loop(Extract())
+    wanted = [submit_edit(other, number).result() for number in (1, 2)]
+    other.close()
+    for _ in range(3):
+        jobs = [submit_edit(loop, number, key=f"keys_values:{number}") for number in (1, 2, 1)]
+        for job, number in zip(jobs, (1, 2, 1), strict=True):
+            assert np.array_equal(job.result(), wanted[number - 1])  # type: ignore[arg-type]
+    assert extract.calls == 2
+    loop.close()
+
+
+def test_references_that_cannot_be_read_fail_their_own_request() -> None:
+    extract = Extract()
+    extract.fails = True
+    loop = kv_loop(extract)
+    failed, plain = submit_edit(loop, 1), submit(loop)
+    assert isinstance(failed.result(), EngineError)
+    assert isinstance(plain.result(), np.ndarray)
+    loop.close()
+
+
+def test_a_request_that_is_cancelled_before_its_references_are_read_never_reads_them() -> None:
+    extract, engine = Extract(), SmallMemory()
+    loop = kv_loop(extract, engine=engine)
+    engine.gate.clear()
+    plain = submit(loop, steps=1)
+    references = References(np.zeros((16, 128), np.float32), np.zeros((16, 4), np.int64))
+    text = np.full((KV.text_tokens, KV.transformer.joint_dim), 0.5, np.float32)
+    request = check({"prompt": "a", "seed": 1, "width": 64, "height": 64}, KV, Limits())
+    edit = Collected()
+    loop.submit(StepJob(loop.denoiser.admit(request, text, references=references), edit, wanted=lambda: False))
+    engine.gate.set()
+    assert isinstance(plain.result(), np.ndarray)
+    assert isinstance(edit.result(), CancelledError)
+    assert extract.calls == 0
+    loop.close()

@@ -263,7 +263,7 @@ class Generator:
     def __init__(self, pixels: Any) -> None:
         self.pixels = pixels
 
-    def generate(self, fields: Any, timeout: float) -> Any:
+    def generate(self, fields: Any, timeout: float, cache: str) -> Any:
         return SimpleNamespace(images=[encode(self.pixels, "png")], seconds=0.5)
 
 

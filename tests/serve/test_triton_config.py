@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from kit.ports import ports
+from kit.ports import SERVED_PARTS, parts_of, ports
 from kit.variants import VARIANTS
 from pipeline.request import FIELDS, Limits
 from serve.settings import Settings, Tuning
@@ -20,8 +20,8 @@ EXPECTED = Path(__file__).parents[1] / "expected"
 
 def settings(name: str) -> Settings:
     variant = VARIANTS[name]
-    parts = {part: ports(part, variant, "fp32") for part in ("text_encoder", "transformer", "vae_decoder")}
-    return Settings(variant, "fp32", Limits(), Tuning(threads=2), parts)  # type: ignore[arg-type]
+    parts = {part: ports(part, variant, "fp32") for part in parts_of(variant)}
+    return Settings(variant, "fp32", Limits(), Tuning(threads=2), parts)
 
 
 @pytest.mark.parametrize("name", ["klein-4b", "klein-base-4b"])
@@ -57,7 +57,7 @@ def test_every_tensor_of_an_ensemble_has_one_source_and_equal_shapes(name: str, 
         model = made[step.model_name]
         axis = [-1] if model.max_batch_size else []
         shapes = {w.name: (w.data_type, (*axis, *w.dims)) for w in (*model.input, *model.output)}
-        assert {w.name for w in model.input} == set(step.input_map)
+        assert {w.name for w in model.input if not w.optional} <= set(step.input_map) <= {w.name for w in model.input}
         for port, tensor in step.input_map.items():
             assert source[tensor] == shapes[port], (step.model_name, port)
             used.add(tensor)
@@ -68,6 +68,12 @@ def test_every_tensor_of_an_ensemble_has_one_source_and_equal_shapes(name: str, 
         assert source[wire.name] == (wire.data_type, tuple(wire.dims))
         used.add(wire.name)
     assert used == set(source)  # Triton rejects an ensemble with a tensor that nothing reads
+
+
+def test_a_deployment_without_references_has_no_model_for_images() -> None:
+    base = settings("klein-4b")
+    without = {part: base.ports[part] for part in SERVED_PARTS}
+    assert set(configs(base)) - set(configs(replace(base, ports=without))) == {"vae_encoder"}  # type: ignore[arg-type]
 
 
 def test_clients_send_the_same_fields_to_both_front_models() -> None:

@@ -24,10 +24,12 @@ REQUEST = Request(
 )
 
 
-def test_every_field_but_the_prompts_is_in_one_tensor() -> None:
+BROUGHT = ("prompt", "negative_prompt", "images", "mask")  # as embeddings, latents and mask of tokens
+
+
+def test_every_field_is_in_one_tensor_or_brought_to_the_denoiser() -> None:
     packed = [field for tensor in TENSORS for field in tensor.fields]
-    edits = {"images", "mask", "strength"}  # the server takes none; see docs/serving.md
-    assert sorted([*packed, "prompt", "negative_prompt", *edits]) == sorted(field.name for field in fields(Request))
+    assert sorted([*packed, *BROUGHT]) == sorted(field.name for field in fields(Request))
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -47,6 +49,11 @@ def test_sigmas_survive_the_round_trip() -> None:
         request = replace(REQUEST, sigmas=sigmas, response_encoding="base64")
         found = request_from_tensors(request_to_tensors(request))
         assert (found.sigmas, found.response_encoding) == (sigmas, "base64")
+
+
+def test_a_strength_survives_the_round_trip_as_the_number_that_was_sent() -> None:
+    for strength in (0.8, 0.1, 0.333, 1.0):
+        assert request_from_tensors(request_to_tensors(replace(REQUEST, strength=strength))).strength == strength
 
 
 def test_the_denoiser_rebuilds_the_request_without_its_format() -> None:

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from kit.engine import Array
 from kit.errors import Flux2Error
-from pipeline.request import FIELDS, Request
+from pipeline.request import Request
 from serve import backend
 from serve.front import Front, Options
 from serve.ledger import Ledger, ledger_path
 from serve.metrics import Metrics
 from serve.settings import Settings, version_folder
+from serve.start import Starter
 from serve.tracing import Tracer, context_of
-from serve.wire import DENOISER, IMAGE_ENCODED, IMAGE_STAGE, NUMPY, PROMPT_STAGE, TICKET
+from serve.wire import ACTION, DENOISER, IMAGE_ENCODED, IMAGE_STAGE, TICKET
 
 OUTPUTS = ["image", "seed_used"]
 
@@ -25,8 +27,9 @@ OUTPUTS = ["image", "seed_used"]
 class TritonCaller:
     """One request of a client."""
 
-    def __init__(self, request: Any, tracer: Tracer) -> None:
+    def __init__(self, request: Any, tracer: Tracer, starter: Starter) -> None:
         self.request = request
+        self.starter = starter
         self.tracer = tracer
         self.trace_context = context_of(request)
         self.sender = request.get_response_sender()
@@ -39,27 +42,28 @@ class TritonCaller:
     def is_cancelled(self) -> bool:
         return bool(self.request.is_cancelled())
 
-    def start(self, fields: Mapping[str, Any], ticket: int) -> None:
-        inputs = [pb.Tensor("ticket", np.array([ticket], np.int64))]
-        for field in FIELDS:
-            value = fields.get(field.name)
-            if value is not None:
-                values = value if field.many else [value]
-                inputs.append(pb.Tensor(field.name, np.array(values, NUMPY[field.type])))
-        self._call(PROMPT_STAGE, ["started"], inputs)
+    def start(self, request: Request, ticket: int, cache: bool) -> None:
+        self.starter.start(request, ticket, self._arrays, cache)
 
     def fetch(self, ticket: int) -> Any:
-        (latents,) = self._call(DENOISER, ["latents"], [pb.Tensor(TICKET.name, np.array([[ticket]], np.int64))])
+        inputs = {TICKET.name: np.array([[ticket]], np.int64), ACTION: np.array([[b"fetch"]], np.object_)}
+        (latents,) = self._call(DENOISER, ["latents"], inputs)
         return latents
 
     def finish(self, request: Request, latents: Any) -> Any:
-        inputs = [pb.Tensor(tensor.name, tensor.pack(request)) for tensor in IMAGE_ENCODED]
-        outputs = self._call(IMAGE_STAGE, OUTPUTS, [pb.Tensor.from_dlpack("latents", latents), *inputs])
+        inputs = {tensor.name: tensor.pack(request) for tensor in IMAGE_ENCODED}
+        outputs = self._call(IMAGE_STAGE, OUTPUTS, inputs, pb.Tensor.from_dlpack("latents", latents))
         return [pb.Tensor(t.name(), t.as_numpy()) for t in outputs]
 
-    def _call(self, model: str, outputs: list[str], inputs: list[Any]) -> list[Any]:
+    def _arrays(self, model: str, outputs: list[str], inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {t.name(): t.as_numpy() for t in self._call(model, outputs, inputs)}
+
+    def _call(self, model: str, outputs: list[str], inputs: Mapping[str, Array], *tensors: Any) -> list[Any]:
         response = pb.InferenceRequest(
-            model_name=model, requested_output_names=outputs, inputs=inputs, request_id=self._request_id
+            model_name=model,
+            requested_output_names=outputs,
+            inputs=[*(pb.Tensor(name, value) for name, value in inputs.items()), *tensors],
+            request_id=self._request_id,
         ).exec()
         if response.has_error():
             raise backend.passed_on(str(response.error().message()))
@@ -78,11 +82,13 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.tracer = Tracer()
-        self.front = Front(Settings.read(version_folder(args)), Ledger(ledger_path()), Metrics(pb, "flux2"))
+        settings, ledger = Settings.read(version_folder(args)), Ledger(ledger_path())
+        self.starter = Starter(settings, ledger)
+        self.front = Front(settings, ledger, Metrics(pb, "flux2"))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            caller = TritonCaller(request, self.tracer)
+            caller = TritonCaller(request, self.tracer, self.starter)
             try:
                 fields = backend.read_fields(pb, request)
                 options = Options.read(request.timeout(), request.parameters())
