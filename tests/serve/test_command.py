@@ -102,7 +102,7 @@ def test_a_bf16_artifact_is_rejected_for_onnx_runtime(
     export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), dtype="bf16"))
     code, _, err = run(capsys, "repository", str(tmp_path / "a"), "--out", str(tmp_path / "d"))
     assert code == 2
-    assert "computes in bf16, which no runtime of graphs on a CPU runs; export it with --dtype fp32" in err
+    assert "computes in bf16, which no CPU runtime supports; export it with --dtype fp32" in err
 
 
 def test_an_artifact_without_a_part_is_rejected(
