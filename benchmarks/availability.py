@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beside",
         type=Path,
         metavar="DEPLOY",
-        help="for `mixed`: the same artifact with --policy first-come; default: not compared",
+        help="`mixed`: a deployment of the same artifact with --policy first-come to compare with; default: none",
     )
     parser.add_argument(
-        "--only", default="", metavar="NAMES", help=f"some of: {', '.join(PARTS)}; separated by commas; default: all"
+        "--only", default="", metavar="NAMES", help=f"comma-separated parts, of {', '.join(PARTS)}; default: all"
     )
     parser.add_argument(
         "--checkpoint",
@@ -62,8 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for `throughput`: the deployed klein checkpoint, run in diffusers; default: not compared",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="kills of each process and signal")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="length of overload and mixed load")
-    parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="`mixed`: requests a second; 0: 80 %%")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="SECONDS", help="duration of `overload` and `mixed`"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="`mixed`: requests per second; 0: 80 %% of the measured throughput",
+    )
     parser.add_argument("--requests", type=int, default=2000, metavar="N", help="requests of `soak` and `malformed`")
 
 

@@ -53,23 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", type=Path, metavar="A.json", help="a result of a benchmark, from --save or --json")
     parser.add_argument("new", type=Path, metavar="B.json", help="a later result of the same benchmark")
     parser.add_argument(
-        "--tolerance", type=float, default=0.03, metavar="SHARE", help="changes up to this share of a number are none"
+        "--tolerance", type=float, default=0.03, metavar="SHARE", help="relative changes up to this count as none"
     )
     parser.add_argument(
         "--only", default="*", metavar="PATTERN", help="compare names that match, such as '*int8*' (default: all)"
     )
-    parser.add_argument(
-        "--any-machine", action="store_true", help="compare although the files are from different machines"
-    )
+    parser.add_argument("--any-machine", action="store_true", help="compare results of different machines anyway")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare two files; raises CheckFailed if something became worse, so that CI stops."""
     if not 0 <= args.tolerance < 1:
-        raise UsageError(f"--tolerance {args.tolerance:g} is no share from 0 to 1")
+        raise UsageError(f"--tolerance {args.tolerance:g}: must be at least 0 and less than 1")
     old, new = read(args.old), read(args.new)
     if not args.any_machine and (difference := other_machine(old, new)):
-        raise UsageError(f"{difference}; times of two machines say nothing of a change (--any-machine compares anyway)")
+        raise UsageError(f"{difference}, so their times cannot be compared; --any-machine compares them anyway")
     found = [c for c in compare(old, new, args.tolerance) if fnmatch.fnmatch(c.name, args.only)]
     if not found:
         raise UsageError(f"{args.old} and {args.new} have no number in common that matches {args.only!r}")
@@ -103,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a result of a benchmark ({error})") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: not a result of a benchmark: the JSON is no object")
+        raise UsageError(f"{path}: not a result of a benchmark: the JSON is not an object")
     return found
 
 

@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("build"),
         help="where a work folder is made; needs 45 GB of disk",
     )
-    parser.add_argument("--only", default="", metavar="WORDS", help="rows with these words, for example 'klein-4b fp8'")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="WORDS",
+        help="build only rows with these words, for example 'klein-4b fp8'; default: all rows",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, metavar="N", default=5, help="rounds of the comparison; ratios are medians"
     )
     parser.add_argument("--only", choices=ONLY, help="run only this measurement; default: all")
-    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul", help="as for export onnx")
+    parser.add_argument("--attention", choices=("matmul", "op"), default="matmul", help="as in `export onnx`")
     parser.add_argument("--worker", choices=(*STEPS_OF, "whole"), help=argparse.SUPPRESS)
 
 

@@ -62,12 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"an artifact in {', '.join(GRAPH_RUNTIMES)} or, of engines and packages, own; or a checkpoint in "
         f"{', '.join(get_args(TorchRuntime))}",
     )
-    parser.add_argument("--part", choices=PARTS, default="transformer", help="the part that is called")
+    parser.add_argument("--part", choices=PARTS, default="transformer", help="the part to run")
     parser.add_argument("--size", default="128x128", metavar="WxH", help="image size in pixels")
-    parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows of a call")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="visits of each contender, two by two")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="N", help="least length of a visit")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each runtime; 0: its default")
+    parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows per call")
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="turns of each contender; contenders take turns"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="SECONDS", help="shortest duration of a turn")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of each runtime; 0: the runtime's default"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -66,8 +66,8 @@ np.save(out, session.run(None, dict(np.load(feeds)))[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--blocks", default="2+2", metavar="DOUBLE+SINGLE", help="default: %(default)s")
-    parser.add_argument("--size", default="256x256", metavar="WIDTHxHEIGHT", help="default: %(default)s")
+    parser.add_argument("--blocks", default="2+2", metavar="DOUBLE+SINGLE", help="numbers of blocks")
+    parser.add_argument("--size", default="256x256", metavar="WIDTHxHEIGHT", help="image size in pixels")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ CALIBRATION = Path(planner.data.__path__[0]) / "calibration.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", action="store_true", help=f"repeat the fit and write {CALIBRATION.name}; needs --save")
-    parser.add_argument("--by-gpu", action="store_true", help="predict each GPU from a fit without it (15 s)")
+    parser.add_argument("--by-gpu", action="store_true", help="also predict each GPU from a fit without it (15 s)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

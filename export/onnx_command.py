@@ -19,25 +19,27 @@ CHECKPOINT_HELP = "a folder in diffusers layout, a hub id, a variant, `sample`, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder of the artifact")
     add_onnx_options(parser)
 
 
 def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
     """Add the options of `export onnx` other than the checkpoint and the output folder."""
-    onnx.add_argument("--parts", metavar="A,B", help=f"of {', '.join(ALL_PARTS)}; default: all parts of the variant")
-    onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="the type the graphs compute in")
+    onnx.add_argument(
+        "--parts", metavar="A,B", help=f"parts to export, of {', '.join(ALL_PARTS)}; default: all parts of the variant"
+    )
+    onnx.add_argument("--dtype", choices=get_args(Compute), default="fp32", help="compute type of the graphs")
     onnx.add_argument(
         "--attention",
         choices=("op", "matmul"),
         default="matmul",
-        help="the ONNX Attention operator (TensorRT 10.14 and later) or MatMul-Softmax-MatMul (default)",
+        help="op: the ONNX Attention operator (TensorRT 10.14 and later); matmul: MatMul, Softmax and MatMul",
     )
     onnx.add_argument(
         "--config",
         metavar="CHECKPOINT",
-        help="where a single file takes sizes, tokenizer and other parts from; default: none",
+        help="checkpoint from which a single file takes its sizes, tokenizer and other parts; default: none",
     )
     onnx.add_argument(
         "--transformer", metavar="FILE", help="single file that replaces the checkpoint's transformer; default: none"
@@ -51,14 +53,16 @@ def add_onnx_options(onnx: argparse.ArgumentParser) -> None:
     onnx.add_argument(
         "--variant",
         metavar="NAME",
-        help="which files of a folder to read, as bf16 for model.bf16.safetensors; default: those without one",
+        help="variant of the files to read in a folder, such as bf16 for model.bf16.safetensors; default: files "
+        "without one",
     )
     onnx.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[=WEIGHT]",
-        help="merge an adapter into the transformer, with a weight (1 if left out); can be repeated; default: none",
+        help="adapter to merge into the transformer or the text encoder, with its weight (1 if omitted); can be "
+        "repeated; default: none",
     )
 
 
@@ -69,7 +73,7 @@ def parse_parts(text: str) -> tuple[PartName, ...]:
         if word not in ALL_PARTS:
             raise UsageError(f"unknown part {word!r}; there are: {', '.join(ALL_PARTS)}")
     if not wanted:
-        raise UsageError(f"--parts names no part; there are: {', '.join(ALL_PARTS)}")
+        raise UsageError(f"--parts: no part is named; there are: {', '.join(ALL_PARTS)}")
     return tuple(part for part in ALL_PARTS if part in wanted)
 
 

@@ -21,7 +21,7 @@ def grpc_address(url: str) -> str:
     if (found["scheme"] or "grpc").lower() not in SCHEMES:
         raise UsageError(
             f"--url {url}: {found['scheme']} is not supported; give HOST:PORT of the gRPC port, and for TLS the "
-            "address of a proxy that ends it"
+            "address of a proxy that terminates it"
         )
     return f"{found['host']}:{found['port']}"
 

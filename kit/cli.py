@@ -19,9 +19,9 @@ UNREAD = 141  # and for one whose reader left, as `head` does
 def report(step: Callable[[], Mapping[str, Any] | None], as_json: bool) -> int:
     """Run a step and return the exit code; with `as_json` the facts it returns are the last line of stdout.
 
-    0 done, 1 a check or contract failed, 2 wrong use or bad input, 130 interrupted, 141 nobody reads the output. Errors
-    that the kit raises on purpose and those of the file system become one line on stderr (and in the JSON); all others
-    are bugs and keep their traceback.
+    0 done, 1 a check or contract failed, 2 wrong use or bad input, 130 interrupted, 141 the reader of the output is
+    gone. Errors that the kit raises on purpose and those of the file system become one line on stderr (and in the
+    JSON); all others are bugs and keep their traceback.
     """
     try:
         code = _report(step, as_json)

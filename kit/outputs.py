@@ -58,7 +58,7 @@ def check_out(out: Path, makes: Output, inputs: Iterable[Path | None] = ()) -> P
     one. An existing folder must be empty or hold what this command writes, without files of anyone else.
     """
     if str(out) == STDOUT:
-        raise UsageError(f"--out {out}: a folder cannot be written to stdout; give the name of a folder")
+        raise UsageError(f"--out {out}: a folder cannot be written to stdout; give a folder name")
     folder = _resolved(out)
     _check_place(out, folder)
     _check_inputs(out, folder, inputs)
@@ -86,7 +86,7 @@ def checkpoint_files(args: argparse.Namespace) -> list[Path | None]:
 def check_out_file(out: Path, inputs: Iterable[Path | None] = (), option: str = "--out") -> None:
     """Raise UsageError if the file to write is a folder, or one of the files that the command reads."""
     if str(out) == STDOUT:
-        raise UsageError(f"{option} {out}: this is not written to stdout; give the name of a file")
+        raise UsageError(f"{option} {out}: stdout is not supported here; give a file name")
     file = _resolved(out, option)
     if file.is_dir():
         raise UsageError(f"{option} {out} is a folder; give a file")

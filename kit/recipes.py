@@ -173,7 +173,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(f"recipe {path}: unknown key {extra}; there are: {', '.join(sorted(known))}")
     base = raw.get("base")
     if not isinstance(base, str) or base not in RECIPES:
-        raise UsageError(f"recipe {path}: base {base!r} is no recipe; there are: {', '.join(RECIPES)}")
+        raise UsageError(f"recipe {path}: unknown base {base!r}; there are: {', '.join(RECIPES)}")
     rules = tuple(_rule(path, rule) for rule in _typed(path, {"rules": [], **raw}, "rules", list))
     found = replace(RECIPES[base], name=str(raw.get("name", path.stem)), rules=(*rules, *RECIPES[base].rules))
     if "smooth" in raw:

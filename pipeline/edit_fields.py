@@ -94,7 +94,7 @@ def _plain(value: Any, field: str) -> Any:
         return base64.b64decode(b"".join(value.split()), validate=True)
     except ValueError:
         raise RequestError(
-            f"{field}: {len(value)} bytes that are no PNG, JPEG or WebP image, nor the base64 of one"
+            f"{field}: {len(value)} bytes that are not a PNG, JPEG or WebP image, nor the base64 of one"
         ) from None
 
 

@@ -68,7 +68,7 @@ def prepare_mask(mask: Image.Image, width: int, height: int) -> Float32:
     grey = mask.resize((width, height), Image.Resampling.LANCZOS).convert("L")
     white = (np.asarray(grey).astype(np.float32) / np.float32(255) >= 0.5).astype(np.float32)
     if not white.any():
-        raise RequestError("mask: it has no white pixel; white is what is repainted")
+        raise RequestError("mask: it has no white pixels, so nothing would be repainted")
     step, middle = PIXELS_PER_TOKEN, PIXELS_PER_TOKEN // 2
     rows = white[middle - 1 :: step] + white[middle::step]  # [h, W]
     means: Float32 = (rows[:, middle - 1 :: step] + rows[:, middle::step]) / np.float32(4)  # [h, w]

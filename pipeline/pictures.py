@@ -29,7 +29,7 @@ _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 def read_size(data: bytes, field: str) -> tuple[int, int]:
     """Return width and height of an encoded image as it will be shown, without decoding its pixels.
 
-    Raises RequestError, which names the field, if the bytes are no PNG, JPEG or WebP image, or one that is too large,
+    Raises RequestError, which names the field, if the bytes are not a PNG, JPEG or WebP image, or one that is too large,
     animated, or of a depth that has no place in 8 bits.
     """
     with _opened(data, field) as image:
@@ -87,9 +87,9 @@ def _opened(data: bytes, field: str) -> Iterator[Image.Image]:
             _check_header(image, field)
             yield image
     except UnidentifiedImageError:
-        raise RequestError(f"{field}: {len(data)} bytes that are no PNG, JPEG or WebP image") from None
+        raise RequestError(f"{field}: {len(data)} bytes that are not a PNG, JPEG or WebP image") from None
     except _TOO_LARGE:
-        raise RequestError(f"{field}: the image has more than {MAX_DECODED_PIXELS} pixels, the limit") from None
+        raise RequestError(f"{field}: the image exceeds the limit of {MAX_DECODED_PIXELS} pixels") from None
     except _DAMAGE as error:
         raise RequestError(f"{field}: the image is damaged or truncated: {error}") from None
 
@@ -104,4 +104,4 @@ def _check_header(image: Image.Image, field: str) -> None:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise RequestError(f"{field}: the image is animated; send one frame")
     if image.mode in ("I", "F"):
-        raise RequestError(f"{field}: pixels of 32 bits; send an image with 8 or 16 bits per channel")
+        raise RequestError(f"{field}: 32-bit pixels; send an image with 8 or 16 bits per channel")

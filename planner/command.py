@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="goal for the time of 95 %% of the requests at --rate, which sets the replicas; default: no goal",
     )
-    parser.add_argument("--replicas", type=int, metavar="N", help="default: as many as --rate and --p95 need")
+    parser.add_argument(
+        "--replicas", type=int, metavar="N", help="number of replicas; default: as many as --rate and --p95 need"
+    )
     parser.add_argument("--gpus", type=int, default=Question.gpus, metavar="N", help="GPUs per replica")
     parser.add_argument("--cores", type=int, default=Question.cores, metavar="N", help="CPU cores of the host")
     parser.add_argument(
@@ -85,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prices.add_argument(
         "--price", type=float, metavar="USD", help="dollars per GPU hour; default: the cheapest offer that fits"
     )
-    prices.add_argument("--prices", type=Path, metavar="FILE", help="price table, JSON; default: the kit's")
+    prices.add_argument("--prices", type=Path, metavar="FILE", help="JSON file with prices; default: the kit's")
     parser.add_argument(
-        "--chart", type=Path, metavar="FILE", help="also draw the plan as .png or .svg; default: no chart"
+        "--chart", type=Path, metavar="FILE", help="also draw the plan into this .png or .svg file; default: no chart"
     )
 
 

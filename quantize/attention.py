@@ -71,7 +71,7 @@ def plan_attentions(
         ]
         if not seen_values or not max(seen_values):
             raise UsageError(
-                f"the calibration record has not seen the values of the attention in {block}, which this recipe "
+                f"the calibration record has no values of the attention in {block}, which this recipe "
                 'quantizes: calibrate again, or leave out "attention"'
             )
         weights = {kind: _norm_weight(model, folder, f"{block}.attn", kind) for kind in ("q", "k")}

@@ -23,18 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "graph: read the artifact's own graph",
     )
     parser.add_argument(
-        "--width",
-        type=int,
-        metavar="PIXELS",
-        help="image size for which operations are counted; default: the checkpoint's",
-    )
-    parser.add_argument(
         "--provider",
         choices=tuple(PROVIDERS),
-        help="open the parts with this provider of ONNX Runtime and report the nodes that it leaves to others; "
-        "default: none",
+        help="open the parts with this provider of ONNX Runtime and report the nodes that it leaves to other "
+        "providers; default: none",
     )
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of that image; default: the checkpoint's")
+    for side in ("width", "height"):
+        about = f"{side} of the image for which operations are counted; default: the checkpoint's"
+        parser.add_argument(f"--{side}", type=int, metavar="PIXELS", help=about)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

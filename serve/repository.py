@@ -81,7 +81,10 @@ def write_repository(
     check_out(out, DEPLOYMENT, [artifact])
     manifest = verify(artifact, kinds=("onnx", "quantized", "engine", "aoti"))
     if require_gate and runtime == "openvino-bf16":
-        raise UsageError("--require-gate: the certificate of an artifact is not of images that openvino-bf16 rounds")
+        raise UsageError(
+            "--require-gate: certificates do not cover openvino-bf16, which rounds differently from the runtime that "
+            "was judged"
+        )
     if require_gate:
         require(artifact, manifest)
     record = EngineRecord.of(manifest) if manifest.kind == "engine" else None
@@ -94,7 +97,7 @@ def write_repository(
             raise UsageError(f"--runtime {runtime}: known answers are generated on a CPU; pass --known-answer none")
     elif manifest.compute != "fp32":
         raise UsageError(
-            f"{artifact} computes in {manifest.compute}, which no runtime of graphs on a CPU runs; export it "
+            f"{artifact} computes in {manifest.compute}, which no CPU runtime supports; export it "
             "with --dtype fp32, or build engines from it"
         )
     if manifest.kind in RUNTIMES and runtime != "ort-cpu":

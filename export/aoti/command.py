@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.aoti import RECIPES
+from export.onnx_command import CHECKPOINT_HELP
 from kit.configs import read_variant
 from kit.errors import UsageError
 from kit.outputs import AOTI, check_out, checkpoint_files
@@ -16,22 +17,22 @@ from kit.ports import SERVED_PARTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"as in `export onnx`: {CHECKPOINT_HELP}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder of the artifact")
     parser.add_argument("--sizes", default="1024x1024", metavar="WxH,...", help="image sizes to compile for")
-    parser.add_argument("--batches", default="1", metavar="N,...", help="rows of a call; other batches are padded")
+    parser.add_argument("--batches", default="1", metavar="N,...", help="rows per call; other batches are padded")
     parser.add_argument(
         "--recipe", choices=RECIPES, default="bf16", help="number format of the linear layers in the blocks"
     )
     parser.add_argument(
-        "--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on this device type only"
+        "--device", default="cuda", metavar="DEVICE", help="cuda or cpu; packages run on this type of device only"
     )
     parser.add_argument("--parts", default=",".join(SERVED_PARTS), metavar="A,B", help="parts to compile")
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as in `export onnx`; default: none"
     )
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as in `export onnx`; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as in `export onnx`; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

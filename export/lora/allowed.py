@@ -33,8 +33,8 @@ def check_allowed(settings: JsonObject) -> None:
             continue
         else:
             raise UsageError(
-                f"{settings.where}: {key} is {shown(value)}, and the kit does not know that it leaves the merged "
-                "weight as it is; convert the adapter to a plain LoRA"
+                f"{settings.where}: {key} is {shown(value)}, and the kit does not know whether it changes the merged "
+                "weight; convert the adapter to a plain LoRA"
             )
 
 

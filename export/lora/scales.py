@@ -54,7 +54,7 @@ class Strengths:
         given = self.settings
         alpha = read_alpha(where, stored) if stored is not None else None
         if given is not None and not {"A", "B"} & set(module.tensors):
-            raise UsageError(f"{given.origin}: these are settings of a LoRA, but {module.name!r} is none")
+            raise UsageError(f"{given.origin}: these are settings of a LoRA, but {module.name!r} is not one")
         if rank is None:
             if alpha is not None and "diff" in module.tensors:
                 logger.warning("%s: the alpha beside a full difference is not applied", where)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from export.onnx_command import CHECKPOINT_HELP
 from kit.errors import UsageError
 from kit.outputs import check_out_file, checkpoint_files, file_of
 from kit.ports import QUANTIZED_PARTS
@@ -16,29 +17,32 @@ FEW = 64  # the sample in int8: 50.1 to 51.8 dB by the choice of 24 prompts, 52.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="as for export onnx: a folder, a hub id, a variant, `sample`, a single file")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"as in `export onnx`: {CHECKPOINT_HELP}")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="calibration record to write, JSON")
     parser.add_argument("--prompts", default="kit", metavar="SET", help="kit, kit:N, sample:N, or a file")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the images; default: the checkpoint's")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the images; default: the checkpoint's")
     parser.add_argument("--parts", default=",".join(QUANTIZED_PARTS), metavar="A,B", help="parts to record")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type; default: the type of the stored weights"
     )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
     parser.add_argument(
-        "--offload", choices=("none", "layers"), default="none", help="layers: keep weights in host memory (GPU)"
+        "--offload",
+        choices=("none", "layers"),
+        default="none",
+        help="layers: keep the weights in host memory and copy each layer to the GPU when it runs",
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests per call")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per call")
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as in `export onnx`; default: none"
     )
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
-    parser.add_argument("--text-encoder", metavar="FILE", help="as for export onnx; default: none")
-    parser.add_argument("--variant", metavar="NAME", help="as for export onnx; default: none")
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as in `export onnx`; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as in `export onnx`; default: none")
+    parser.add_argument("--text-encoder", metavar="FILE", help="as in `export onnx`; default: none")
+    parser.add_argument("--variant", metavar="NAME", help="as in `export onnx`; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="DIR",
-        help="the candidate: an artifact of any kind that this machine can run, or with --url what the server deploys; "
-        "the report's verdict is written into it as its certificate",
+        help="the candidate: an artifact of any kind that this machine can run, or with --url the one that the server "
+        "deploys; the verdict is written into it as its certificate",
     )
     parser.add_argument(
         "--url", metavar="HOST:PORT", help="gRPC port of a server that generates the candidate's images; default: none"
@@ -73,13 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument(
         "--contract",
-        metavar="FILE",
-        help="file with bounds, TOML or JSON, or the name of a recipe; default: the candidate's recipe",
+        metavar="NAME|FILE",
+        help="the name of a recipe, or a TOML or JSON file with bounds; default: the candidate's recipe",
     )
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--steps", type=int, metavar="N", help="default: the variant's")
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="default: the variant's")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the images; default: the checkpoint's")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the images; default: the checkpoint's")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; default: the variant's")
     parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="CLIP model in transformers' layout, for the CLIP score; default: none"
     )
@@ -88,14 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=GRAPH_RUNTIMES,
         default=DEFAULT_RUNTIME,
-        help="what runs the candidate's graphs; the reference runs in ONNX Runtime. A verdict on OpenVINO is no "
-        "certificate: that is of images which ONNX Runtime computes",
+        help="runtime of the candidate's graphs; the reference runs in ONNX Runtime, and only a verdict on images that "
+        "ONNX Runtime computed is stored as a certificate",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for report.json, report.md and index.html; default: none is kept",
+        help="folder for report.json, report.md and index.html; default: no report is written",
     )
     parser.add_argument("--images", type=int, default=SHOWN, metavar="N", help="image pairs in the report")
 

@@ -29,9 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "artifact", type=Path, metavar="DIR", help="artifact written by `export onnx --dtype fp32`, with all parts"
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="CHECKPOINT", help="checkpoint it was exported from, as for export onnx"
+        "--checkpoint",
+        required=True,
+        metavar="CHECKPOINT",
+        help="the checkpoint it was exported from, as in `export onnx`",
     )
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="recipe for the layers that are not spared")
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="recipe of the layers that are not spared")
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="record of `quantize calibrate`; default: none"
     )
@@ -44,24 +47,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METRIC=VALUE",
-        help="quality that the images must meet, for example psnr=45 or ssim=0.99; may be repeated; default: none",
+        help="quality that the images must meet, for example psnr=45 or ssim=0.99; can be repeated; default: none",
     )
     parser.add_argument(
         "--points", type=int, default=6, metavar="N", help="recipes of the Pareto front to generate images with"
     )
     parser.add_argument("--spare", choices=SPARES, default=KEEP, help="scheme of spared layers; keep: not quantized")
     parser.add_argument(
-        "--cost", choices=("operations", "bytes"), help="cost of sparing a layer; default: by the recipe"
+        "--cost", choices=("operations", "bytes"), help="cost of sparing a layer; default: depends on the recipe"
     )
-    parser.add_argument("--samples", type=int, default=32, metavar="N", help="prompts to measure effects on")
     parser.add_argument(
-        "--alone", type=int, default=0, metavar="N", help="groups to quantize alone, to check the predicted order"
+        "--samples", type=int, default=32, metavar="N", help="prompts for measuring the effects of layers"
+    )
+    parser.add_argument(
+        "--alone",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of groups to quantize one at a time, to check the predicted order",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the variant's")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the checkpoint's")
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="default: the variant's")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the images; default: the checkpoint's")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the images; default: the checkpoint's")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; default: the variant's")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts per pass when effects are measured")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), help="compute type of torch; default: the type of the stored weights"
@@ -69,10 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="device of torch: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime; 0: one per core")
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as for export onnx; default: none"
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="as in `export onnx`; default: none"
     )
-    parser.add_argument("--config", metavar="CHECKPOINT", help="as for export onnx; default: none")
-    parser.add_argument("--transformer", metavar="FILE", help="as for export onnx; default: none")
+    parser.add_argument("--config", metavar="CHECKPOINT", help="as in `export onnx`; default: none")
+    parser.add_argument("--transformer", metavar="FILE", help="as in `export onnx`; default: none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -48,13 +48,14 @@ def check_machine(options: Mapping[str, Any], where: Path) -> str:
     device = str(options["device"])
     if options["torch"] != this_torch():
         raise ArtifactError(
-            f"{where} was compiled with torch {options['torch']}; here is {this_torch()}: compile it again here"
+            f"{where} was compiled with torch {options['torch']}; this environment has {this_torch()}: compile it again"
         )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ArtifactError(f"{where} was compiled for {options['gpu']}; torch finds no CUDA GPU here")
     if options["processor"] != this_processor(device):
         raise ArtifactError(
-            f"{where} was compiled for {options['processor']}; here is {this_processor(device)}: compile it again here"
+            f"{where} was compiled for {options['processor']}; this machine has {this_processor(device)}: "
+            "compile it again"
         )
     return device
 

@@ -147,5 +147,5 @@ def open_session(graph: Path, ports: Ports, row: Provider, plan: Plan, stream: i
         raise ArtifactError(f"{graph}: {row.title} cannot load it: {error}") from error
     if row.title not in session.get_providers():
         others = ", ".join(session.get_providers())
-        raise UsageError(f"ONNX Runtime could not load {row.title} and went on with {others}: {row.install}")
+        raise UsageError(f"ONNX Runtime could not load {row.title} and fell back to {others}: {row.install}")
     return session

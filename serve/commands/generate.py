@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,29 @@ from pipeline.request import FIELDS, FORMATS
 CHOSEN = ("prompt", "output_format", "response_encoding")  # by the position, by the suffix, and by the client
 FILES = ("images", "mask")  # fields whose options name files
 
+KINDS: Mapping[str, tuple[Callable[[str], Any], str]] = {  # of a field's values, and how help names them
+    "TYPE_STRING": (str, "TEXT"),
+    "TYPE_INT32": (int, "N"),
+    "TYPE_INT64": (int, "N"),
+    "TYPE_FP32": (float, "X"),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; one for each field of a request."""
     from serve.tcp_ports import TcpPorts
 
-    parser.add_argument("prompt", help="what to generate")
+    parser.add_argument("prompt", metavar="PROMPT", help="description of the image")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="the image to write; its suffix selects the format; - writes a PNG to stdout",
+        help="image to write, in the format of its suffix; - writes a PNG to stdout",
     )
     parser.add_argument(
         "--url", default=f"127.0.0.1:{TcpPorts.grpc}", metavar="HOST:PORT", help="the server's gRPC port"
     )
-    kinds = {"TYPE_STRING": str, "TYPE_INT32": int, "TYPE_INT64": int, "TYPE_FP32": float}
     for field in FIELDS:
         if field.name not in (*CHOSEN, *FILES):
             option = f"--{field.name.replace('_', '-')}"
@@ -43,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 field.name, "the variant's"
             )
             about = field.about if "default" in field.about else f"{field.about}; default: {default}"
-            kind = _numbers if field.many else kinds[field.type]
-            metavar = "A,B,..." if field.many else "VALUE"
+            kind, metavar = (_numbers, "A,B,...") if field.many else KINDS[field.type]
             parser.add_argument(option, type=kind, metavar=metavar, help=about)
     parser.add_argument(
         "--image",
@@ -52,23 +58,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a reference image, PNG, JPEG or WebP; give it again for each further one, in the order of the prompt",
+        help="a reference image, PNG, JPEG or WebP; give it again for each further one, in the order of the prompt; default: none",
     )
     parser.add_argument(
         "--mask",
         type=Path,
         metavar="FILE",
-        help="repaint the first --image where this image, which has its size, is white, and keep the rest",
+        help="repaint the first --image where this image, which has its size, is white, and keep the rest; default: none",
     )
     parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: wait"
+        "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: no limit"
     )
 
     parser.add_argument(
         "--preview",
         type=Path,
         metavar="FILE.png",
-        help="keep a small preview of the image in this file while it is generated; default: none",
+        help="file in which a small preview of the image is kept while it is generated; default: none",
     )
 
 

@@ -43,22 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=(*get_args(GraphChoice), "auto"),
         default="ort-cpu",
-        help="what runs ONNX graphs: a provider of ONNX Runtime, OpenVINO with the type in which it multiplies, or the "
-        "fastest of this CPU by a few timed steps; engines and packages bring their own",
+        help="runtime of ONNX graphs: a provider of ONNX Runtime, OpenVINO with fp32 or bf16 products, or auto: the "
+        "one that is fastest on this CPU in a few timed steps; engines and packages bring their own",
     )
     parser.add_argument(
         "--known-answer",
         choices=get_args(KnownAnswer),
         default="generate",
-        help="the image that a server must generate before it is ready; none: where engines do not load",
+        help="generate: store an image that the server must reproduce before it is ready; none: skip this, where the "
+        "engines cannot be loaded",
     )
     parser.add_argument(
         "--copy",
         action="store_true",
-        help="copy the files instead of hard-linking them, and read the weights meanwhile",
+        help="copy the files instead of hard-linking them, and verify the weights while copying",
     )
     parser.add_argument(
-        "--require-gate", action="store_true", help="reject an artifact whose images `quantize gate` has not passed"
+        "--require-gate", action="store_true", help="reject an artifact that has not passed `quantize gate`"
     )
 
 

@@ -16,6 +16,8 @@ from kit.artifact import read_manifest
 from kit.certificate import quality
 from kit.errors import CheckFailed, UsageError
 
+TITLES = {"http": "HTTP", "grpc": "gRPC", "metrics": "metrics"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; the default ports are those of Triton."""
@@ -23,27 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote")
     parser.add_argument("--host", metavar="ADDRESS", default=TcpPorts.host, help="address to listen on")
-    for name in ("http", "grpc", "metrics"):
-        about = f"port of {name}"
+    for name in TITLES:
+        about = f"{TITLES[name]} port"
         parser.add_argument(f"--{name}-port", type=int, default=getattr(TcpPorts, name), metavar="PORT", help=about)
     parser.add_argument(
         "--drain-seconds",
         type=float,
         default=30.0,
-        metavar="N",
-        help="how long requests in flight may take to end when the server is stopped",
+        metavar="SECONDS",
+        help="time given to requests in flight when the server is stopped",
     )
     parser.add_argument(
         "--verify",
         choices=("quick", "full"),
         default="quick",
-        help="which weights are read before the start: those that changed since they were last read, or all",
+        help="weights to read before the start: those that changed since they were last verified, or all",
     )
     parser.add_argument(
         "--otlp",
         default="",
         metavar="URL",
-        help="OTLP/HTTP collector that gets a trace of each request, such as http://HOST:4318/v1/traces; default: none",
+        help="OTLP/HTTP collector that receives a trace of each request, such as http://HOST:4318/v1/traces; "
+        "default: none",
     )
     parser.add_argument(
         "--tritonserver",

@@ -55,7 +55,7 @@ def test_json_is_the_last_line_and_tells_what_was_done(
             ["onnx", "sample", "--out", "x", "--parts", "vae"],
             "unknown part 'vae'; there are: text_encoder, transformer",
         ),
-        (["onnx", "sample", "--out", "x", "--parts", ","], "--parts names no part"),
+        (["onnx", "sample", "--out", "x", "--parts", ","], "--parts: no part is named"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

@@ -166,7 +166,7 @@ def test_settings_of_a_lora_do_not_fit_a_lokr(checkpoint: Path, tmp_path: Path) 
     file = tmp_path / "adapter.safetensors"
     state = {f"{MODULE}.lokr_w1": torch.ones(8, 8), f"{MODULE}.lokr_w2": torch.ones(8, 8)}
     save_file(state, file, metadata={"lora_adapter_metadata": json.dumps({"lora_alpha": 8})})
-    with pytest.raises(UsageError, match="settings of a LoRA, but '.*to_q' is none"):
+    with pytest.raises(UsageError, match="settings of a LoRA, but '.*to_q' is not one"):
         bind(checkpoint, file)
 
 

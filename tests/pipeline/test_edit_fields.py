@@ -32,9 +32,9 @@ IMAGE = png(101, 70)
     ("variant", "fields", "message"),
     [
         (KLEIN, {"images": [b""]}, r"images\[0\]: 0 bytes"),
-        (KLEIN, {"images": [IMAGE, b"a text"]}, r"images\[1\]: 6 bytes that are no PNG, JPEG or WebP image"),
+        (KLEIN, {"images": [IMAGE, b"a text"]}, r"images\[1\]: 6 bytes that are not a PNG, JPEG or WebP image"),
         (KLEIN, {"images": [b"a text"]}, r"images\[0\]: .* nor the base64 of one"),
-        (KLEIN, {"images": [b64encode(b"a text")]}, r"images\[0\]: 6 bytes that are no PNG, JPEG or WebP image"),
+        (KLEIN, {"images": [b64encode(b"a text")]}, r"images\[0\]: 6 bytes that are not a PNG, JPEG or WebP image"),
         (KLEIN, {"images": [png(32, 64)]}, r"images\[0\]: 32 x 64 pixels; each side must have at least 64"),
         (KLEIN, {"images": [IMAGE] * 5}, "images: 5 references; klein-4b takes at most 4"),
         (DEV, {"images": [IMAGE] * 11}, "images: 11 references; dev takes at most 10"),

@@ -101,9 +101,9 @@ def huge() -> bytes:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "images\\[2\\]: 0 bytes; expected a PNG, JPEG or WebP image"),
-    "a text": (lambda: b"a red fox", "images\\[2\\]: 9 bytes that are no PNG, JPEG or WebP image"),
-    "a GIF": (lambda: encoded(noise(), "GIF"), "bytes that are no PNG, JPEG or WebP image"),
-    "a TIFF": (lambda: encoded(noise(), "TIFF"), "bytes that are no PNG, JPEG or WebP image"),
+    "a text": (lambda: b"a red fox", "images\\[2\\]: 9 bytes that are not a PNG, JPEG or WebP image"),
+    "a GIF": (lambda: encoded(noise(), "GIF"), "bytes that are not a PNG, JPEG or WebP image"),
+    "a TIFF": (lambda: encoded(noise(), "TIFF"), "bytes that are not a PNG, JPEG or WebP image"),
     "a header alone": (lambda: encoded(noise())[:20], "no PNG, JPEG or WebP image|damaged or truncated"),
     "100 megapixels": (huge, "10000 x 10000 is 100000000 pixels; the limit is 50000000|more than 50000000 pixels"),
     "an animated PNG": (lambda: animated("PNG"), "images\\[2\\]: the image is animated; send one frame"),
@@ -158,7 +158,7 @@ def test_bytes_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_floating_point_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "FORMATS", ("TIFF",))  # none of the accepted formats stores them today
-    with pytest.raises(RequestError, match="pixels of 32 bits"):
+    with pytest.raises(RequestError, match="32-bit pixels"):
         read_size(encoded(Image.new("F", (64, 64)), "TIFF"), "images[0]")
 
 

@@ -63,7 +63,7 @@ def test_a_start_image_and_its_mask_have_the_values_of_diffusers(width: int, hei
 
 
 def test_a_mask_without_white_is_refused() -> None:
-    with pytest.raises(RequestError, match="mask: it has no white pixel; white is what is repainted"):
+    with pytest.raises(RequestError, match="mask: it has no white pixels, so nothing would be repainted"):
         prepare_mask(Image.new("RGB", (64, 64)), 64, 64)
 
 

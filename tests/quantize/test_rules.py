@@ -274,7 +274,7 @@ def test_a_record_without_values_is_refused(sample_artifact: Path, sample_record
             seen.pop("value_amax", None)
     (tmp_path / "old.json").write_text(json.dumps(raw))
     recipe = replace(RECIPES["fp8"], attention="fp8")
-    with pytest.raises(UsageError, match=r"has not seen the values of the attention in transformer_blocks\.0"):
+    with pytest.raises(UsageError, match=r"has no values of the attention in transformer_blocks\.0"):
         apply(sample_artifact, tmp_path / "out", recipe, record.read(tmp_path / "old.json"))
     assert not (tmp_path / "out").exists()
 

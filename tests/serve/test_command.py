@@ -84,7 +84,10 @@ def test_generate_prints_why_the_server_rejected_a_request(
             "--url localhost: expected HOST:PORT of the server",
         ),
         (["generate", "x", "--out", "x.png", "--image", "a.png"], "--image a.png: No such file or directory"),
-        (["generate", "x", "--out", "x.png", "--image", "text"], "--image text: 9 bytes that are no PNG, JPEG or WebP"),
+        (
+            ["generate", "x", "--out", "x.png", "--image", "text"],
+            "--image text: 9 bytes that are not a PNG, JPEG or WebP",
+        ),
         (["generate", "x", "--out", "x.png", "--mask", "empty"], "--mask empty: 0 bytes; expected a PNG, JPEG or WebP"),
         (["repository", "nowhere", "--out", "x", "--max-references", "-1"], "--max-references -1: too small"),
         (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give the name of"),
@@ -127,7 +130,7 @@ def test_a_bf16_artifact_is_rejected_for_onnx_runtime(
     export(checkpoint_of("klein"), tmp_path / "a", ExportConfig(parts=("vae_decoder",), dtype="bf16"))
     code, _, err = run(capsys, "repository", str(tmp_path / "a"), "--out", str(tmp_path / "d"))
     assert code == 2
-    assert "computes in bf16, which no runtime of graphs on a CPU runs; export it with --dtype fp32" in err
+    assert "computes in bf16, which no CPU runtime supports; export it with --dtype fp32" in err
 
 
 def test_an_artifact_without_a_part_is_rejected(

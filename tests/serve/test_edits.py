@@ -116,7 +116,7 @@ def bomb() -> bytes:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     (edit(b""), r"images\[0\]: 0 bytes; expected a PNG, JPEG or WebP image"),
-    (edit(A, b"a red fox"), r"images\[1\]: 9 bytes that are no PNG, JPEG or WebP image, nor the base64 of one"),
+    (edit(A, b"a red fox"), r"images\[1\]: 9 bytes that are not a PNG, JPEG or WebP image, nor the base64 of one"),
     (edit(A[:1500]), r"images\[0\]: the image is damaged or truncated"),
     (edit(bomb()), r"images\[0\]: .*the limit"),
     (edit(A, A, A, A, A), "images: 5 references; klein-4b takes at most 4"),

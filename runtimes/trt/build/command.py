@@ -34,19 +34,23 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what would be built and what that takes, or why it cannot be built, and stop",
     )
-    engine.add_argument("--parts", metavar="A,B", help="default: all parts of the artifact")
+    engine.add_argument("--parts", metavar="A,B", help="parts to build; default: all parts of the artifact")
     sizes = engine.add_argument_group("image sizes")
     sizes.add_argument(
         "--sides",
         default=",".join(map(str, Sizing.sides)),
         metavar="PIXELS,...",
-        help="one profile per square, for all images with as many tokens",
+        help="sides of squares; each gives a profile for all images with as many tokens",
     )
     sizes.add_argument(
-        "--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="images of a batch at one megapixel"
+        "--max-batch", type=int, default=Sizing.max_batch, metavar="N", help="largest batch of images at one megapixel"
     )
     sizes.add_argument(
-        "--references", type=int, default=Sizing.references, metavar="N", help="reference images; default: none"
+        "--references",
+        type=int,
+        default=Sizing.references,
+        metavar="N",
+        help="largest number of reference images, of one megapixel each",
     )
     sizes.add_argument(
         "--profile",
@@ -72,8 +76,8 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
             "in the plan; in a file that the plans share; streamed from host memory; or inputs of the plan, which then "
             "serves every checkpoint of its sizes",
         ),
-        ("hardware", get_args(Hardware), "other GPUs that the plans must run on; reduces speed"),
-        ("version", get_args(Version), "whether newer versions of TensorRT must load the plans; reduces speed"),
+        ("hardware", get_args(Hardware), "other GPUs that the plans must run on, at the cost of speed"),
+        ("version", get_args(Version), "whether newer versions of TensorRT must load the plans, at the cost of speed"),
     ):
         how.add_argument(f"--{name}", choices=choices, default=getattr(default, name), help=f"{about}")
     how.add_argument("--level", type=int, default=default.level, metavar="0..5", help="optimization level")
@@ -85,7 +89,7 @@ def add_arguments(engine: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_timing_cache(),
         metavar="DIR",
-        help="the folder of kernel timings, reused by later builds",
+        help="folder of kernel timings that later builds reuse",
     )
 
 
