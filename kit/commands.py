@@ -100,6 +100,7 @@ ROOMS: Mapping[str, Room] = {
             "gate": ("benchmarks.gate_power", "what the quality gate catches: null runs and planted faults"),
             "gpu": ("benchmarks.gpu.command", "transformer, parts and whole images on a GPU, with random weights"),
             "outliers": ("benchmarks.outliers", "error of each recipe on blocks whose activations have outliers"),
+            "overhead": ("benchmarks.overhead", "what a server adds to the pipeline in one process, and where it goes"),
             "parity": ("benchmarks.export_parity", "exported blocks of true width in ONNX Runtime beside torch"),
             "plan": ("benchmarks.plan_validation", "the planner against published measurements"),
             "quantize": ("benchmarks.quantize_cost", "time and memory of quantizing klein-4b, beside cp"),
