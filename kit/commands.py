@@ -109,6 +109,7 @@ ROOMS: Mapping[str, Room] = {
                 "benchmarks.serving.command",
                 "a deployment under load: capacity, latency, policies, cost, the planner's queue",
             ),
+            "report": ("benchmarks.report.command", "write docs/results.md and its plots from benchmarks/results"),
             "search": ("benchmarks.search", "mixed precision on the sample: predicted against measured"),
         },
         "also: python -m benchmarks.demo (make demo), python -m benchmarks.sample (trains and judges the sample), "
