@@ -33,8 +33,10 @@ from kit.errors import CheckFailed, UsageError
 from kit.graph_runtimes import GRAPH_RUNTIMES
 from kit.image_size import size_problem
 from kit.ports import PartName
+from kit.recipes import RECIPES, Recipe
 from kit.variants import Variant
 from planner import flops
+from planner.weights import weights
 
 PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
 SIDES = (512, 1024, 2048)  # of square products; the fastest is the ceiling
@@ -95,7 +97,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "gigaflop_of_a_call": operations / 1e9,
         "baseline": contenders[0].name,
         "contenders": {
-            c.name: _facts(c, rounds, contenders[0].name, peaks[c.name], operations, ceilings) for c in contenders
+            c.name: _facts(c, rounds, contenders[0].name, peaks[c.name], operations, ceilings)
+            | {"weight_bytes": weights(case.part, _variant(c)).bytes(_recipe(c))}
+            for c in contenders
         },
     }
 
@@ -251,6 +255,13 @@ def _multiplies_in(contender: Contender) -> str:
         return "fp32"
     manifest = read_manifest(Path(contender.source))
     return "int8" if manifest.recipe.startswith("int8") else "fp32" if manifest.compute == "fp32" else "bf16"
+
+
+def _recipe(contender: Contender) -> Recipe:
+    """Return the recipe of a contender's weights."""
+    if contender.runtime.startswith("torch-"):
+        return RECIPES["bf16" if contender.runtime.endswith("bf16") else "fp32"]
+    return RECIPES[read_manifest(Path(contender.source)).recipe]
 
 
 def _operations(contender: Contender, case: Case) -> float:

@@ -106,6 +106,7 @@ ROOMS: Mapping[str, Room] = {
             "gate": ("benchmarks.gate_power", "what the quality gate catches: null runs and planted faults"),
             "gpu": ("benchmarks.gpu.command", "transformer, parts and whole images on a GPU, with random weights"),
             "outliers": ("benchmarks.outliers", "error of each recipe on blocks whose activations have outliers"),
+            "overhead": ("benchmarks.overhead", "what a server adds to the pipeline in one process, and where it goes"),
             "parity": (
                 "benchmarks.export_parity",
                 "exported blocks of true width in ONNX Runtime, compared with torch",
@@ -117,6 +118,7 @@ ROOMS: Mapping[str, Room] = {
                 "benchmarks.serving.command",
                 "a deployment under load: capacity, latency, policies, cost, the planner's queue",
             ),
+            "report": ("benchmarks.report.command", "write docs/results.md and its plots from benchmarks/results"),
             "search": ("benchmarks.search", "mixed precision on the sample: predicted and measured effects"),
         },
         "also: python -m benchmarks.demo (make demo), python -m benchmarks.sample (trains and judges the sample), "

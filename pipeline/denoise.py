@@ -250,8 +250,8 @@ class Denoiser:
         ids = [np.broadcast_to(request.row_ids(), (request.batch_rows, request.tokens, 4)) for request in chunk]
         tokens, rows = self.variant.text_tokens, sum(request.batch_rows for request in chunk)
         stacked: dict[str, Array] = {
-            "encoder_hidden_states": np.concatenate(embeds),
-            "img_ids": np.concatenate(ids),
+            "encoder_hidden_states": _joined(embeds),
+            "img_ids": _joined(ids),
             "txt_ids": np.broadcast_to(text_ids(tokens), (rows, tokens, 4)).copy(),
         }
         if self.variant.guidance == "embedded":
@@ -269,3 +269,8 @@ class Denoiser:
         if self.compute == "fp32":
             return values.astype(np.float32, copy=False)
         return values.astype(numpy_type(self.compute)).astype(np.float32)
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """Concatenate rows; those of a single image are not copied, because embeddings are large."""
+    return arrays[0] if len(arrays) == 1 and arrays[0].flags.c_contiguous else np.concatenate(arrays)

@@ -29,7 +29,7 @@ _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 def read_size(data: bytes, field: str) -> tuple[int, int]:
     """Return width and height of an encoded image as it will be shown, without decoding its pixels.
 
-    Raises RequestError, which names the field, if the bytes are not a PNG, JPEG or WebP image, or one that is too large,
+    Raises RequestError, which names the field, if the bytes are not a PNG, JPEG or WebP image, or if it is too large,
     animated, or of a depth that has no place in 8 bits.
     """
     with _opened(data, field) as image:

@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 if measured is None:
                     measured = measure(target)
                     facts |= measured.facts() | {"loads": _loads(target, measured, shares, args)}
-                facts["policies"][name] = _policy(target, measured, args)
+                known = facts["loads"] if name == names[0] else []
+                facts["policies"][name] = _policy(target, measured, args, known)
     return _predicted(facts)
 
 
@@ -145,15 +146,20 @@ def _loads(target: Target, measured: Measured, shares: list[float], args: argpar
     return found
 
 
-def _policy(target: Target, measured: Measured, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure one policy at the rate that is a share of the first policy's capacity."""
+def _policy(
+    target: Target, measured: Measured, args: argparse.Namespace, known: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Measure one policy at a share of the first policy's capacity; `known` are loads that were measured with it."""
+    row = next((row for row in known if row["load"] == args.policy_load and "samples" in row), None)
+    if row is not None:
+        return {"saturated_per_second": round(measured.capacity.saturated, 3), **row}
+    alone, classes, widths = measured.terms.alone, measured.terms.classes, (WIDTHS[-1],)
     with Client(target.url) as client:
-        measure_alone(client, measured.terms.classes, 0, target.metrics)
-        alone, widths = measured.terms.alone, (WIDTHS[-1],)
-        capacity = measure_capacity(client, measured.terms.classes, alone, args.closed_seconds, target.metrics, widths)
+        measure_alone(client, classes, 0, target.metrics)
+        capacity = measure_capacity(client, classes, alone, args.closed_seconds, target.metrics, widths)
     rate = args.policy_load * measured.capacity.per_second
     facts = points.poisson(target, measured.terms, rate, args.seconds)
-    return {"load": args.policy_load, "saturated_per_second": round(capacity.saturated, 3), **facts}
+    return {"saturated_per_second": round(capacity.saturated, 3), "load": args.policy_load, **facts}
 
 
 def table(facts: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kit.errors import UsageError
 from serve.metrics import FLUSH_SECONDS
+from serve.wire import DENOISER
 
 LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 STAGES = ("tokenizer", "text_encoder", "vae_decoder", "image_encoder")  # Triton's own models beside the denoiser
@@ -71,3 +72,23 @@ def breakdown(before: Readings, after: Readings) -> dict[str, Any]:
         "rows_per_call": round(delta("flux2_denoiser_engine_rows_total") / calls, 3),
         "rejections": round(delta("flux2_rejections_total")),
     }
+
+
+def parts_of_requests(before: Readings, after: Readings) -> dict[str, float]:
+    """Return the mean milliseconds of a request, one at a time, by what the server did."""
+
+    def delta(name: str, model: str = "") -> float:
+        return after.get((name, model), 0.0) - before.get((name, model), 0.0)
+
+    count = max(delta("flux2_request_seconds_count"), 1.0)
+
+    def triton(kind: str, *models: str) -> float:
+        return sum(delta(f"nv_inference_{kind}_duration_us", model) for model in models) / 1e3 / count
+
+    found = {"request": 1e3 * delta("flux2_request_seconds_sum") / count}
+    found |= {model: triton("compute_infer", model) for model in STAGES}
+    found["steps"] = 1e3 * delta("flux2_step_seconds_sum") / count
+    found["denoiser rest"] = triton("compute_infer", DENOISER)
+    found["queues"] = triton("queue", *STAGES, DENOISER) + 1e3 * delta("flux2_queue_seconds_sum") / count
+    found["copies"] = sum(triton(kind, *STAGES, DENOISER) for kind in ("compute_input", "compute_output"))
+    return {**found, "rest": found["request"] - sum(value for name, value in found.items() if name != "request")}

@@ -58,13 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a reference image, PNG, JPEG or WebP; give it again for each further one, in the order of the prompt; default: none",
+        help="a reference image, PNG, JPEG or WebP; give it again for each further one, in the order of the prompt; "
+        "default: none",
     )
     parser.add_argument(
         "--mask",
         type=Path,
         metavar="FILE",
-        help="repaint the first --image where this image, which has its size, is white, and keep the rest; default: none",
+        help="repaint the first --image where this image, which has its size, is white, and keep the rest; "
+        "default: none",
     )
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="cancel the request after this time; default: no limit"

@@ -86,7 +86,7 @@ def test_generate_prints_why_the_server_rejected_a_request(
         (["generate", "x", "--out", "x.png", "--image", "a.png"], "--image a.png: No such file or directory"),
         (
             ["generate", "x", "--out", "x.png", "--image", "text"],
-            "--image text: 9 bytes that are not a PNG, JPEG or WebP",
+            "--image text: 9 bytes that are not a PNG, JPEG",
         ),
         (["generate", "x", "--out", "x.png", "--mask", "empty"], "--mask empty: 0 bytes; expected a PNG, JPEG or WebP"),
         (["repository", "nowhere", "--out", "x", "--max-references", "-1"], "--max-references -1: too small"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import overhead
 from benchmarks.__main__ import main
 from benchmarks.serving.policies import with_policy
 from kit.artifact import verify
@@ -53,3 +54,11 @@ def test_a_deployment_with_another_policy_verifies_and_shares_the_weights(
     assert weights
     assert all((made / path).samefile(deployment / path) for path in weights)
     assert with_policy(deployment, "fair", tmp_path) == deployment
+
+
+def test_overhead_of_a_server_is_split_by_cause(deployment_of: ByFamily) -> None:
+    found = overhead.measure(deployment_of("klein"), 64, 2)
+    assert set(found["milliseconds"]) == {"in process", "gRPC", "HTTP"}
+    assert [len(values) for values in found["seconds"].values()] == [2, 2, 2]
+    assert sum(found["causes_milliseconds"].values()) == pytest.approx(found["added_milliseconds"]["gRPC"], abs=20)
+    assert "front, ensembles and waking up" in overhead.table({"cases": {"klein": found}})
