@@ -18,7 +18,8 @@ import pytest
 from kit.errors import CancelledError, EngineError, RequestError, UnavailableError
 from pipeline.images import encode
 from pipeline.request import Limits, Request
-from serve.front import Front, Options
+from serve.front import Front
+from serve.incoming import Options
 from serve.ledger import Ledger, State
 from serve.settings import Settings, Tuning
 from tests.pipeline.test_denoise import small

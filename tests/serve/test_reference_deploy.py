@@ -64,6 +64,8 @@ def record(name: str, references: int) -> EngineRecord:
 def test_a_request_is_told_what_the_deployment_lacks(made: Manifest, sentence: str) -> None:
     limits = reference_deploy.limits_of(made, None, Limits())
     assert limits.no_references == sentence
+    expected = f"none: {sentence}" if sentence else "at most 4 a request"
+    assert reference_deploy.describe(made.variant, limits) == expected
     if sentence:
         assert reference_deploy.parts_of(made.variant, limits) == ()
         with pytest.raises(RequestError, match=f"^images: {sentence}$"):
