@@ -100,8 +100,8 @@ class CopyProgress:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the deployment; returns its folder, variant and recipe."""
-    from serve.fastest_runtime import describe
     from serve import reference_deploy
+    from serve.fastest_runtime import describe
     from serve.repository import write_repository
 
     limits, tuning = _chosen(args, Limits), _chosen(args, Tuning)
