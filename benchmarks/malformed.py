@@ -27,7 +27,9 @@ ANSWERED = ("OK", "INVALID_ARGUMENT", "UNAVAILABLE", "NOT_FOUND", "UNIMPLEMENTED
 def message(chance: random.Random) -> Any:
     """Return a ModelInferRequest for one of the models, wrong in some ways."""
     request = service_pb2.ModelInferRequest(
-        model_name=chance.choice(("flux2", "flux2", "flux2", "denoiser", "prompt_stage", "flux2_stream", "nobody")),
+        model_name=chance.choice(
+            ("flux2", "flux2", "flux2", "denoiser", "prompt_stage", "vae_encoder", "flux2_stream", "nobody")
+        ),
         model_version=chance.choice(("", "", "1", "7", "x")),
         id=chance.choice(("", "id", "i" * 300)),
     )

@@ -20,6 +20,7 @@ from kit.errors import RequestError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 32 * 2**20  # of an encoded image
+MAX_CHUNKS = 20_000  # of a PNG file; those of the largest that are taken have some thousand
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_DECODED_PIXELS = 50_000_000  # 150 MB as RGB; the largest phone cameras store as many
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
@@ -67,12 +68,14 @@ def _orientation(data: bytes, image: Image.Image) -> int:
 def _late_exif(data: bytes) -> bytes | None:
     """Return the eXIf chunk of a PNG file, wherever it stands."""
     at = 8
-    while at + 8 <= len(data):
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(data):
+            return None
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if kind == b"eXIf":
             return data[at + 8 : at + 8 + size]
         at += 12 + size
-    return None
+    raise ValueError(f"more than {MAX_CHUNKS} chunks")
 
 
 @contextmanager

@@ -7,13 +7,11 @@ passed; the denoiser then ends that request before its next step.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -28,12 +26,11 @@ from kit.errors import (
 )
 from pipeline.request import Request, check
 from serve.admission import Admission, Entry, cost_of
+from serve.incoming import Options, bytes_of, digest
 from serve.ledger import Ledger, State
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
-PRIORITIES = ("interactive", "batch")
-CACHES = ("use", "skip")
 LIVE_SWEEP = 0.05  # seconds between two looks at the clients of requests that are worked on
 DENOISED_POLL = 0.002  # seconds between two looks at which requests the denoiser has done
 HEAL_SECONDS = 600.0  # that a stage waits for a process to be restarted
@@ -76,31 +73,6 @@ class Counts(Protocol):
     def add(self, name: str, amount: float = 1, label: str = "") -> None: ...
     def set(self, name: str, value: float) -> None: ...
     def observe(self, name: str, value: float) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a client may say of a request besides its fields: Triton's timeout and parameters."""
-
-    timeout: float | None = None  # seconds
-    batch: bool = False
-    tag: int = 0
-    trace_context: str = ""  # of the caller's span, as JSON
-    cache: bool = True  # whether what other requests computed may be used
-
-    @classmethod
-    def read(cls, microseconds: int, parameters: str) -> Options:
-        """Read them as the python backend gives them; raises RequestError for an unknown priority or cache."""
-        values = json.loads(parameters) if parameters else {}
-        priority = values.get("priority_class", PRIORITIES[0])
-        if priority not in PRIORITIES:
-            raise RequestError(f"priority_class: {str(priority)[:40]!r} is not one of {', '.join(PRIORITIES)}")
-        cache = values.get("cache", CACHES[0])
-        if cache not in CACHES:
-            raise RequestError(f"cache: {str(cache)[:40]!r} is not one of {', '.join(CACHES)}")
-        timeout = microseconds / 1e6 if microseconds > 0 else None
-        context = str(values.get("flux2_trace_context", ""))
-        return cls(timeout, priority == "batch", int(values.get("flux2_tag", 0)), context, cache == CACHES[0])
 
 
 @dataclass(eq=False)
@@ -175,16 +147,16 @@ class Front:
     def _admit(self, caller: Caller, fields: Mapping[str, Any], request: Request, options: Options) -> None:
         if self.ledger.state is State.DRAINING:
             raise UnavailableError("the server is stopping; send the request to another one, or again later")
-        digest = _digest(fields)
-        if self.ledger.is_refused(digest):
+        identity = digest(fields)
+        if self.ledger.is_refused(identity):
             raise RequestError("this request has ended a process of the server twice and is not served again")
         most = self.settings.tuning.max_seconds
         seconds = most if options.timeout is None else min(options.timeout, most)
         entry = Entry(cost_of(request, self.settings.variant), options.batch, time.monotonic() + seconds)
-        entry.bytes = sum(map(len, _texts(fields)))
+        entry.bytes = bytes_of(fields)
         with self._wake:
             self.admission.offer(entry)
-            ticket = self.ledger.open(digest, options.batch, options.tag)
+            ticket = self.ledger.open(identity, options.batch, options.tag)
             entry.payload = _Call(caller, request, ticket, options.cache)
             self._wake.notify()
 
@@ -368,21 +340,3 @@ class Front:
         self.counts.set("flux2_bytes_in_flight", sizes + len(live) * self._embed_bytes)
         self.counts.add("flux2_heals_total", self.ledger.heals - self._heals)
         self._heals = self.ledger.heals
-
-
-def _texts(fields: Mapping[str, Any]) -> Iterator[bytes]:
-    """Yield the texts and encoded images among the fields."""
-    for value in fields.values():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, (bytes, str)):
-                yield item.encode() if isinstance(item, str) else item
-
-
-def _digest(fields: Mapping[str, Any]) -> int:
-    """Return 63 bits that identify a request's fields as they were sent."""
-    known = sorted((name, value) for name, value in fields.items() if value is not None)
-    digest = hashlib.sha256()
-    for name, value in known:
-        for item in [name, *(value if isinstance(value, list) else [value])]:
-            digest.update(hashlib.sha256(item if isinstance(item, bytes) else repr(item).encode()).digest())
-    return int.from_bytes(digest.digest()[:8], "big") >> 1 or 1

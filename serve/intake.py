@@ -55,8 +55,9 @@ class Intake:
     def take(self, ticket: int, keys: Sequence[str]) -> Mapping[str, Value]:
         """Return the items of a request, which now starts; raises EngineError if one is missing."""
         held = self._items.pop(ticket, {})
+        needless = {"keys_values", "latents"} if _has_memory(held) else {"keys_values"}
         for key in keys:
-            if key not in held and kind_of(key) != "keys_values" and not _has_memory(held):
+            if key not in held and kind_of(key) not in needless:
                 raise EngineError(f"an item of kind {kind_of(key)} is missing: the process ended unexpectedly")
         return held
 

@@ -44,3 +44,11 @@ def parts_of(variant: Variant, limits: Limits) -> tuple[PartName, ...]:
     if not limits.max_references or limits.no_references:
         return ()
     return ("vae_encoder", *(KV_PARTS if variant.family == "klein-kv" else ()))
+
+
+def describe(variant: Variant, limits: Limits) -> str:
+    """Say in a few words which references a deployment takes."""
+    if limits.no_references:
+        return f"none: {limits.no_references}"
+    most = min(limits.max_references, max_references(variant))
+    return f"at most {most} a request" if most else "none"

@@ -53,7 +53,7 @@ _PLACES: tuple[tuple[str, PartName, str], ...] = (
 )
 _REFERENCE_PLACES: tuple[tuple[str, PartName, str], ...] = (
     (VAE_ENCODER, "vae_encoder", "."),
-    *((DENOISER, part, part) for part in KV_PARTS),
+    *((DENOISER, part, "transformer") for part in KV_PARTS),  # graphs of one folder, which share its weights
 )
 
 
@@ -126,9 +126,7 @@ def write_repository(
         part: sorted(path for path in (artifact / manifest.part(part).graph).parent.iterdir() if path.suffix != KERNELS)
         for _, part, _ in places
     }
-    files = {path.stat().st_ino: path for paths in linked.values() for path in paths}  # parts share weights by links
-    total = contents.check_space(out, list(files.values())) if copy else 0
-    copies: dict[int, tuple[Path, contents.Content]] = {}
+    total = contents.check_space(out, sorted({path for paths in linked.values() for path in paths})) if copy else 0
     weights: dict[str, contents.Content] = {}
     done = 0
 
@@ -153,13 +151,10 @@ def write_repository(
                 target = target if _is_native(model, settings) else folder / model / "1" / part
             for path in linked[part]:
                 placed = target / path.name
-                inode = path.stat().st_ino
-                if copy and inode in copies:
-                    link_or_copy(copies[inode][0], placed)
-                    found = copies[inode][1]
-                elif copy:
+                if placed.exists():
+                    continue
+                if copy:
                     found = contents.copy_file(path, placed, report)
-                    copies[inode] = (placed, found)
                 else:
                     link_or_copy(path, placed)
                     found = contents.Content.of(placed)

@@ -35,7 +35,7 @@ class Tuning:
     queue_size: int = option(256, "requests that wait; further ones are rejected with UNAVAILABLE")
     queue_bytes: int = option(2**29, "bytes of the fields of all requests in flight; reference images are large")
     cache_bytes: int = option(
-        2**30, "bytes of what requests share: prompt embeddings, latents of references, klein-kv's keys and values"
+        2**30, "bytes of what requests share: prompt embeddings, latents, klein-kv's keys and values; 0: no cache"
     )
     threads: int = option(0, "threads of a CPU engine; 0: one per core")
     policy: Policy = option(  # noqa: RUF009 -- a dataclass field, as above

@@ -71,11 +71,13 @@ def _open(version: Path, part: PartName, settings: Settings) -> Engine:
         return AotiEngine(
             version / part / INDEX, settings.ports[part], aoti_record.read_record(version / aoti_record.RECORD)
         )
-    below = version / part if part.startswith("transformer") else version
+    graph = version / "model.onnx"
+    if part.startswith("transformer"):  # klein-kv has three graphs with the same weights
+        graph = version / "transformer" / f"model{part.removeprefix('transformer')}.onnx"
     if settings.gpu:
-        return ort_deploy.open_part(below / "model.onnx", part, settings)
+        return ort_deploy.open_part(graph, part, settings)
     open_graph = next(engine for runtime, engine in OPEN_GRAPH.items() if runtime == settings.runtime)
-    return open_graph(below / "model.onnx", settings.ports[part], settings.tuning.threads)
+    return open_graph(graph, settings.ports[part], settings.tuning.threads)
 
 
 def run_together(engine: Engine, requests: Sequence[Mapping[str, Array]]) -> list[Result]:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from kit.certificate import quality
 from kit.errors import UsageError
 from pipeline.request import Limits
-from serve.settings import MOST_LIVE, GraphChoice, KnownAnswer, Tuning
+from serve.settings import MOST_LIVE, GraphChoice, KnownAnswer, Settings, Tuning
 
 MAY_BE_ZERO = ("threads", "max_guidance", "max_references", "cache_bytes")
 
@@ -101,6 +101,7 @@ class CopyProgress:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the deployment; returns its folder, variant and recipe."""
+    from serve import reference_deploy
     from serve.fastest_runtime import describe
     from serve.repository import write_repository
 
@@ -116,16 +117,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.runtime,
         CopyProgress().report,
     )
+    taken = reference_deploy.describe(manifest.variant, Settings.read(args.out / "tokenizer" / "1").limits)
     if not args.json:
         if seconds := manifest.options.get("step_seconds"):
             print(f"runtime: {describe(seconds)}")
         print(f"wrote {args.out}: {manifest.variant.name}, {manifest.recipe}")
         print(f"quality: {quality(args.out, manifest)}")
+        print(f"reference images: {taken}")
         print(f"next: python -m serve run {shlex.quote(str(args.out))}")
     measured = manifest.options.get("step_seconds", {})
     return {
         "out": str(args.out),
         "variant": manifest.variant.name,
         "recipe": manifest.recipe,
+        "references": taken,
         **({"step_seconds": measured} if measured else {}),
     }

@@ -83,6 +83,13 @@ def test_an_orientation_behind_the_pixels_of_a_png_counts_too(tmp_path: Path, mo
     assert read_size(late, "images[0]") == theirs.size == (70, 90)
 
 
+def test_a_png_of_nothing_but_chunks_is_refused() -> None:
+    data = encoded(noise())
+    end = data.index(b"IEND") - 4
+    with pytest.raises(RequestError, match="images\\[0\\]: the image is damaged or truncated: more than 20000 chunks"):
+        read_size(data[:end] + b"\0\0\0\0teSt\0\0\0\0" * 20_001 + data[end:], "images[0]")
+
+
 def test_grey_of_16_bits_keeps_its_upper_8() -> None:
     deep = np.arange(0, 65536, 8, dtype=np.uint16).reshape(64, 128)
     ours = np.asarray(decode_rgb(encoded(Image.fromarray(deep)), "images[0]"))

@@ -85,10 +85,13 @@ def test_generate_prints_why_the_server_rejected_a_request(
         ),
         (["generate", "x", "--out", "x.png", "--image", "a.png"], "--image a.png: No such file or directory"),
         (
-            ["generate", "x", "--out", "x.png", "--image", "text"],
-            "--image text: 9 bytes that are not a PNG, JPEG",
+            ["generate", "x", "--out", "x.png", "--image", "../text"],
+            "--image ../text: 9 bytes that are not a PNG, JPEG",
         ),
-        (["generate", "x", "--out", "x.png", "--mask", "empty"], "--mask empty: 0 bytes; expected a PNG, JPEG or WebP"),
+        (
+            ["generate", "x", "--out", "x.png", "--mask", "../empty"],
+            "--mask ../empty: 0 bytes; expected a PNG, JPEG or WebP",
+        ),
         (["repository", "nowhere", "--out", "x", "--max-references", "-1"], "--max-references -1: too small"),
         (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give the name of"),
         (["repository", "nowhere", "--out", "x"], "nowhere does not exist"),
@@ -100,15 +103,17 @@ def test_generate_prints_why_the_server_rejected_a_request(
 def test_wrong_use_prints_one_sentence_and_exits_with_2(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text("a red fox")
     (tmp_path / "empty").touch()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     code, out, err = run(capsys, *argv, "--json")
     assert code == 2
     assert err.startswith("error: ")
     assert message in err
     assert message in json.loads(out.splitlines()[-1])["error"]
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())
 
 
 def test_repository_writes_limits_and_tuning(

@@ -58,10 +58,10 @@ def read_all(deployment: Path) -> None:
 def test_weights_are_read_once_in_the_background_and_not_again(deployment: Path) -> None:
     manifest = verify(deployment)
     first = check(deployment, manifest)
-    assert (first.files, first.read, first.pending) == (3, 0, tuple(weight_files(manifest)))
+    assert (first.files, first.read, first.pending) == (4, 0, tuple(weight_files(manifest)))
     read_all(deployment)
     second = check(deployment, manifest)
-    assert (second.files, second.read, second.pending) == (3, 0, ())
+    assert (second.files, second.read, second.pending) == (4, 0, ())
     known = read_contents(deployment)
     assert known[NAME] == replace(Content.of(deployment / NAME), digest=content_digest(deployment / NAME))
     assert sorted(path.name for path in deployment.glob("*content*")) == [CONTENTS]
@@ -82,14 +82,14 @@ def test_changed_weights_are_rejected_by_name(deployment: Path, keep_time: bool)
     with pytest.raises(ArtifactError, match=rf"{NAME}: its content differs .* run `serve repository` again, or delete"):
         check(deployment, manifest, "full" if keep_time else "quick")
     (deployment / CONTENTS).unlink()
-    assert check(deployment, manifest, "full").read == 3, "the change was accepted"
+    assert check(deployment, manifest, "full").read == 4, "the change was accepted"
     assert check(deployment, manifest).pending == ()
 
 
 def test_a_copied_deployment_is_read_again_and_accepted(deployment: Path, tmp_path: Path) -> None:
     read_all(deployment)
     copy = Path(shutil.copytree(deployment, tmp_path / "copy"))
-    assert check(copy, verify(copy)).read == 3
+    assert check(copy, verify(copy)).read == 4
     assert check(copy, verify(copy)).read == 0
 
 
@@ -138,14 +138,14 @@ def test_a_read_only_deployment_is_a_warning(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     read_all(deployment)
     assert "is read-only: no digests of the weights can be kept" in caplog.text
-    assert len(check(deployment, verify(deployment)).pending) == 3
+    assert len(check(deployment, verify(deployment)).pending) == 4
 
 
 def test_two_servers_do_not_read_the_same_weights(deployment: Path) -> None:
     other = os.open(deployment, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     read_all(deployment)
-    assert len(check(deployment, verify(deployment)).pending) == 3
+    assert len(check(deployment, verify(deployment)).pending) == 4
     os.close(other)
     read_all(deployment)
     assert check(deployment, verify(deployment)).pending == ()
@@ -250,7 +250,7 @@ def test_on_another_cpu_small_differences_in_many_values_pass(deployment: Path) 
     pixels = LocalPipeline(deployment).generate(probe.question(Limits())).pixels[0].copy()
     pixels[:8] ^= 1
     client: Any = SimpleNamespace(
-        generate=lambda fields, timeout: SimpleNamespace(images=[encode(pixels, "png")], seconds=0.1)
+        generate=lambda fields, timeout, cache: SimpleNamespace(images=[encode(pixels, "png")], seconds=0.1)
     )
     with pytest.raises(CheckFailed, match=r"in 12.5 % of its values \(allowed: 0.1 %.*were the weights changed"):
         probe.probe(client, deployment)

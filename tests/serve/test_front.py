@@ -18,7 +18,8 @@ import pytest
 from kit.errors import CancelledError, EngineError, RequestError, UnavailableError
 from pipeline.images import encode
 from pipeline.request import Limits, Request
-from serve.front import Front, Options
+from serve.front import Front
+from serve.incoming import Options
 from serve.ledger import Ledger, State
 from serve.settings import Settings, Tuning
 from tests.pipeline.test_denoise import small
@@ -303,7 +304,8 @@ def test_fields_of_requests_in_flight_have_a_bound_in_bytes(tmp_path: Path) -> N
 
 def test_requests_with_other_images_have_other_digests(house: House) -> None:
     hold = threading.Event()
-    for seed in range(2):
-        house.send(fields={**FIELDS, "images": [picture(64, 64, seed)]}, start=lambda: wait_for(hold))
+    fields = [{**FIELDS, "images": [picture(64, 64, seed)]} for seed in range(2)]
+    clients = [house.send(fields=sent, start=lambda: wait_for(hold)) for sent in fields]
     until(lambda: len(house.ledger.in_flight()) == 2)
     hold.set()
+    assert [client.result() for client in clients] == ["image of latents"] * 2

@@ -199,6 +199,8 @@ def test_keys_and_values_make_latents_needless() -> None:
     assert intake.find(1, keys) == [True, True, True, True]
     intake.store.put("keys_values:k", {"ref_key_0": np.ones(4, np.float32)})
     assert intake.find(2, keys) == [False, True, False, False]
+    with pytest.raises(EngineError, match="an item of kind prompt is missing: the process ended unexpectedly"):
+        intake.take(2, keys)
 
 
 def test_requests_that_need_the_same_image_at_once_encode_it_once(klein: Deployment) -> None:

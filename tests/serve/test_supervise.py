@@ -28,6 +28,7 @@ from serve.client import Client, ImageResponse, Progress, fields_to_inputs
 from serve.launch import Server
 from serve.processes import stubs
 from tests.conftest import ByFamily
+from tests.pipeline.test_parity_edits import picture, png
 from tests.serve.test_server import metrics
 
 pytestmark = pytest.mark.server
@@ -83,14 +84,16 @@ def send_many(server: Server, count: int, pool: ThreadPoolExecutor, **fields: An
 
 
 @pytest.mark.parametrize(
-    "model", ["tokenizer", "text_encoder", "denoiser", "vae_decoder", "image_encoder", "flux2", "flux2_stream"]
+    "model",
+    ["tokenizer", "text_encoder", "vae_encoder", "denoiser", "vae_decoder", "image_encoder", "flux2", "flux2_stream"],
 )
 def test_a_killed_model_is_healed_and_only_requests_in_it_fail(model: str, supervised: Server) -> None:
     with Client(supervised.url) as client:
         expected = client.generate(SMALL, timeout=HEAL_SECONDS).images
     heals, server = supervised.ledger.heals, supervised.pid
     with ThreadPoolExecutor(4) as pool:
-        flying = send_many(supervised, 4, pool)
+        edits = {"images": [png(picture(64, 64, len(EVENTS)))]} if model == "vae_encoder" else {}
+        flying = send_many(supervised, 4, pool, **edits)
         time.sleep(0.3)
         os.kill(stubs(server)[model].pid, signal.SIGKILL)
         until(lambda: not is_ready(supervised), 10)

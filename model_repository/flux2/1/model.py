@@ -13,7 +13,8 @@ from kit.engine import Array
 from kit.errors import Flux2Error
 from pipeline.request import Request
 from serve import backend
-from serve.front import Front, Options
+from serve.front import Front
+from serve.incoming import Options
 from serve.ledger import Ledger, ledger_path
 from serve.metrics import Metrics
 from serve.settings import Settings, version_folder
