@@ -50,5 +50,5 @@ def describe(variant: Variant, limits: Limits) -> str:
     """Say in a few words which references a deployment takes."""
     if limits.no_references:
         return f"none: {limits.no_references}"
-    most = min(limits.max_references, max_references(variant))
+    most = min(limits.max_references, variant.max_references)
     return f"at most {most} a request" if most else "none"
