@@ -93,7 +93,7 @@ def test_generate_prints_why_the_server_rejected_a_request(
             "--mask ../empty: 0 bytes; expected a PNG, JPEG or WebP",
         ),
         (["repository", "nowhere", "--out", "x", "--max-references", "-1"], "--max-references -1: too small"),
-        (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give the name of"),
+        (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give a folder name"),
         (["repository", "nowhere", "--out", "x"], "nowhere does not exist"),
         (["repository", "nowhere", "--out", "x", "--min-side", "50"], "min_side 50 is not a positive multiple of 16"),
         (["repository", "nowhere", "--out", "x", "--max-rows", "0"], "--max-rows 0: too small"),

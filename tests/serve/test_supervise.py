@@ -287,7 +287,9 @@ def test_a_huge_text_is_refused_in_a_short_sentence(name: str, supervised: Serve
 def test_internal_models_refuse_strangers_at_once(model: str, supervised: Server) -> None:
     ticket = grpc.InferInput("checked_ticket", [1, 1], "INT64")
     ticket.set_data_from_numpy(np.array([[12345]], np.int64))
-    inputs = [ticket] if model == "denoiser" else fields_to_inputs({"prompt": "a cat"})
+    action = grpc.InferInput("action", [1, 1], "BYTES")
+    action.set_data_from_numpy(np.array([["fetch"]], np.object_))
+    inputs = [ticket, action] if model == "denoiser" else fields_to_inputs({"prompt": "a cat"})
     client = grpc.InferenceServerClient(supervised.url)
     with pytest.raises(InferenceServerException, match="the denoiser is internal; send requests to the model 'flux2'"):
         client.infer(model, inputs, client_timeout=HEAL_SECONDS)
