@@ -74,7 +74,7 @@ def test_few_pairs_are_all_shown_and_none_if_zero_are_requested() -> None:
 
 
 def test_nothing_on_the_page_is_wider_than_a_screen_of_420_pixels() -> None:
-    """No renderer is at hand, so the rules are checked: fixed widths fit between the margins, and tables fold."""
+    """The rules are checked, not a rendered page: fixed widths fit between the margins, and tables fold."""
     narrow, rem = 420, 16
     room = narrow - 2 * rem  # the body's padding
     fixed = re.findall(r"(?<![-\w])(?:min-)?width:\s*([\d.]+)(px|rem)|minmax\(([\d.]+)(px|rem)", STYLE)
@@ -84,6 +84,7 @@ def test_nothing_on_the_page_is_wider_than_a_screen_of_420_pixels() -> None:
     (limit,) = re.findall(r"@media \(max-width: (\d+)rem\)", STYLE)
     assert int(limit) * rem > narrow
     folded = STYLE.split("@media")[1]
+    assert "table, tbody { display: block; }" in folded
     assert "white-space: normal" in folded
     assert "th { display: none; }" in folded
     for rule in ("img { width: 100%", "svg { width: 100%", ".wide { overflow-x: auto", "h1 { font-size"):
