@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import commands
+from kit.errors import UsageError
 from kit.outputs import check_out_file
 
 
@@ -20,7 +21,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     def finish(args: argparse.Namespace, facts: Mapping[str, Any]) -> Mapping[str, Any]:
         facts = {**facts, "command": command_line(argv)}
         if args.save is not None:
-            check_out_file(args.save, option="--save")
             args.save.write_text(json.dumps(facts, indent=1) + "\n")
         if not args.json:
             print(args.module.table(facts))
@@ -30,7 +30,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _add_save(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the JSON to this file; default: none")
+    parser.add_argument("--save", type=_saved, metavar="FILE", help="also write the JSON to this file; default: none")
+
+
+def _saved(text: str) -> Path:
+    """Check the file before the benchmark runs, which may take hours; raises UsageError."""
+    path = Path(text)
+    check_out_file(path, option="--save")
+    if not path.parent.is_dir():
+        raise UsageError(f"--save {path}: {path.parent} does not exist")
+    return path
 
 
 def command_line(argv: Sequence[str]) -> str:

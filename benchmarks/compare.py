@@ -98,7 +98,9 @@ def read(path: Path) -> dict[str, Any]:
     """Read a result; raises UsageError if the file is none."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a result of a benchmark ({error})") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path}: not a result of a benchmark: the JSON is not an object")

@@ -65,6 +65,7 @@ ROOMS: Mapping[str, Room] = {
             "compile": ("export.aoti.command", "the old name of `export aoti`"),
             "report": ("quantize.report_command", "report how much of an artifact really runs quantized"),
             "gate": ("quantize.gate.command", "compare a quantized artifact's images with those of its reference"),
+            "compare": ("quantize.gate.compare_command", "show two reports of the gate side by side"),
             "search": (
                 "quantize.search.command",
                 "choose which layers stay in high precision to meet a quality target",
@@ -133,6 +134,9 @@ EXIT_CODES = (
 )
 
 
+MAY_BE_EMPTY = ("PROMPT", "TEXT", "A,B")  # neither names nor paths: judged by the server or by the command
+
+
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Prints the defaults of options that have one, and keeps the lines of descriptions."""
 
@@ -155,6 +159,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Reject empty values: an empty path would mean the current folder, and an empty name matches nothing."""
+        allowed = action.metavar in MAY_BE_EMPTY or action.nargs == argparse.PARSER  # the words of a whole command
+        if not arg_string and action.default != arg_string and not allowed:
+            raise argparse.ArgumentError(action, "the value is empty")
+        return super()._get_value(action, arg_string)
+
 
 def main(
     room: str,
@@ -172,7 +183,9 @@ def main(
 
     def step() -> Mapping[str, Any] | None:
         try:
-            args = parser(room, argv, prog, extend).parse_args(argv)
+            args, unknown = parser(room, argv, prog, extend).parse_known_args(argv)
+            if unknown:
+                raise UsageError(f"unrecognized arguments: {' '.join(unknown)}; see {prog} {args.command} --help")
             facts = args.module.run(args)
             return None if facts is None else finish(args, facts)
         except ModuleNotFoundError as error:

@@ -78,9 +78,10 @@ class Limits:
         object.__setattr__(self, "sizes", tuple((width, height) for width, height in self.sizes))  # lists, from JSON
         for name in ("min_side", "max_side"):
             if getattr(self, name) <= 0 or getattr(self, name) % PIXELS_PER_TOKEN:
-                raise UsageError(f"{name} {getattr(self, name)} is not a positive multiple of {PIXELS_PER_TOKEN}")
+                option_name, value = f"--{name.replace('_', '-')}", getattr(self, name)
+                raise UsageError(f"{option_name} {value}: must be a positive multiple of {PIXELS_PER_TOKEN}")
         if self.min_side > self.max_side:
-            raise UsageError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
+            raise UsageError(f"--min-side {self.min_side} is larger than --max-side {self.max_side}")
 
     @property
     def smallest(self) -> tuple[int, int]:

@@ -17,7 +17,6 @@ from kit.recipes import Recipe
 from kit.variants import Variant
 from planner.convolutions import decoder_layers, encoder_layers
 from planner.memory import gigabytes, weight_bytes
-from planner.text import number
 
 # Rates that the measured builds lie between; layers are counted once per profile.
 LAYER_SECONDS = (0.019, 0.047)
@@ -103,7 +102,7 @@ def estimate(
 
 def _minutes(seconds: tuple[float, float]) -> str:
     unit, name = (1, "seconds") if seconds[1] < 120 else (60, "minutes")
-    low, high = (number(end / unit) for end in seconds)
+    low, high = (f"{end / unit:.2g}" for end in seconds)
     return f"{low} to {high} {name}"
 
 

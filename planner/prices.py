@@ -132,8 +132,8 @@ def read_prices(path: Path | None = None) -> Prices:
     try:
         text = path.read_text() if path else resources.files("planner.data").joinpath("prices.json").read_text()
         raw = json.loads(text)
-    except FileNotFoundError:
-        raise UsageError(f"{where}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):

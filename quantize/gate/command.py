@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -285,4 +286,11 @@ def _identity(folder: Path | None, manifest: Manifest | None, url: str | None = 
         "recipe": manifest.recipe,
         "compute": manifest.compute,
         "kind": manifest.kind,
+        "calibrated_on": _calibrated_on(manifest),
     }
+
+
+def _calibrated_on(manifest: Manifest) -> dict[str, Any] | None:
+    """Name the set of calibration prompts by its size and digest; None without one."""
+    marks = sorted(manifest.source.get("calibration_prompts", ()))
+    return {"prompts": len(marks), "digest": sha256("".join(marks).encode()).hexdigest()[:16]} if marks else None

@@ -33,9 +33,10 @@ article div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; 
 figure { margin: 0; } figcaption, small { color: #555; font-size: 13px; }
 img { width: 100%; display: block; } img.small { image-rendering: pixelated; }
 @media (max-width: 40rem) {  /* each row of a table becomes a block, so that no column is out of sight */
+  table, tbody { display: block; }
   tr { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem; padding: .5rem 0; border-bottom: 1px solid #ddd; }
-  th { display: none; } td { border: 0; padding: 0; white-space: normal; }
-  td:first-child { grid-area: 1 / 1 / auto / -1; font-weight: 600; } td:empty { display: none; }
+  th { display: none; } td { display: block; border: 0; padding: 0; white-space: normal; }
+  td:first-child { grid-area: 1 / 1; font-weight: 600; } td:empty { display: none; }
   td.kept, td.broken { grid-area: 1 / 2; }
   td[data-head]::before { content: attr(data-head) " "; color: #555; font-weight: 400; }
 }

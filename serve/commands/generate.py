@@ -82,7 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _numbers(text: str) -> list[float]:
     """Parse numbers between commas."""
-    return [float(number) for number in text.split(",")]
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers separated by commas") from None
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from serve.client import Client, ImageResponse
 
     _check_preview(args)
+    if args.timeout is not None and not args.timeout > 0:
+        raise UsageError(f"--timeout {args.timeout:g}: must be more than 0 seconds")
     output_format = _output_format(args)
     wanted = {f.name: getattr(args, f.name) for f in FIELDS if f.name == "prompt" or f.name not in (*CHOSEN, *FILES)}
     wanted["output_format"] = output_format

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks import export_cost, export_parity, machine, residency, sparse
+from benchmarks import export_cost, export_parity, machine, plan_validation, residency, sparse
 from benchmarks.__main__ import command_line
+from benchmarks.__main__ import main as benchmarks
 from benchmarks.measure import measure
 from kit.configs import read_variant
 from kit.errors import UsageError
@@ -88,6 +89,16 @@ def test_the_command_of_a_result_does_not_tell_where_it_was_saved() -> None:
     argv = ["export", "--variants", "", "--save", "/home/somebody/result.json", "--naive", "dev"]
     assert command_line(argv) == 'python -m benchmarks export --variants "" --naive dev'
     assert command_line(["--save", "x", "gallery"]) == "python -m benchmarks gallery"
+
+
+def test_a_result_that_cannot_be_saved_is_told_before_the_benchmark_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan_validation, "run", lambda args: pytest.fail("the benchmark ran"))
+    for file, why in ((tmp_path / "new" / "a.json", f"{tmp_path / 'new'} does not exist"), (tmp_path, "is a folder")):
+        assert benchmarks(["plan", "--save", str(file)]) == 2
+        assert f"error: --save {file}" in (said := capsys.readouterr().err)
+        assert why in said
 
 
 def test_a_result_stands_beside_machine_versions_commit_and_date() -> None:

@@ -87,6 +87,8 @@ def test_results_of_two_machines_are_compared_only_on_demand(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", "[" * 100000])
 def test_a_file_that_is_no_result_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere.json: No such file or directory"):
+        compare.read(tmp_path / "nowhere.json")
     with pytest.raises(UsageError, match=r"a\.json: not a result of a benchmark"):
         compare.run(arguments(tmp_path, text, {"seconds": [1, 2, 3]}))
 

@@ -86,7 +86,10 @@ def test_every_option_has_a_help_text(room: str, name: str) -> None:
         (("kit",), "the following arguments are required: COMMAND; see flux2 kit --help"),
         (("kit", "guess"), "argument COMMAND: invalid choice: 'guess' (choose from 'doctor', 'plan'); see flux2 kit"),
         (("kit", "plan", "--gpu"), "argument --gpu: expected one argument; see flux2 kit plan --help"),
-        (("kit", "doctor", "--fast"), "unrecognized arguments: --fast; see flux2 kit --help"),
+        (("kit", "doctor", ""), "argument DIR: the value is empty; see flux2 kit doctor --help"),
+        (("kit", "plan", "--variant", "", "--gpu", "l4"), "argument --variant: the value is empty; see flux2 kit plan"),
+        (("export", "onnx", "sample", "--out", ""), "argument --out: the value is empty; see flux2 export onnx --help"),
+        (("kit", "doctor", "--fast"), "unrecognized arguments: --fast; see flux2 kit doctor --help"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

@@ -99,7 +99,7 @@ def test_a_base_variant_takes_a_negative_prompt() -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"min_side": 100}, "min_side 100 is not a positive multiple of 16"),
+        ({"min_side": 100}, "--min-side 100: must be a positive multiple of 16"),
         ({"min_side": 4096}, "larger than max_side"),
     ],
 )

@@ -11,7 +11,6 @@ from kit.compilers import WeightMode
 from kit.recipes import RECIPES
 from kit.variants import VARIANTS
 from planner.builds import BASIS, MEASURED, NOT_TIMED, Estimate, Planned, estimate
-from planner.text import number
 
 SAVED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "compile.json").read_text())["rows"]
 BUILT = [row for row in SAVED if "seconds" in row and row["recipe"] in RECIPES]
@@ -58,5 +57,5 @@ def test_tensorrt_on_the_gpu_has_no_estimate_of_time_and_says_so() -> None:
         f"  {BASIS}; {NOT_TIMED}",
     ]
     low, high = build().seconds or (0.0, 0.0)
-    words = f"takes about: {number(low / 60)} to {number(high / 60)} minutes on 2 cores"
+    words = f"takes about: {low / 60:.2g} to {high / 60:.2g} minutes on 2 cores"
     assert build().describe().startswith(words)

@@ -127,7 +127,7 @@ def test_a_folder_is_planned_by_its_own_sizes(tmp_path: Path, capsys: pytest.Cap
             "--step-seconds applies to one GPU and cannot be combined with --gpu all",
         ),
         ("--variant dev --gpu l4 --price 0", "--price 0: must be more than 0 dollars per GPU hour"),
-        ("--variant dev --gpu l4 --prices nowhere.json", "nowhere.json: no such file"),
+        ("--variant dev --gpu l4 --prices nowhere.json", "nowhere.json: No such file or directory"),
         ("--variant dev --gpu l4 --chart plan.jpg", "--chart plan.jpg: the name must end in .png or .svg"),
         ("--variant dev --gpu l4 --chart nowhere/plan.png", "--chart nowhere/plan.png: No such file or directory"),
         ("--variant dev --gpu l4 --chart tests", "--chart tests is a folder; give a file"),

@@ -120,6 +120,8 @@ def test_a_table_that_cannot_be_understood_is_refused(tmp_path: Path, content: A
         read_prices(write(tmp_path, content))
 
 
-def test_a_missing_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere.json: no such file"):
+def test_a_missing_table_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path}: Is a directory"):
+        read_prices(tmp_path)
+    with pytest.raises(UsageError, match="nowhere.json: No such file or directory"):
         read_prices(tmp_path / "nowhere.json")

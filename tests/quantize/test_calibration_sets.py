@@ -16,9 +16,9 @@ from quantize.calibration import record
 from quantize.calibration.calibrate import Calibration, calibrate
 from quantize.calibration.command import FEW
 from quantize.gate.drawing import Canvas, open_generator
+from quantize.gate.side_by_side import CALIBRATIONS
 from quantize.gate.similarity import Pixels, psnr
 
-TOLERANCE = 1.0  # dB of the mean PSNR between two sets of FEW prompts; with 24 it was 1.8 (docs/quantization.md)
 PROMPTS = prompt_set.load("sample:24").prompts
 
 
@@ -45,5 +45,5 @@ def test_two_sets_of_enough_prompts_give_the_same_quality_within_the_tolerance(
         float(np.mean([psnr(before, after) for before, after in zip(reference, images(artifact), strict=True)]))
         for artifact in (quantized_of("int8"), tmp_path / "other")
     ]
-    assert quality[0] == pytest.approx(quality[1], abs=TOLERANCE), quality
+    assert quality[0] == pytest.approx(quality[1], abs=CALIBRATIONS), quality
     assert min(quality) > 52.0, quality

@@ -10,7 +10,7 @@ from quantize.gate.contract import Bound, of_recipe
 from quantize.gate.drawing import Pair
 from quantize.gate.histogram import BARS, histogram
 from quantize.gate.metrics import Score
-from quantize.gate.page import chosen, page
+from quantize.gate.page import STYLE, chosen, page
 from quantize.gate.report import Report, summarize
 from quantize.prompt_set import Prompt
 
@@ -71,3 +71,22 @@ def test_few_pairs_are_all_shown_and_none_if_zero_are_requested() -> None:
     assert [pair.number for pair in chosen(report(9), 24)] == list(range(9))
     assert chosen(report(9), 0) == []
     assert len(chosen(report(9), 1)) == 1
+
+
+def test_nothing_on_the_page_is_wider_than_a_screen_of_420_pixels() -> None:
+    """The rules are checked, not a rendered page: fixed widths fit between the margins, and tables fold."""
+    narrow, rem = 420, 16
+    room = narrow - 2 * rem  # the body's padding
+    fixed = re.findall(r"(?<![-\w])(?:min-)?width:\s*([\d.]+)(px|rem)|minmax\(([\d.]+)(px|rem)", STYLE)
+    lengths = [(number or column, unit or other) for number, unit, column, other in fixed]
+    assert lengths == [("17", "rem")]  # a column of measures; `max-width` and `min(...)` only make things smaller
+    assert all(float(number) * (rem if unit == "rem" else 1) <= room for number, unit in lengths)
+    (limit,) = re.findall(r"@media \(max-width: (\d+)rem\)", STYLE)
+    assert int(limit) * rem > narrow
+    folded = STYLE.split("@media")[1]
+    assert "table, tbody { display: block; }" in folded
+    assert "white-space: normal" in folded
+    assert "th { display: none; }" in folded
+    for rule in ("img { width: 100%", "svg { width: 100%", ".wide { overflow-x: auto", "h1 { font-size"):
+        assert rule in STYLE
+    assert STYLE.count("overflow-wrap: anywhere") == 2  # titles and prompts, whose words may be longer than a line

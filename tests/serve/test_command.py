@@ -94,8 +94,16 @@ def test_generate_prints_why_the_server_rejected_a_request(
         ),
         (["repository", "nowhere", "--out", "x", "--max-references", "-1"], "--max-references -1: too small"),
         (["repository", "nowhere", "--out", "-"], "--out -: a folder cannot be written to stdout; give a folder name"),
+        (["generate", "x", "--out", "x.png", "--timeout", "-1"], "--timeout -1: must be more than 0 seconds"),
+        (
+            ["generate", "x", "--out", "x.png", "--sigmas", "a,b"],
+            "argument --sigmas: 'a,b' is not a list of numbers separated by commas; see",
+        ),
         (["repository", "nowhere", "--out", "x"], "nowhere does not exist"),
-        (["repository", "nowhere", "--out", "x", "--min-side", "50"], "min_side 50 is not a positive multiple of 16"),
+        (
+            ["repository", "nowhere", "--out", "x", "--min-side", "50"],
+            "--min-side 50: must be a positive multiple of 16",
+        ),
         (["repository", "nowhere", "--out", "x", "--max-rows", "0"], "--max-rows 0: too small"),
         (["run", "nowhere"], "nowhere does not exist"),
     ],
