@@ -57,9 +57,10 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def poisson_times(rate: float, seconds: float, seed: int = 1) -> list[float]:
-    """Return when requests are due, in seconds from the start."""
+    """Return when requests are due, in seconds from the start: one at least, however short the stream is."""
     chance = random.Random(seed)
-    due, at = [], 0.0
+    at = chance.expovariate(rate)
+    due = [min(at, seconds)]
     while (at := at + chance.expovariate(rate)) < seconds:
         due.append(at)
     return due
@@ -106,7 +107,8 @@ def closed_loop(
 ) -> list[Outcome]:
     """Let so many clients send one request after the other, each after thinking for `think` seconds on average.
 
-    The times to think are exponentially distributed. No request begins after `seconds`, or after `count` of them.
+    The times to think are exponentially distributed; the first client begins at once. No request begins after
+    `seconds`, or after `count` of them.
     """
     numbers = iter(range(count))
     lock = threading.Lock()
@@ -114,9 +116,11 @@ def closed_loop(
 
     def run(index: int) -> Iterator[Outcome]:
         chance = random.Random(1000 * seed + index)
+        is_first = index == 0
         while True:
-            if think:
+            if think and not is_first:
                 time.sleep(chance.expovariate(1 / think))
+            is_first = False
             if time.perf_counter() >= end:
                 return
             with lock:

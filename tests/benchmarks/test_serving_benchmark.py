@@ -147,9 +147,8 @@ def test_a_load_is_told_by_class_with_goodput_cost_and_images_that_differ() -> N
     assert found["dollars_per_1000_images"] == pytest.approx(0.9 / found["images_per_minute"] / 60 * 1000, rel=0.01)
 
 
-def test_a_load_without_requests_says_what_to_raise() -> None:
-    with pytest.raises(UsageError, match="raise --seconds or --closed-seconds"):
-        _facts(terms(), [], [], {})
+def test_a_poisson_stream_has_a_request_however_short_it_is() -> None:
+    assert poisson_times(0.001, 0.5) == [0.5]
 
 
 def test_the_planner_serves_the_same_arrivals() -> None:
