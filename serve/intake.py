@@ -18,9 +18,8 @@ from pipeline.live_request import LiveRequest
 from pipeline.references import pack
 from pipeline.request import Request
 from pipeline.store import Store, Value, kind_of
-from serve.wire import LATENTS, MASK
+from serve.wire import LATENTS, MASK, MASK_KEY
 
-MASK_KEY = "mask:"  # of a request's own; no other one shares it
 SHARED = ("prompt", "latents")  # kinds that are kept for other requests; keys and values the denoiser itself puts there
 
 

@@ -20,7 +20,6 @@ from pipeline.references import whole_tokens
 from pipeline.request import Request
 from pipeline.store_keys import Role, image_key, memory_key, prompt_key
 from serve.flights import Flights
-from serve.intake import MASK_KEY
 from serve.ledger import Ledger
 from serve.settings import Settings
 from serve.wire import (
@@ -30,6 +29,7 @@ from serve.wire import (
     KEYS,
     LATENTS,
     MASK,
+    MASK_KEY,
     PROMPT_STAGE,
     TICKET,
     VAE_ENCODER,

@@ -85,6 +85,7 @@ TENSORS = (
 )
 TICKET = RequestTensor("checked_ticket", "TYPE_INT64", ("ticket",))  # of the front model
 ACTION, KEYS, MASK, LATENTS = "action", "item_keys", "item_mask", "item_latents"  # further inputs of the denoiser
+MASK_KEY = "mask:"  # the key of a request's own mask, which no other request shares
 Action = Literal["find", "find again", "bring", "start", "fetch"]
 DENOISED = tuple(tensor for tensor in TENSORS if tensor.batched)  # the denoiser's inputs
 IMAGE_ENCODED = (FORMAT, ENCODING, SEED)  # the image encoder's inputs; the seed passes through

@@ -23,12 +23,11 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import malformed
 from kit.errors import Flux2Error, RequestError, ServerError, UnavailableError
-from pipeline.images import decode
+from pipeline.images import decode, encode
 from serve.client import Client, ImageResponse, Progress, fields_to_inputs
 from serve.launch import Server
 from serve.processes import stubs
 from tests.conftest import ByFamily
-from tests.pipeline.test_parity_edits import picture, png
 from tests.serve.test_server import metrics
 
 pytestmark = pytest.mark.server
@@ -92,7 +91,9 @@ def test_a_killed_model_is_healed_and_only_requests_in_it_fail(model: str, super
         expected = client.generate(SMALL, timeout=HEAL_SECONDS).images
     heals, server = supervised.ledger.heals, supervised.pid
     with ThreadPoolExecutor(4) as pool:
-        edits = {"images": [png(picture(64, 64, len(EVENTS)))]} if model == "vae_encoder" else {}
+        edits = (
+            {"images": [encode(np.full((64, 64, 3), len(EVENTS), np.uint8), "png")]} if model == "vae_encoder" else {}
+        )
         flying = send_many(supervised, 4, pool, **edits)
         time.sleep(0.3)
         os.kill(stubs(server)[model].pid, signal.SIGKILL)
