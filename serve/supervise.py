@@ -173,7 +173,7 @@ class Supervisor:
             time.sleep(0.02)
 
     def _restart(self, why: str) -> None:
-        server, start = self.server, time.monotonic()
+        server, start, reason = self.server, time.monotonic(), why
         self._blame()
         if server.ledger.served > self._served:  # restarting it has helped
             self._restarts.clear()
@@ -187,7 +187,7 @@ class Supervisor:
             except Flux2Error as error:
                 if self._quiet.is_set():
                     return
-                why = str(error).partition("\n")[0]
+                why = f"{reason}; then {str(error).partition(chr(10))[0].partition('; the end of')[0]}"
         server.ledger.count_heal()
         self._served = server.ledger.served
         self._stops.clear()
