@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import random_weights, sparse
 from benchmarks.machine import describe
 from benchmarks.measure import measure
+from kit.errors import UsageError
 from kit.recipes import RECIPES
 from kit.variants import VARIANTS
 
@@ -71,13 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Build every engine; returns a row for each."""
+    chosen = [case for case in CASES if set(args.only.split()) <= {case.variant, case.recipe, case.gpu, case.weights}]
+    if not chosen:
+        words = sorted({word for case in CASES for word in (case.variant, case.recipe, case.gpu, case.weights)})
+        raise UsageError(f"--only {args.only!r} matches no row; there are words: {', '.join(words)}")
     rows = []
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="compile-", dir=args.work) as scratch:  # nothing else there is touched
-        for case in CASES:
-            if set(args.only.split()) <= {case.variant, case.recipe, case.gpu, case.weights}:
-                rows.append(_row(case, Path(scratch)))
-                print(_line(rows[-1]), file=sys.stderr, flush=True)
+        for case in chosen:
+            rows.append(_row(case, Path(scratch)))
+            print(_line(rows[-1]), file=sys.stderr, flush=True)
     return {"machine": describe(), "rows": rows}
 
 

@@ -101,6 +101,11 @@ def test_a_result_that_cannot_be_saved_is_told_before_the_benchmark_runs(
         assert why in said
 
 
+def test_words_that_match_no_build_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmarks(["compile", "--only", "klein-5b fp8"]) == 2
+    assert "--only 'klein-5b fp8' matches no row; there are words: a10g, bf16, dev, fp8" in capsys.readouterr().err
+
+
 def test_a_result_stands_beside_machine_versions_commit_and_date() -> None:
     facts = machine.describe()
     assert set(facts) == {"cpu", "cores", "memory_gb", "system", "versions", "commit", "date"}
