@@ -14,46 +14,29 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from benchmarks.compare import interval
+from benchmarks.engine_contenders import PEER, Contender, command, contenders_of, multiplies_in, recipe_of, variant_of
 from benchmarks.engine_worker import Case, TorchRuntime
 from benchmarks.machine import describe
-from kit.artifact import read_manifest
-from kit.checkpoint import resolve
-from kit.configs import read_variant
 from kit.errors import CheckFailed, UsageError
 from kit.graph_runtimes import GRAPH_RUNTIMES
 from kit.image_size import size_problem
 from kit.ports import PartName
-from kit.recipes import RECIPES, Recipe
 from kit.variants import Variant
 from planner import flops
 from planner.weights import weights
 
 PARTS: tuple[PartName, ...] = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
 SIDES = (512, 1024, 2048)  # of square products; the fastest is the ceiling
-PROGRAM = "from benchmarks.engine_worker import main; main()"
 COPY_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A runtime and what it runs."""
-
-    runtime: str
-    source: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.runtime} {Path(self.source).name}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,24 +55,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.0, metavar="SECONDS", help="shortest duration of a turn")
     parser.add_argument(
+        "--optimum-python",
+        type=Path,
+        metavar="FILE",
+        help=f"Python of an environment with optimum-intel, for {PEER}=FOLDER that its pipeline saved; default: none",
+    )
+    parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="threads of each runtime; 0: the runtime's default"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; the first contender is the baseline. Raises UsageError for wrong use, CheckFailed if one fails."""
-    contenders, case = _contenders(args.contenders), _case(args)
+    contenders, case = contenders_of(args.contenders), _case(args)
+    variant = variant_of(contenders[0])
+    commands = {c.name: command(c, case, variant, args.optimum_python) for c in contenders}
     ceilings = measure_ceilings()
     workers: dict[str, Worker] = {}
     try:
         for contender in contenders:
-            workers[contender.name] = Worker(contender, case)
+            workers[contender.name] = Worker(contender.name, commands[contender.name])
         rounds = _rounds(workers, args.rounds, args.seconds)
         peaks = {name: worker.end() for name, worker in workers.items()}
     finally:
         for worker in workers.values():
             worker.kill()
-    operations = case.rows * _operations(contenders[0], case)
+    operations = case.rows * _operations(variant, case)
     return {
         "case": asdict(case),
         "machine": describe(),
@@ -98,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "baseline": contenders[0].name,
         "contenders": {
             c.name: _facts(c, rounds, contenders[0].name, peaks[c.name], operations, ceilings)
-            | {"weight_bytes": weights(case.part, _variant(c)).bytes(_recipe(c))}
+            | {"weight_bytes": weights(case.part, variant).bytes(recipe_of(c))}
             for c in contenders
         },
     }
@@ -158,11 +149,10 @@ def measure_ceilings(seconds: float = 0.3) -> dict[str, Any]:
 class Worker:
     """The process of a contender."""
 
-    def __init__(self, contender: Contender, case: Case) -> None:
-        self.name = contender.name
-        words = [contender.source, contender.runtime, json.dumps(asdict(case))]
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -240,32 +230,14 @@ def _facts(
         "median_seconds": float(np.median(calls)),
         "p95_seconds": float(np.percentile(calls, 95)),
         "gigaflops_per_second": rate,
-        "share_of_ceiling": rate / ceilings["gigaflops_per_second"][_multiplies_in(contender)],
+        "share_of_ceiling": rate / ceilings["gigaflops_per_second"][multiplies_in(contender)],
         "peak_memory_bytes": peak,
         "speedup": float(np.median(ratios)),
         "speedup_interval": list(interval([1.0] * len(ratios), ratios)) if len(ratios) > 1 else [ratios[0]] * 2,
     }
 
 
-def _multiplies_in(contender: Contender) -> str:
-    """Return the type of most of a contender's products."""
-    if contender.runtime.endswith("bf16"):
-        return "bf16"
-    if contender.runtime.startswith("torch-"):
-        return "fp32"
-    manifest = read_manifest(Path(contender.source))
-    return "int8" if manifest.recipe.startswith("int8") else "fp32" if manifest.compute == "fp32" else "bf16"
-
-
-def _recipe(contender: Contender) -> Recipe:
-    """Return the recipe of a contender's weights."""
-    if contender.runtime.startswith("torch-"):
-        return RECIPES["bf16" if contender.runtime.endswith("bf16") else "fp32"]
-    return RECIPES[read_manifest(Path(contender.source)).recipe]
-
-
-def _operations(contender: Contender, case: Case) -> float:
-    variant = _variant(contender)
+def _operations(variant: Variant, case: Case) -> float:
     tokens = variant.tokens(case.width, case.height)
     match case.part:
         case "text_encoder":
@@ -275,29 +247,6 @@ def _operations(contender: Contender, case: Case) -> float:
         case "vae_encoder":
             return flops.vae_encoder(variant.vae, case.width, case.height).total
     return flops.transformer(variant.transformer, tokens, variant.text_tokens).total
-
-
-def _variant(contender: Contender) -> Variant:
-    if contender.runtime.startswith("torch-"):
-        return read_variant(resolve(contender.source))
-    return read_manifest(Path(contender.source)).variant
-
-
-def _contenders(words: Sequence[str]) -> list[Contender]:
-    known = (*GRAPH_RUNTIMES, "own", *get_args(TorchRuntime))
-    found = []
-    for word in words:
-        runtime, equals, source = word.partition("=")
-        if not equals or not source:
-            raise UsageError(f"{word}: write RUNTIME=SOURCE, such as ort-cpu=build/sample")
-        if runtime not in known:
-            raise UsageError(f"{word}: unknown runtime {runtime!r}; there are: {', '.join(known)}")
-        found.append(Contender(runtime, source))
-        _variant(found[-1])  # the source is one
-    names = [contender.name for contender in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"{twice} is named twice")
-    return found
 
 
 def _case(args: argparse.Namespace) -> Case:

@@ -113,6 +113,12 @@ def measure_capacity(
     )
 
 
+def measure_saturated(client: Client, classes: Sequence[RequestClass], seconds: float) -> float:
+    """Return the requests per second of the widest closed loop, its end included."""
+    order = draw(classes, 10_000)
+    return loads.rate(loads.closed_loop(client, WIDTHS[-1], seconds, lambda n: classes[order[n]].request(n)))
+
+
 def times_in_flight(outcomes: Sequence[Outcome]) -> dict[int, float]:
     """Return for how many seconds so many requests were in flight."""
     events = sorted([(o.sent, 1) for o in outcomes] + [(o.sent + o.seconds, -1) for o in outcomes])

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.compare import read
 from benchmarks.machine import describe
 from benchmarks.serving import points
-from benchmarks.serving.capacity import WIDTHS, Capacity, measure_alone, measure_capacity
+from benchmarks.serving.capacity import Capacity, measure_alone, measure_capacity, measure_saturated
 from benchmarks.serving.mix import read_mix
 from benchmarks.serving.points import Target, Terms
 from benchmarks.serving.policies import POLICIES, policy_names, with_policy
@@ -153,13 +153,13 @@ def _policy(
     row = next((row for row in known if row["load"] == args.policy_load and "samples" in row), None)
     if row is not None:
         return {"saturated_per_second": round(measured.capacity.saturated, 3), **row}
-    alone, classes, widths = measured.terms.alone, measured.terms.classes, (WIDTHS[-1],)
+    classes = measured.terms.classes
     with Client(target.url) as client:
         measure_alone(client, classes, 0, target.metrics)
-        capacity = measure_capacity(client, classes, alone, args.closed_seconds, target.metrics, widths)
+        saturated = measure_saturated(client, classes, args.closed_seconds)
     rate = args.policy_load * measured.capacity.per_second
     facts = points.poisson(target, measured.terms, rate, args.seconds)
-    return {"saturated_per_second": round(capacity.saturated, 3), "load": args.policy_load, **facts}
+    return {"saturated_per_second": round(saturated, 3), "load": args.policy_load, **facts}
 
 
 def table(facts: dict[str, Any]) -> str:
