@@ -74,5 +74,16 @@ def references_that_fit(record: EngineRecord, variant: Variant, limits: Limits) 
     return max(0, most - largest) // REFERENCE_TOKENS
 
 
+def image_refusal(record: EngineRecord, width: int, height: int) -> str | None:
+    """Say why the VAE encoder's engine cannot take an image of this size; None if it can."""
+    profiles = _profiles(record, "vae_encoder")
+    sizes = {"batch": 1, "latent_height": height // PIXELS, "latent_width": width // PIXELS}
+    if any(profile.holds(sizes) for profile in profiles):
+        return None
+    sides = [profile.axes["latent_height"] for profile in profiles]
+    low, high = min(side.low for side in sides) * PIXELS, max(side.high for side in sides) * PIXELS
+    return f"{width} x {height} pixels are encoded; the engine of this deployment takes sides of {low} to {high}"
+
+
 def _profiles(record: EngineRecord, part: PartName) -> list[Profile]:
     return [profile for plan in record.plans_of(part) for profile in plan.profiles]

@@ -86,6 +86,15 @@ def test_engines_take_as_many_references_as_they_were_built_for(name: str) -> No
     assert {tensorrt_deploy.models(wide, wanted)[part].backend for part in wanted} == {"python"}
 
 
+def test_an_image_that_no_profile_of_the_vae_encoder_takes_is_refused() -> None:
+    made = record("klein-4b", 4)
+    assert tensorrt_deploy.image_refusal(made, 1024, 1024) is None
+    assert tensorrt_deploy.image_refusal(made, 2048, 512) is None
+    assert tensorrt_deploy.image_refusal(made, 2896, 352) == (
+        "2896 x 352 pixels are encoded; the engine of this deployment takes sides of 64 to 2048"
+    )
+
+
 def test_engines_built_without_references_still_generate() -> None:
     made = reference_deploy.limits_of(manifest("klein-4b", kind="engine"), record("klein-4b", 0), Limits())
     assert "were built without references; build them with --references N" in made.no_references

@@ -284,21 +284,40 @@ def test_a_huge_text_is_refused_in_a_short_sentence(name: str, supervised: Serve
         assert client.generate(SMALL, timeout=HEAL_SECONDS).images
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ("denoiser", "the denoiser is internal; send requests to the model 'flux2'"),
-        ("prompt_stage", "missing required input"),  # Triton itself says so
-    ],
-)
-def test_internal_models_refuse_strangers_at_once(model: str, words: str, supervised: Server) -> None:
-    ticket = grpc.InferInput("checked_ticket", [1, 1], "INT64")
-    ticket.set_data_from_numpy(np.array([[12345]], np.int64))
-    action = grpc.InferInput("action", [1, 1], "BYTES")
-    action.set_data_from_numpy(np.array([["fetch"]], np.object_))
-    inputs = [ticket, action] if model == "denoiser" else fields_to_inputs({"prompt": "a cat"})
+def texts(*values: bytes, batched: bool = False) -> Any:
+    array = np.array(values, np.object_)
+    return array[None] if batched else array
+
+
+STRANGERS: dict[str, dict[str, Any]] = {
+    "denoiser": {"checked_ticket": np.array([[12345]]), "action": texts(b"fetch", batched=True)},
+    "prompt_stage": {
+        "checked_ticket": np.array([[12345]]),
+        "action": texts(b"bring", batched=True),
+        "item_keys": texts(b"prompt:x", batched=True),
+        "text": texts(b"a cat"),
+        "field": texts(b"prompt"),
+    },
+    "vae_encoder": {
+        "ticket": np.array([12345]),
+        "image": texts(b"x"),
+        "field": texts(b"images[0]"),
+        "role": texts(b"reference"),
+        "size": np.zeros(2, np.int32),
+    },
+}
+
+
+@pytest.mark.parametrize("model", STRANGERS)
+def test_internal_models_refuse_strangers_at_once(model: str, supervised: Server) -> None:
+    inputs = []
+    for name, array in STRANGERS[model].items():
+        kind = {"O": "BYTES", "i": f"INT{8 * array.itemsize}"}[array.dtype.kind]
+        inputs.append(grpc.InferInput(name, array.shape, kind))
+        inputs[-1].set_data_from_numpy(array)
     client = grpc.InferenceServerClient(supervised.url)
-    with pytest.raises(InferenceServerException, match=words):
+    who = "VAE encoder" if model == "vae_encoder" else "denoiser"
+    with pytest.raises(InferenceServerException, match=f"the {who} is internal; send requests to the model 'flux2'"):
         client.infer(model, inputs, client_timeout=HEAL_SECONDS)
     client.close()
 

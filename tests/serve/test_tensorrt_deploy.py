@@ -190,6 +190,25 @@ def test_an_engine_artifact_becomes_plans_for_triton_and_the_denoiser_with_its_e
     assert stand_in[-1] == version
 
 
+def test_engines_with_references_bring_the_model_of_images(
+    engine_of: Any, stand_in: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "deploy"
+    write_repository(engine_of(sizing=Sizing(references=1)), out, Limits(max_references=1), Tuning(), "none")
+    version = out / "vae_encoder" / "1"
+    assert sorted(path.name for path in version.iterdir()) == [
+        "engine.json",
+        "model.py",
+        "settings.json",
+        "vae_encoder",
+    ]
+    config = text_format.Parse((out / "vae_encoder" / "config.pbtxt").read_text(), proto.ModelConfig())
+    assert (config.backend, config.max_batch_size) == ("python", 0)
+    assert config.instance_group[0].kind == proto.ModelInstanceGroup.KIND_GPU
+    assert open_model(version, "vae_encoder", Settings.read(version)).ports
+    assert stand_in[-1] == version
+
+
 def test_engines_generate_the_same_image_as_the_graphs(
     engine_of: Any, stand_in: list[Path], artifact_of: ByFamily, tmp_path: Path
 ) -> None:

@@ -17,11 +17,13 @@ from kit.errors import CancelledError, Flux2Error, RequestError
 from pipeline.inpainting import prepare_image, prepare_mask
 from pipeline.pictures import decode_rgb
 from pipeline.references import encode, prepare
+from runtimes.trt.record import RECORD, read_record
 from serve import backend
 from serve.ledger import Ledger, ledger_path
 from serve.metrics import Metrics
 from serve.settings import Settings, version_folder
 from serve.stage import open_model
+from serve.tensorrt_deploy import image_refusal
 from serve.wire import FRONT, VAE_ENCODER
 
 
@@ -32,6 +34,8 @@ class TritonPythonModel:
         folder = version_folder(args)
         self.settings = Settings.read(folder)
         self.engine = open_model(folder, "vae_encoder", self.settings)
+        has_plans = "vae_encoder" in self.settings.tensorrt
+        self.record = read_record(folder / RECORD) if has_plans else None
         self.ledger = Ledger(ledger_path())
         self.metrics = Metrics(pb, VAE_ENCODER)
 
@@ -56,6 +60,8 @@ class TritonPythonModel:
             width, height = backend.read(pb, request, "size").tolist()
             return {"mask": prepare_mask(image, width, height)[:, 0]}
         pixels = prepare(image) if role == b"reference" else prepare_image(image)
+        if self.record is not None and (why := image_refusal(self.record, pixels.shape[2], pixels.shape[1])):
+            raise RequestError(f"{field.decode()}: {why}")
         start = time.perf_counter()
         latents = encode(pixels, self.engine, self.settings.compute)
         self.metrics.observe("flux2_vae_encoder_seconds", time.perf_counter() - start)
