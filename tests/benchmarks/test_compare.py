@@ -95,5 +95,5 @@ def test_a_file_that_is_no_result_is_refused_by_name(text: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
 def test_a_tolerance_that_is_no_share_is_refused(tolerance: float, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no share from 0 to 1"):
+    with pytest.raises(UsageError, match="must be at least 0 and less than 1"):
         compare.run(arguments(tmp_path, {"seconds": 1}, {"seconds": 1}, tolerance=tolerance))

@@ -111,8 +111,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a text": (lambda: b"a red fox", "images\\[2\\]: 9 bytes that are not a PNG, JPEG or WebP image"),
     "a GIF": (lambda: encoded(noise(), "GIF"), "bytes that are not a PNG, JPEG or WebP image"),
     "a TIFF": (lambda: encoded(noise(), "TIFF"), "bytes that are not a PNG, JPEG or WebP image"),
-    "a header alone": (lambda: encoded(noise())[:20], "no PNG, JPEG or WebP image|damaged or truncated"),
-    "100 megapixels": (huge, "10000 x 10000 is 100000000 pixels; the limit is 50000000|more than 50000000 pixels"),
+    "a header alone": (lambda: encoded(noise())[:20], "not a PNG, JPEG or WebP image|damaged or truncated"),
+    "100 megapixels": (huge, "100000000 pixels; the limit is 50000000|exceeds the limit of 50000000 pixels"),
     "an animated PNG": (lambda: animated("PNG"), "images\\[2\\]: the image is animated; send one frame"),
     "an animated WebP": (lambda: animated("WEBP"), "images\\[2\\]: the image is animated; send one frame"),
 }

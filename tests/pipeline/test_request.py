@@ -100,7 +100,7 @@ def test_a_base_variant_takes_a_negative_prompt() -> None:
     ("limits", "message"),
     [
         ({"min_side": 100}, "--min-side 100: must be a positive multiple of 16"),
-        ({"min_side": 4096}, "larger than max_side"),
+        ({"min_side": 4096}, "larger than --max-side"),
     ],
 )
 def test_contradictory_limits_are_rejected(limits: dict[str, Any], message: str) -> None:
