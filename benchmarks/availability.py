@@ -35,6 +35,8 @@ from kit.errors import UsageError
 from serve.client import Client, fields_to_inputs
 from serve.launch import Server
 from serve.processes import stubs
+from serve.settings import Settings
+from serve.wire import DENOISER
 
 PROMPT = "a red circle left of a blue square on a white background"
 SHORT: dict[str, Any] = {"prompt": PROMPT, "steps": 4, "width": 128, "height": 128}
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if unknown := [name for name in names if name not in PARTS]:
         raise UsageError(f"--only {unknown[0]}: there are: {', '.join(PARTS)}")
     found: dict[str, Any] = {"machine": describe(), "load_average_before": round(os.getloadavg()[0], 1)}
+    found["cache_bytes"] = Settings.read(args.deployment / DENOISER / "1").tuning.cache_bytes  # prompts repeat here
     for name in names:
         events: list[str] = []
         for suffix, deployment in (("", args.deployment), (" first-come", args.beside if name == "mixed" else None)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import pytest
 
 from benchmarks import overhead
 from benchmarks.__main__ import main
+from benchmarks.serving.capacity import Capacity, measure_alone
+from benchmarks.serving.command import Measured, _policy
+from benchmarks.serving.mix import RequestClass
+from benchmarks.serving.points import Target, Terms
 from benchmarks.serving.policies import with_policy
 from kit.artifact import verify
+from serve.client import Client
 from serve.launch import Server
 from serve.settings import Settings
 from tests.conftest import ByFamily
@@ -40,6 +46,21 @@ def test_a_running_server_is_measured_and_every_image_equals_its_twin(
         stages = row["server"]["stages_seconds"]
         assert stages["denoiser"] > 0
         assert sum(stages.values()) == pytest.approx(row["server"]["request_seconds_mean"], rel=0.01)
+
+
+def test_another_policy_is_measured_at_a_share_of_the_first_ones_capacity(server: Server) -> None:
+    classes = [RequestClass("short", 1, {"prompt": "a cat", "steps": 2, "width": 64, "height": 64})]
+    target = Target(server.url, f"{server.ports.host}:{server.ports.metrics}")
+    with Client(server.url) as client:
+        alone = measure_alone(client, classes, 1, target.metrics)
+    assert alone.stages["short"]["text_encoder"] > 0
+    measured = Measured(Terms(classes, alone, [2.0], None), Capacity([1.0], 0.5, 4.0))
+    args = argparse.Namespace(policy_load=0.5, seconds=2.0, closed_seconds=1.0)
+    found = _policy(target, measured, args, [])
+    assert found["offered_per_second"] == 1.0
+    assert found["saturated_per_second"] > 0
+    assert found["images_that_differ"] == 0
+    assert _policy(target, measured, args, [found])["samples"] == found["samples"]  # it is measured once
 
 
 def test_a_deployment_with_another_policy_verifies_and_shares_the_weights(
