@@ -122,7 +122,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (edit(A, A, A, A, A), "images: 5 references; .* takes at most 4"),
     (edit(A, mask=MASK), r"mask: 101 x 70 pixels; images\[0\] has 64 x 96"),
     (edit(C, mask=MASK[: len(MASK) // 2]), "mask: the image is damaged or truncated"),
-    (edit(C, mask=png(Image.new("L", (101, 70)))), "mask: it has no white pixel; white is what is repainted"),
+    (edit(C, mask=png(Image.new("L", (101, 70)))), "mask: it has no white pixels, so nothing would be repainted"),
     (edit(mask=MASK), r"mask: there is no image to repaint; send it as images\[0\]"),
     (edit(A, strength=0.5), "strength: it has no effect without a mask; leave it out"),
     (edit(png(picture(64, 48))), r"images\[0\]: 64 x 48 pixels; each side must have at least 64"),
