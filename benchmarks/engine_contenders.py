@@ -43,8 +43,8 @@ def command(contender: Contender, case: Case, variant: Variant, peer_python: Pat
     if case.part != "transformer":
         raise UsageError(f"{PEER} runs the transformer alone, not the {case.part}")
     told = {**asdict(case), "text_tokens": variant.text_tokens}
-    script = Path(__file__).with_name("engine_peer.py")
-    return [str(peer_python), str(script), contender.source, json.dumps(told)]
+    program = Path(__file__).with_name("engine_peer.py").read_text() + "\nmain()\n"
+    return [str(peer_python), "-c", program, contender.source, json.dumps(told)]
 
 
 def multiplies_in(contender: Contender) -> str:
