@@ -96,8 +96,10 @@ def table(facts: Mapping[str, Any]) -> str:
         figures = "".join(f"{row[name]:>11.{digits}f}" for name, digits in COLUMNS)
         lines.append(f"{row['recipe']:<13} {row['what']:<26}{figures}  {', '.join(row['broken']) or 'kept'}")
     lines += [f"{name}: {share:.0%} of {GATES} null gates broken" for name, share in facts["false_alarms"].items()]
-    lines.append("general contracts, null gates broken by number of prompts:")
-    for name, found in facts["general"].items():
+    general = facts.get("general", {})  # results of before 2026-11-28 have none
+    if general:
+        lines.append("general contracts, null gates broken by number of prompts:")
+    for name, found in general.items():
         shares = ", ".join(f"{share:.0%} with {count}" for count, share in found["false_alarms"].items())
         enough = least_prompts(found["false_alarms"])
         why = f" ({', '.join(found['broken'])})" if found["broken"] else ""

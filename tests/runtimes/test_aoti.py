@@ -135,8 +135,11 @@ def changed(artifact: Path, folder: Path, change: Callable[[dict[str, Any]], dic
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"torch": "2.12.1"}, r"was compiled with torch 2\.12\.1; here is .*: compile it again here"),
-        ({"processor": "CPU with VSX"}, "was compiled for CPU with VSX; here is CPU with .*: compile it again here"),
+        ({"torch": "2.12.1"}, r"was compiled with torch 2\.12\.1; this environment has .*: compile it again"),
+        (
+            {"processor": "CPU with VSX"},
+            "was compiled for CPU with VSX; this machine has .*: compile it again",
+        ),
         (
             {"device": "cuda", "gpu": "NVIDIA H100 80GB HBM3"},
             "was compiled for NVIDIA H100 80GB HBM3; torch finds no CUDA GPU here",

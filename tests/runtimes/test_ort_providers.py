@@ -244,7 +244,7 @@ def test_the_real_wheel_without_a_gpu_is_rejected_instead_of_running_on_the_cpu(
     code = OPEN.format(graph=str(graph(tmp_path)), name=name, cache=str(tmp_path))
     done = ort_gpu.run(code, ort_gpu.FOLDER)
     title = PROVIDERS[name].title
-    assert f"UsageError: ONNX Runtime could not load {title} and went on with CPUExecutionProvider" in done.stderr, done
+    assert f"UsageError: ONNX Runtime could not load {title} and fell back to CPUExecutionProvider" in done.stderr, done
 
 
 @rtx.needs_rtx

@@ -53,7 +53,7 @@ def test_another_policy_is_measured_at_a_share_of_the_first_ones_capacity(server
     target = Target(server.url, f"{server.ports.host}:{server.ports.metrics}")
     with Client(server.url) as client:
         alone = measure_alone(client, classes, 1, target.metrics)
-    assert alone.stages["short"]["text_encoder"] > 0
+    assert alone.stages["short"]["vae_decoder"] > 0  # not text_encoder: the prompt may be in the cache
     measured = Measured(Terms(classes, alone, [2.0], None), Capacity([1.0], 0.5, 4.0))
     args = argparse.Namespace(policy_load=0.5, seconds=2.0, closed_seconds=1.0)
     found = _policy(target, measured, args, [])
