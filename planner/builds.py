@@ -43,7 +43,7 @@ MEASURED = (
     MeasuredBuild("klein-4b", "l4", "bf16", "inputs", 70.0),
     MeasuredBuild("klein-4b", "a10g", "int8", "inputs", 166.4),
     MeasuredBuild("klein-9b", "l4", "fp8", "inputs", 181.7),
-    MeasuredBuild("klein-4b", "l4", "fp8", "plan", 382.2),
+    MeasuredBuild("klein-4b", "l4", "fp8", "plan", 343.8),
     MeasuredBuild("klein-4b", "a10g", "int8", "plan", 321.2),
 )
 BASIS = (
