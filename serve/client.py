@@ -144,7 +144,7 @@ class Client:
         """Send one request and wait; `tick` is called about ten times a second with the elapsed seconds.
 
         The fields may hold `images`, a list of encoded references, and a `mask`, both as bytes. With `cache` "skip" the
-        server computes everything anew.
+        server computes everything again.
 
         Raises RequestError if the server rejects the request, UnavailableError if it can be sent again later, and
         ServerError for every other failure. An interrupt cancels the call, and the server stops working on it.

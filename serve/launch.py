@@ -161,7 +161,7 @@ class Server:
             os.kill(self.pid, signal.SIGKILL)
 
     def restart(self) -> None:
-        """Kill what is left of a server and start it anew; raises CheckFailed if it does not serve."""
+        """Kill what is left of a server and start it again; raises CheckFailed if it does not serve."""
         end_group(self.pid, 0)  # it could end by itself only when requests end that nobody works on
         self._running().wait()
         janitor.remove_shared_memory(self._shm_prefix)

@@ -32,10 +32,8 @@ def profile(part: PartName, settings: Settings) -> Profile:
     largest = min(limits.max_side, math.isqrt(limits.max_pixels) // PIXELS * PIXELS)
     sides = sorted({side for side in (1024,) if limits.min_side <= side <= largest} | {largest})
     rows = {"text_encoder": tuning.text_batch, "transformer": tuning.max_rows}.get(part, tuning.vae_batch)
-    if part in (
-        "vae_decoder",
-        "vae_encoder",
-    ):  # bounds both sides, and a side may be longer than that of the largest square
+    if part in ("vae_decoder", "vae_encoder"):
+        # bounds both sides, and a side may be longer than that of the largest square
         sides = sorted({*sides, limits.max_side})
     references = _references(settings)
     return merged(derive(settings.ports[part], Sizing(tuple(sides), rows, references, limits.min_side)))

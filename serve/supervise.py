@@ -2,7 +2,7 @@
 
 Triton restarts nothing, and its health does not see a model whose process is gone. So its processes are watched through
 /proc. A dead model is unloaded and loaded again; Triton's health says "not ready" from then on until it serves. If that
-fails, or if tritonserver itself died, the whole server is started anew. Requests that wait in the front model survive
+fails, or if tritonserver itself died, the whole server is restarted. Requests that wait in the front model survive
 the former. The models that answer clients directly are an exception: Triton never answers what they were working on, so
 their death restarts the server too.
 """
@@ -141,7 +141,7 @@ class Supervisor:
         self.on_event(f"the process of {name} (pid {pid}) was stopped and has been continued")
 
     def _heal(self, model: str) -> None:
-        """Load a model anew whose process is gone."""
+        """Load a model again whose process is gone."""
         server, start = self.server, time.monotonic()
         self._blame()
         if model in (FRONT, STREAM):  # clients wait for answers that only this process could have sent

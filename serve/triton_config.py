@@ -2,7 +2,7 @@
 
 Clients call `flux2`, which admits requests, or `flux2_stream`, which calls `flux2` and reports progress. `flux2` brings
 prompts to the denoiser with one ensemble, images with the VAE encoder, and ends a request with another ensemble; in
-between the denoiser works on it, and no call to Triton waits (a call to a Python model that has died waits for ever).
+between the denoiser works on it, and no call to Triton waits (a call to a Python model that has died never returns).
 None of them has a batch axis: a request sends fields of shape [1] and receives [N] images. The text encoder, the
 denoiser and the VAE decoder have one; a request is one row, or N rows of latents. Triton batches requests for the text
 encoder and the VAE decoder; the denoiser batches them itself.

@@ -2,9 +2,9 @@
 
 Requests of every class are sent alone; closed loops of 1 to 8 clients give the capacity; then Poisson streams and 16
 clients that think between requests load the server at shares of the capacity. Each image is compared with that of the
-same request alone. The planner's queue serves the same arrivals, so that its p95 stands beside the measured one. A
-deployment is also started with other policies of its denoiser, and gets the same arrivals: batching of steps, of whole
-requests, and one at a time.
+same request alone. The planner's queue serves the same arrivals, to compare its p95 with the measured one. A deployment
+is also started with other policies of its denoiser, and gets the same arrivals: batching of steps, of whole requests,
+and one at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ METRICS_PORT = 8002
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", metavar="HOST:PORT", help="gRPC address of a running server; default: none")
-    where.add_argument("--again", type=Path, metavar="FILE", help="a result: predict its loads anew; default: none")
+    where.add_argument("--again", type=Path, metavar="FILE", help="a result: predict its loads again; default: none")
     where.add_argument(
         "--deployment", type=Path, metavar="DEPLOY", help="what `serve repository` wrote, to start; default: none"
     )
